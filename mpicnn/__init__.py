@@ -1,0 +1,1 @@
+"""Train convolutional networks over MPI ranks."""

@@ -1,0 +1,182 @@
+"""The ranks as a small grid of devices, and the only code that calls MPI collectives."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_TESTS = 20
+_YIELDS = 300
+_NAP = 200e-6
+
+
+def wait(request: MPI.Request) -> None:
+    """Wait for an MPI request, giving the core away while nothing arrives.
+
+    A blocking MPI call spins, which starves the other ranks of an oversubscribed host, and keeps
+    Python from running signal handlers. A few immediate tests catch what is there already, the
+    yields a short wait, the naps (s) a wait for a rank that still computes.
+    """
+    for _ in range(_TESTS):
+        if request.Test():
+            return
+    for _ in range(_YIELDS):
+        if request.Test():
+            return
+        os.sched_yield()
+    while not request.Test():
+        time.sleep(_NAP)
+
+
+class Pending:
+    """A collective under way; `wait()` ends it and returns the local result."""
+
+    def __init__(self, request: MPI.Request | None, finish: Callable[[], Array]) -> None:
+        self._request = request
+        self._finish = finish
+
+    @classmethod
+    def done(cls, y: Array) -> Pending:
+        """Return a handle for a result that is there already."""
+        return cls(None, lambda: y)
+
+    def poll(self) -> bool:
+        """Let MPI make progress; return whether the collective has ended."""
+        if self._request is not None and self._request.Test():
+            self._request = None
+        return self._request is None
+
+    def wait(self) -> Array:
+        """Wait for the end and return this rank's result."""
+        if self._request is not None:
+            wait(self._request)
+            self._request = None
+        return self._finish()
+
+
+class Group:
+    """The ranks along one mesh axis (or all of them), with non-blocking buffer collectives.
+
+    Arrays are flat and contiguous; counts are numbers of items per rank. `sent` counts the bytes
+    and `messages` the collectives of this rank by the rule of `Move.items_sent`, from the counts
+    that MPI is really given.
+    """
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        self.comm = comm
+        self.size: int = comm.Get_size()
+        self.rank: int = comm.Get_rank()
+        self.sent = 0.0
+        self.messages = 0
+
+    def allgather(self, send: Array, recv: Array, counts: Sequence[int]) -> MPI.Request:
+        """Collect every rank's block into `recv`, in rank order."""
+        self._count(counts[self.rank] * (self.size - 1), send)
+        owner = _only(counts)
+        if owner is None:
+            return self.comm.Iallgatherv(send, [recv, counts, _starts(counts)])
+        if owner == self.rank:
+            recv[:] = send
+        return self.comm.Ibcast(recv, root=owner)
+
+    def alltoall(
+        self, send: Array, outgoing: Sequence[int], recv: Array, incoming: Sequence[int]
+    ) -> MPI.Request:
+        """Send block r of `send` to rank r and receive the blocks meant for this rank."""
+        self._count(sum(outgoing) - outgoing[self.rank], send)
+        return self.comm.Ialltoallv(
+            [send, outgoing, _starts(outgoing)], [recv, incoming, _starts(incoming)]
+        )
+
+    def allreduce(self, buffer: Array) -> MPI.Request:
+        """Sum `buffer` over the ranks, in place."""
+        self._count(2 * (self.size - 1) / self.size * buffer.size, buffer)
+        return self.comm.Iallreduce(MPI.IN_PLACE, buffer, op=MPI.SUM)
+
+    def reduce_scatter(self, send: Array, recv: Array, counts: Sequence[int]) -> MPI.Request:
+        """Sum `send` over the ranks and leave block r of the sum on rank r."""
+        self._count(send.size - counts[self.rank], send)
+        owner = _only(counts)
+        if owner is None:
+            return self.comm.Ireduce_scatter(send, recv, counts, op=MPI.SUM)
+        return self.comm.Ireduce(send, recv if owner == self.rank else None, MPI.SUM, owner)
+
+    def _count(self, items: float, buffer: Array) -> None:
+        self.sent += items * buffer.itemsize
+        self.messages += self.size > 1
+
+
+def _starts(counts: Sequence[int]) -> list[int]:
+    return [0, *accumulate(counts)][:-1]
+
+
+def _only(counts: Sequence[int]) -> int | None:
+    """Return the one rank with a block, if there is exactly one among several."""
+    holders = [r for r, count in enumerate(counts) if count]
+    return holders[0] if len(holders) == 1 else None
+
+
+class Mesh:
+    """The ranks of a job as a grid.
+
+    `grid` has one length per axis: (K,) in ordinary use, (data, model) at scale; ranks count
+    along the last axis first. `axes` are the groups of ranks that differ in one coordinate only,
+    `world` is all of them.
+    Raises ValueError where the grid does not have as many places as there are ranks.
+    """
+
+    def __init__(self, comm: MPI.Comm, grid: Sequence[int] | None = None) -> None:
+        self.world = Group(comm)
+        self.grid: tuple[int, ...] = tuple(grid) if grid else (self.world.size,)
+        if np.prod(self.grid) != self.world.size:
+            raise ValueError(f"a grid of {self.grid} does not hold {self.world.size} ranks")
+        self.coords = coordinates(self.world.rank, self.grid)
+        self.axes: tuple[Group, ...] = (self.world,)
+        if len(self.grid) > 1:
+            self.axes = tuple(self._along(axis) for axis in range(len(self.grid)))
+
+    def _along(self, axis: int) -> Group:
+        others = [c for a, c in enumerate(self.coords) if a != axis]
+        lengths = [n for a, n in enumerate(self.grid) if a != axis]
+        color = int(np.ravel_multi_index(others, lengths))
+        return Group(self.world.comm.Split(color, self.coords[axis]))
+
+    def group(self, axes: Sequence[int]) -> Group:
+        """Return the group of ranks that differ in the given axes: one axis, or all."""
+        if len(axes) == 1:
+            return self.axes[axes[0]]
+        if len(axes) == len(self.axes):
+            return self.world
+        raise ValueError(f"no group of ranks for axes {tuple(axes)}")
+
+    def sum(self, values: Array) -> Pending:
+        """Begin to sum a small array over all ranks; not counted as traffic of the plan."""
+        total = np.array(values)
+        return Pending(self.world.comm.Iallreduce(MPI.IN_PLACE, total, op=MPI.SUM), lambda: total)
+
+    def collect(self, values: Array) -> Array:
+        """Return every rank's small array, stacked in rank order, on all ranks."""
+        mine = np.ascontiguousarray(values)
+        table = np.empty((self.world.size, *mine.shape), mine.dtype)
+        wait(self.world.comm.Iallgather(mine, table))
+        return table
+
+    @property
+    def sent(self) -> float:
+        """Return the bytes that this rank has sent in the plan's collectives."""
+        groups = {id(g): g for g in (self.world, *self.axes)}
+        return sum(g.sent for g in groups.values())
+
+
+def coordinates(rank: int, grid: Sequence[int]) -> tuple[int, ...]:
+    """Return the place of `rank` in the grid, the last axis counting first."""
+    return tuple(int(c) for c in np.unravel_index(rank, tuple(grid)))
