@@ -1,0 +1,240 @@
+"""Which strategy and shares every layer has: plain data, savable, printable, comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from mpicnn.errors import UserError
+from mpicnn.strategy import letters, row
+
+if TYPE_CHECKING:
+    from mpicnn.models import Model
+
+Weights = tuple[float, ...]
+
+PRESETS = ("data", "owt", "filter", "master-worker", "fc-output", "fc-input")
+SCHEMES = ("a", "b", "c")
+SYNCS = ("allreduce", "sharded")
+HOMES = ("use", "first")
+INPUT, LOSS = "input", "loss"
+INPUT_LETTERS = ("n", "m", "r")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Say how one layer is divided.
+
+    `split` has one letter per mesh axis (`mpicnn.strategy`); `shares` one tuple of weights per
+    axis, or None for the plan's own; `home` where its parameters live between steps: "use", as
+    they are computed with, or "first", on the first rank, from where they travel every step
+    (Marques, algorithm 1).
+    """
+
+    split: str
+    shares: tuple[Weights, ...] | None = None
+    home: str = "use"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Divide a network's work over a grid of ranks.
+
+    `grid` is the mesh: one length per axis. `shares` holds one weight per rank for every axis;
+    0 leaves a rank without work on purpose. `layers` names the layers divided by hand or by a
+    preset, besides "input" (which examples a rank reads; letter r: all of them) and "loss"; a
+    layer that is not named follows the layout it finds, or is divided by the batch where it
+    cannot. `scheme` is OWT's way to feed the fully connected segment: (a) one round over the
+    assembled batch, (b) one round per rank on that rank's examples, (c) as many rounds, each on a
+    part of every rank's examples. `sync` says how replicated parameters are kept equal:
+    "allreduce", or "sharded": the gradient is reduce-scattered, every rank updates its own part
+    and the parts are gathered at the next step (OWT).
+    """
+
+    grid: tuple[int, ...]
+    shares: tuple[Weights, ...]
+    layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    scheme: str = "a"
+    sync: str = "allreduce"
+    name: str = "data"
+
+    @property
+    def ranks(self) -> int:
+        """Return the number of ranks that the plan divides the work over."""
+        return int(_product(self.grid))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Say what a layer's division came out as; `follows` where it takes the layout it finds."""
+
+    split: str
+    shares: tuple[Weights, ...]
+    home: str
+    follows: bool
+
+
+def equal_shares(grid: Sequence[int]) -> tuple[Weights, ...]:
+    """Return the same weight for every rank of every axis."""
+    return tuple((1.0,) * n for n in grid)
+
+
+def preset(
+    name: str,
+    model: Model,
+    grid: Sequence[int],
+    shares: tuple[Weights, ...] | None = None,
+    scheme: str = "a",
+    sync: str = "allreduce",
+) -> Plan:
+    """Return a plan of a known kind for `model` on `grid`.
+
+    data           every layer divides the batch (survey)
+    owt            convolutions divide the batch, FC layers their outputs, fed by `scheme` (OWT)
+    fc-output      the same with scheme (a) in the survey's terms
+    fc-input       convolutions divide the batch, FC layers their inputs (survey)
+    filter         convolutions divide their kernels, all else the batch (Marques, extended)
+    master-worker  convolutions divide their kernels, the first rank does and holds all else
+                   (Marques, algorithms 1 and 2)
+
+    With two axes the first always divides the batch and the preset rules the second.
+    Raises UserError for an unknown name.
+    """
+    conv, fc, rest, home = {
+        "data": ("n", "n", "", "use"),
+        "owt": ("n", "o", "", "use"),
+        "fc-output": ("n", "o", "", "use"),
+        "fc-input": ("n", "c", "", "use"),
+        "filter": ("o", "n", "n", "use"),
+        "master-worker": ("o", "m", "m", "first"),
+    }.get(name) or _unknown_preset(name)
+    outer = "n" * (len(grid) - 1)
+    layers: dict[str, LayerPlan] = {}
+    if rest:
+        layers[INPUT] = LayerPlan(outer + ("m" if rest == "m" else "r"))
+        layers[LOSS] = LayerPlan(outer + rest)
+    for layer_name, layer in model.layers:
+        if layer.kind == "contraction":
+            is_conv = len(model.shape_before(layer_name)) == 3
+            layers[layer_name] = LayerPlan(
+                outer + (conv if is_conv else fc), home=home if is_conv else "use"
+            )
+        elif rest == "m" or (rest and layer.kind == "examplewise"):
+            layers[layer_name] = LayerPlan(outer + rest)
+    if name == "fc-output":
+        scheme = "a"
+    return Plan(tuple(grid), shares or equal_shares(grid), layers, scheme, sync, name)
+
+
+def _unknown_preset(name: str) -> tuple[str, str, str, str]:
+    raise UserError(
+        f"plan: there is no preset {name!r}; expected one of {', '.join(PRESETS)} or a FILE.toml"
+    )
+
+
+def resolve(model: Model, plan: Plan) -> dict[str, Choice]:
+    """Return what "input", every layer of `model` and "loss" come out as, in this order.
+
+    Raises UserError where the plan does not fit the network.
+    """
+    _check_form(model, plan)
+    first = next((plan.layers[n] for n, _ in model.layers if n in plan.layers), None)
+    asked = plan.layers.get(INPUT) or LayerPlan(
+        _input_letters(model, plan), first.shares if first else None
+    )
+    choices = {INPUT: Choice(asked.split, asked.shares or plan.shares, "use", False)}
+    carry, shares = asked.split, choices[INPUT].shares
+    for name, layer in model.layers:
+        choice = _choose(name, layer.kind, plan, carry, shares)
+        choices[name] = choice
+        carry = "".join(_after(layer.kind, letter) for letter in choice.split)
+        shares = choice.shares
+    choices[LOSS] = _choose(LOSS, "examplewise", plan, carry, shares)
+    return choices
+
+
+def _choose(name: str, kind: str, plan: Plan, carry: str, shares: tuple[Weights, ...]) -> Choice:
+    asked = plan.layers.get(name)
+    if asked is not None:
+        return Choice(asked.split, asked.shares or plan.shares, asked.home, False)
+    able = letters(kind)
+    stays = [letter in able and kind != "contraction" for letter in carry]
+    split = "".join(letter if stay else "n" for letter, stay in zip(carry, stays, strict=True))
+    weights = tuple(s if stay else p for s, p, stay in zip(shares, plan.shares, stays, strict=True))
+    return Choice(split, weights, "use", all(stays))
+
+
+def _after(kind: str, letter: str) -> str:
+    """Return the letter that a layer's output leaves for the layers behind it to follow."""
+    strategy = row(kind, letter)
+    if strategy.alone:
+        return "m"
+    return {None: "p", 0: "n", 1: "c"}[strategy.y]
+
+
+def _input_letters(model: Model, plan: Plan) -> str:
+    """Return how the input is read where the plan does not say: as the first layer wants it."""
+    for name, layer in model.layers:
+        if name in plan.layers:
+            rows = [row(layer.kind, letter) for letter in plan.layers[name].split]
+            return "".join("m" if r.alone else "n" if r.x == 0 else "r" for r in rows)
+    return "n" * len(plan.grid)
+
+
+def _check_form(model: Model, plan: Plan) -> None:
+    """Raise UserError for letters, shares or names that cannot be meant."""
+    kinds = {name: layer.kind for name, layer in model.layers} | {LOSS: "examplewise"}
+    if plan.scheme not in SCHEMES:
+        raise UserError(f"plan: scheme {plan.scheme!r} is not one of {', '.join(SCHEMES)}")
+    if plan.sync not in SYNCS:
+        raise UserError(f"plan: sync {plan.sync!r} is not one of {', '.join(SYNCS)}")
+    if len(plan.grid) not in (1, 2):
+        raise UserError(f"plan: a grid has one or two axes, got {len(plan.grid)}")
+    check_shares("plan", plan.shares, plan.grid)
+    if plan.scheme != "a" and model.fc_start == len(model.layers):
+        raise UserError(
+            f"plan: scheme ({plan.scheme}) feeds fully connected layers in rounds, "
+            f"and {model.name} has none; use scheme a"
+        )
+    for name, layer in plan.layers.items():
+        where = f"plan: layer {name}"
+        if name != INPUT and name not in kinds:
+            known = ", ".join(kinds)
+            raise UserError(f"{where}: {model.name} has no such layer; it has {known}")
+        able = INPUT_LETTERS if name == INPUT else letters(kinds[name])
+        if len(layer.split) != len(plan.grid) or any(a not in able for a in layer.split):
+            raise UserError(
+                f"{where}: split {layer.split!r} is not possible; "
+                f"expected {len(plan.grid)} letter(s) out of {', '.join(able)}"
+            )
+        if layer.home not in HOMES:
+            raise UserError(f"{where}: home {layer.home!r} is not one of {', '.join(HOMES)}")
+        if layer.shares is not None:
+            check_shares(where, layer.shares, plan.grid)
+
+
+def check_shares(where: str, shares: Sequence[Weights], grid: Sequence[int]) -> None:
+    """Raise UserError unless there is one usable weight for every rank of every axis."""
+    if tuple(len(s) for s in shares) != tuple(grid):
+        lengths = " and ".join(str(n) for n in grid)
+        given = " and ".join(str(len(s)) for s in shares)
+        raise UserError(f"{where}: {given} shares given, expected one for each of {lengths} ranks")
+    for weights in shares:
+        usable = all(isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
+        if not usable:
+            listed = ",".join(f"{w:g}" for w in weights)
+            raise UserError(f"{where}: shares {listed} must be finite, not negative and not all 0")
+
+
+def with_shares(plan: Plan, shares: tuple[Weights, ...]) -> Plan:
+    """Return the plan with other shares for all layers that have none of their own."""
+    return replace(plan, shares=shares)
+
+
+def _product(numbers: Sequence[int]) -> int:
+    total = 1
+    for n in numbers:
+        total *= n
+    return total
