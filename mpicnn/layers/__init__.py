@@ -1,0 +1,29 @@
+"""What networks are made of; every layer computes on its local part and knows nothing of MPI."""
+
+from mpicnn.layers.activation import ReLU
+from mpicnn.layers.base import Array, Layer, Param, Run, Shape
+from mpicnn.layers.conv import Conv
+from mpicnn.layers.dropout import Dropout
+from mpicnn.layers.flatten import Flatten
+from mpicnn.layers.linear import Linear
+from mpicnn.layers.loss import SoftmaxCrossEntropy
+from mpicnn.layers.norm import LRN, BatchNorm
+from mpicnn.layers.pool import AvgPool, MaxPool
+
+__all__ = [
+    "LRN",
+    "Array",
+    "AvgPool",
+    "BatchNorm",
+    "Conv",
+    "Dropout",
+    "Flatten",
+    "Layer",
+    "Linear",
+    "MaxPool",
+    "Param",
+    "ReLU",
+    "Run",
+    "Shape",
+    "SoftmaxCrossEntropy",
+]

@@ -1,0 +1,25 @@
+"""Bend activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from mpicnn.layers.base import Array, Layer, Run
+
+
+@dataclass(frozen=True)
+class ReLU(Layer):
+    """Return the larger of x and 0, for x of any shape."""
+
+    def forward(
+        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+    ) -> tuple[Array, Any]:
+        y = ops.relu(x)
+        return y, y
+
+    def backward(
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+    ) -> tuple[Array | None, dict[str, Array]]:
+        return ops.relu_dx(dy, saved) if run.need_dx else None, {}

@@ -1,0 +1,101 @@
+"""What every layer is: shapes, parameters, and forward/backward written once against Ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Param:
+    """Describe one parameter (or buffer) of a layer by its whole, undivided shape.
+
+    `init` is "he" (normal, variance 2 / fan_in; He et al. 2015), "xavier", "zeros" or "ones", or a
+    float: normal with that standard deviation, as in cuda-convnet's configurations. `fan_in` is
+    the number of inputs that feed one output. `bias` marks what weight decay leaves alone and the
+    bias learning rate applies to.
+    """
+
+    shape: Shape
+    init: str | float
+    fan_in: int = 1
+    bias: bool = False
+
+
+def whole_batch(partial: Array) -> Array:
+    """Return `partial` as it is: the sum over the batch where one rank has all of it."""
+    return partial
+
+
+@dataclass
+class Run:
+    """Say under which circumstances a layer runs: the part of the tensor that lies here.
+
+    `positions` are the places in the global batch of the local rows (int64, one per row);
+    `channels` is the half-open range of output channels (axis 1 of y) held here; `count` the
+    number of examples in the global batch; `batch_sum` sums a per-rank array over the ranks that
+    divide the batch between them and is the only way in which a layer sees other ranks.
+    """
+
+    train: bool
+    step: int
+    seed: int
+    layer: int
+    count: int
+    positions: NDArray[np.int64]
+    channels: tuple[int, int]
+    need_dx: bool = True
+    batch_sum: Callable[[Array], Array] = field(default=whole_batch)
+
+
+class Layer:
+    """Compute on the local part of a tensor; know nothing of MPI, devices or other ranks.
+
+    `kind` says which placements a layer works under (see `mpicnn.strategy`): "contraction" for
+    convolution and fully connected layers, "channelwise" for layers that treat every channel by
+    itself, "examplewise" for layers that need all channels of an example.
+    """
+
+    kind: ClassVar[str] = "channelwise"
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Return the shape of one output example for one input example of `shape`.
+
+        Raises UserError where the layer does not fit the shape.
+        """
+        return shape
+
+    def params(self, shape: Shape) -> dict[str, Param]:
+        """Return the parameters for input examples of `shape`, whole, by name ("w", "b", …)."""
+        return {}
+
+    def buffers(self, shape: Shape) -> dict[str, Param]:
+        """Return the state that training changes but no gradient does (running statistics)."""
+        return {}
+
+    def batch_sums(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the lengths of the arrays given to `Run.batch_sum` in forward and in backward."""
+        return (), ()
+
+    def forward(
+        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+    ) -> tuple[Array, Any]:
+        """Return y and whatever `backward` needs. `p` holds local parameters and buffers."""
+        raise NotImplementedError
+
+    def backward(
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+    ) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (None where `run.need_dx` is false) and the local parameter gradients.
+
+        The gradients are of the *sum* over the local examples: whoever calls brings them home.
+        """
+        raise NotImplementedError

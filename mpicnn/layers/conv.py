@@ -1,0 +1,128 @@
+"""Convolve images with learned filters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from types import ModuleType
+from typing import Any, ClassVar
+
+from mpicnn.errors import UserError
+from mpicnn.layers._fields import PairField, check_image, check_init, check_positive
+from mpicnn.layers.base import Array, Layer, Param, Run, Shape
+from mpicnn.ops.window import conv_size
+
+
+@dataclass(frozen=True)
+class Conv(Layer):
+    """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw): y (n, o, oh, ow).
+
+    As `torch.nn.Conv2d`. `init` is how w starts (see `Param`). Raises UserError for values that
+    make no convolution.
+
+    Locally w may be a part of the whole: some rows (output channels `run.channels`, all of x's
+    channels), or, with one group, the columns that belong to the channels of the local x.
+    """
+
+    kind: ClassVar[str] = "contraction"
+
+    o: int
+    kernel: PairField = PairField(least=1)
+    stride: PairField = PairField(least=1, default=1)
+    padding: PairField = PairField(least=0, default=0)
+    dilation: PairField = PairField(least=1, default=1)
+    groups: int = 1
+    bias: bool = True
+    init: str | float = "he"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "o", "groups")
+        check_init(self, self.init)
+        if self.o % self.groups:
+            raise UserError(f"Conv: {self.o} outputs do not divide into {self.groups} groups")
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Return (o, oh, ow) for (c, h, w)."""
+        check_image(self, shape)
+        c, *space = shape
+        if c % self.groups:
+            raise UserError(f"Conv: {c} input channels do not divide into {self.groups} groups")
+        out = [
+            conv_size(*axis)
+            for axis in zip(
+                space, self.kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        ]
+        if min(out) < 1:
+            raise UserError(
+                f"Conv: kernel {self.kernel} with dilation {self.dilation} is larger than the "
+                f"image {tuple(space)} padded by {self.padding}: use a smaller kernel or pad more"
+            )
+        return (self.o, *out)
+
+    def params(self, shape: Shape) -> dict[str, Param]:
+        """Return w (o, c/groups, kh, kw) and, unless it is switched off, b (o,)."""
+        c_group = shape[0] // self.groups
+        fan_in = c_group * self.kernel[0] * self.kernel[1]
+        params = {"w": Param((self.o, c_group, *self.kernel), self.init, fan_in)}
+        if self.bias:
+            params["b"] = Param((self.o,), "zeros", bias=True)
+        return params
+
+    def forward(
+        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+    ) -> tuple[Array, Any]:
+        w, b = p["w"], p.get("b")
+        parts = [
+            ops.conv2d(x[:, c], w[o], None if b is None else b[o], *self._window, groups)
+            for o, c, groups in self._segments(x, w, run)
+        ]
+        return parts[0] if len(parts) == 1 else ops.xp.concatenate(parts, axis=1), x
+
+    def backward(
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+    ) -> tuple[Array | None, dict[str, Array]]:
+        x, w = saved, p["w"]
+        segments = list(self._segments(x, w, run))
+        dws = [
+            ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, *self._window, groups)
+            for o, c, groups in segments
+        ]
+        grads = {"w": dws[0] if len(dws) == 1 else ops.xp.concatenate(dws)}
+        if "b" in p:
+            grads["b"] = ops.bias_grad(dy)
+        if not run.need_dx:
+            return None, grads
+        if len(segments) == 1 and segments[0][1] == slice(0, x.shape[1]):
+            return ops.conv2d_dx(dy, w, x.shape, *self._window, segments[0][2]), grads
+        dx = ops.xp.zeros(x.shape, dy.dtype)
+        for o, c, groups in segments:
+            dx[:, c] = ops.conv2d_dx(dy[:, o], w[o], x[:, c].shape, *self._window, groups)
+        return dx, grads
+
+    @property
+    def _window(self) -> tuple[tuple[int, int], ...]:
+        return self.stride, self.padding, self.dilation
+
+    def _segments(self, x: Array, w: Array, run: Run) -> Iterator[tuple[slice, slice, int]]:
+        """Yield local rows of w, the channels of x that they read, and their number of groups.
+
+        A range of output channels may begin and end inside a group: then there is a part of a
+        group, some whole groups and another part.
+        """
+        if self.groups == 1:
+            yield slice(0, w.shape[0]), slice(0, x.shape[1]), 1
+            return
+        per_o, per_c = self.o // self.groups, x.shape[1] // self.groups
+        lo, hi = run.channels
+        cuts = (lo, -(-lo // per_o) * per_o, hi // per_o * per_o, hi)
+        spans = list(pairwise(sorted({cut for cut in cuts if lo <= cut <= hi})))
+        for start, stop in spans or [(lo, hi)]:
+            first = min(start // per_o, self.groups - 1)
+            groups = max(1, (stop - start) // per_o)
+            yield (
+                slice(start - lo, stop - lo),
+                slice(first * per_c, (first + groups) * per_c),
+                groups,
+            )

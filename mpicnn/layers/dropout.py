@@ -1,0 +1,44 @@
+"""Drop activations at random in training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from mpicnn.errors import UserError
+from mpicnn.layers._fields import is_number
+from mpicnn.layers.base import Array, Layer, Run
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """Set values to 0 with probability `rate` in training and divide the others by 1 - rate.
+
+    Srivastava et al. 2014, scaled in training as `torch.nn.Dropout`. The mask depends on the seed,
+    the layer, the step and the global place of each value alone, so that it is the same for every
+    division of the batch and of the channels. Raises UserError for a rate outside [0, 1).
+    """
+
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not is_number(self.rate, 0) or self.rate >= 1:
+            raise UserError(f"Dropout: rate is {self.rate!r}: give a number in [0, 1)")
+
+    def forward(
+        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+    ) -> tuple[Array, Any]:
+        if not run.train or self.rate == 0:
+            return x, None
+        first = run.channels[0] * math.prod(x.shape[2:])
+        y, mask = ops.dropout(x, self.rate, run.seed, run.layer, run.step, run.positions, first)
+        return y, mask
+
+    def backward(
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+    ) -> tuple[Array | None, dict[str, Array]]:
+        if not run.need_dx:
+            return None, {}
+        return dy if saved is None else ops.mul(dy, saved), {}

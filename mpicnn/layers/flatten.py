@@ -1,0 +1,35 @@
+"""Turn images into rows of features."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+from mpicnn.layers.base import Array, Layer, Run, Shape
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """Return x (n, c, h, w) as (n, c * h * w); features of one channel lie together.
+
+    `merges_space` says that one input channel becomes h * w output channels: channels lo … hi - 1
+    are features lo * h * w … hi * h * w - 1.
+    """
+
+    merges_space: ClassVar[bool] = True
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Return (c * h * w,) for (c, h, w)."""
+        return (math.prod(shape),)
+
+    def forward(
+        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+    ) -> tuple[Array, Any]:
+        return x.reshape(x.shape[0], math.prod(x.shape[1:])), x.shape
+
+    def backward(
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+    ) -> tuple[Array | None, dict[str, Array]]:
+        return dy.reshape(saved) if run.need_dx else None, {}

@@ -1,0 +1,59 @@
+"""Multiply features with a learned matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+from mpicnn.errors import UserError
+from mpicnn.layers._fields import check_init, check_positive
+from mpicnn.layers.base import Array, Layer, Param, Run, Shape
+
+
+@dataclass(frozen=True)
+class Linear(Layer):
+    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,): a fully connected layer.
+
+    `init` is how w starts (see `Param`). Raises UserError for values that make no layer.
+
+    Locally w may be some of the rows, or the columns that belong to the local x.
+    """
+
+    kind: ClassVar[str] = "contraction"
+
+    o: int
+    bias: bool = True
+    init: str | float = "he"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "o")
+        check_init(self, self.init)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Return (o,) for (c,)."""
+        if len(shape) != 1:
+            raise UserError(
+                f"Linear: the input has shape {shape} where (c,) was expected: put Flatten in front"
+            )
+        return (self.o,)
+
+    def params(self, shape: Shape) -> dict[str, Param]:
+        """Return w (o, c) and, unless it is switched off, b (o,)."""
+        params = {"w": Param((self.o, shape[0]), self.init, shape[0])}
+        if self.bias:
+            params["b"] = Param((self.o,), "zeros", bias=True)
+        return params
+
+    def forward(
+        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+    ) -> tuple[Array, Any]:
+        return ops.linear(x, p["w"], p.get("b")), x
+
+    def backward(
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+    ) -> tuple[Array | None, dict[str, Array]]:
+        grads = {"w": ops.linear_dw(saved, dy)}
+        if "b" in p:
+            grads["b"] = ops.bias_grad(dy)
+        return ops.linear_dx(dy, p["w"]) if run.need_dx else None, grads

@@ -1,0 +1,93 @@
+"""Reduce windows of every channel to one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from mpicnn.errors import UserError
+from mpicnn.layers._fields import PairField, check_image
+from mpicnn.layers.base import Array, Layer, Run, Shape
+from mpicnn.ops.window import pool_size
+
+
+@dataclass(frozen=True)
+class _Pool(Layer):
+    """Say what both kinds of pooling share: the window and the size of the result."""
+
+    kernel: PairField = PairField(least=1)
+    stride: PairField = PairField(least=1, like="kernel")
+    padding: PairField = PairField(least=0, default=0)
+    ceil_mode: bool = False
+
+    def __post_init__(self) -> None:
+        if any(2 * p > k for p, k in zip(self.padding, self.kernel, strict=True)):
+            raise UserError(
+                f"{type(self).__name__}: padding {self.padding} is more than half of the kernel "
+                f"{self.kernel}: a window could lie outside the image, pad less"
+            )
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Return (c, oh, ow) for (c, h, w)."""
+        check_image(self, shape)
+        c, *space = shape
+        out = [
+            pool_size(*axis, self.ceil_mode)
+            for axis in zip(space, self.kernel, self.stride, self.padding, strict=True)
+        ]
+        if min(out) < 1:
+            raise UserError(
+                f"{type(self).__name__}: kernel {self.kernel} is larger than the image "
+                f"{tuple(space)} padded by {self.padding}: use a smaller kernel or fewer poolings"
+            )
+        return (c, *out)
+
+
+@dataclass(frozen=True)
+class MaxPool(_Pool):
+    """Return the largest value of every window of x (n, c, h, w), as `torch.nn.MaxPool2d`.
+
+    `stride` is the kernel's size unless given. With `ceil_mode` windows may hang over the lower
+    and right edges. Raises UserError for padding of more than half a kernel.
+    """
+
+    def forward(
+        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+    ) -> tuple[Array, Any]:
+        y, argmax = ops.maxpool(x, self.kernel, self.stride, self.padding, self.ceil_mode)
+        return y, (argmax, x.shape)
+
+    def backward(
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+    ) -> tuple[Array | None, dict[str, Array]]:
+        if not run.need_dx:
+            return None, {}
+        return ops.maxpool_dx(dy, *saved, self.kernel, self.stride, self.padding), {}
+
+
+@dataclass(frozen=True)
+class AvgPool(_Pool):
+    """Return the mean of every window of x (n, c, h, w), as `torch.nn.AvgPool2d`.
+
+    `stride`, `padding` and `ceil_mode` are those of `MaxPool`. `count_include_pad` says whether
+    padding counts as zeros in the mean or not at all.
+    """
+
+    count_include_pad: bool = True
+
+    def forward(
+        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+    ) -> tuple[Array, Any]:
+        return ops.avgpool(x, *self._arguments), x.shape
+
+    def backward(
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+    ) -> tuple[Array | None, dict[str, Array]]:
+        if not run.need_dx:
+            return None, {}
+        return ops.avgpool_dx(dy, saved, *self._arguments), {}
+
+    @property
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad

@@ -1,0 +1,215 @@
+"""Compute on NumPy arrays: the complete, plain backend that the others are compared with.
+
+Arrays are float32 or float64 in logical order n c h w, contiguous or not; a result has the dtype
+of its first array. Any axis may have length 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from mpicnn import rng
+from mpicnn.ops._numpy_conv import conv2d, conv2d_dw, conv2d_dx
+from mpicnn.ops._numpy_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
+
+__all__ = [
+    "NAME",
+    "avgpool",
+    "avgpool_dx",
+    "bias_grad",
+    "channel_sums",
+    "conv2d",
+    "conv2d_dw",
+    "conv2d_dx",
+    "dropout",
+    "linear",
+    "linear_dw",
+    "linear_dx",
+    "lrn",
+    "lrn_dx",
+    "maxpool",
+    "maxpool_dx",
+    "mul",
+    "relu",
+    "relu_dx",
+    "scale_shift",
+    "set_threads",
+    "sgd",
+    "softmax_xent",
+    "topk_correct",
+    "xp",
+]
+
+Array = NDArray[Any]
+
+NAME = "numpy"
+xp = np
+
+
+def set_threads(count: int) -> None:
+    """Let NumPy's matrix products use `count` threads from now on."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+    threadpool_limits(count, user_api="blas")
+
+
+def linear(x: Array, w: Array, b: Array | None) -> Array:
+    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
+    y: Array = x @ w.T
+    if b is not None:
+        y += b
+    return y
+
+
+def linear_dx(dy: Array, w: Array) -> Array:
+    """Return the gradient of `linear` by x, given dy (n, o)."""
+    return dy @ w
+
+
+def linear_dw(x: Array, dy: Array) -> Array:
+    """Return the gradient of `linear` by w, given dy (n, o)."""
+    return dy.T @ x
+
+
+def bias_grad(dy: Array) -> Array:
+    """Return the gradient of `conv2d` or `linear` by b, given dy (n, o) or (n, o, h, w)."""
+    return channel_sums(dy)
+
+
+def channel_sums(a: Array, b: Array | None = None) -> Array:
+    """Return the sum of a, or of a * b, over all axes but 1; examples are added in float64."""
+    shape = (a.shape[0], a.shape[1], math.prod(a.shape[2:]))
+    if b is None:
+        sums = a.reshape(shape).sum(axis=2)
+    else:
+        sums = np.einsum("nci,nci->nc", a.reshape(shape), b.reshape(shape))
+    return sums.sum(axis=0, dtype=np.float64).astype(a.dtype)
+
+
+def scale_shift(x: Array, scale: Array, shift: Array) -> Array:
+    """Return x * scale + shift with one scale and one shift per channel (axis 1)."""
+    per_channel = (-1,) + (1,) * (x.ndim - 2)
+    y: Array = x * scale.reshape(per_channel)
+    y += shift.reshape(per_channel)
+    return y
+
+
+def mul(x: Array, mask: Array) -> Array:
+    """Return x * mask."""
+    return x * mask
+
+
+def relu(x: Array) -> Array:
+    """Return the larger of x and 0; NaN stays NaN."""
+    return np.maximum(x, 0)
+
+
+def relu_dx(dy: Array, y: Array) -> Array:
+    """Return the gradient of `relu`: dy where y is positive, 0 elsewhere."""
+    return np.where(y > 0, dy, dy.dtype.type(0))
+
+
+def dropout(
+    x: Array,
+    rate: float,
+    seed: int,
+    layer: int,
+    step: int,
+    positions: NDArray[np.int64],
+    first: int,
+) -> tuple[Array, Array]:
+    """Return x * mask and the mask, which is 0 with probability `rate`, else 1 / (1 - rate).
+
+    x is (n, features…); `positions` are the places of its rows in the global batch and `first` is
+    the global index of its first feature. See `mpicnn.rng.dropout_mask`.
+    """
+    features = (first, first + math.prod(x.shape[1:]))
+    mask = rng.dropout_mask(rate, seed, layer, step, positions, features, x.dtype)
+    mask = mask.reshape(x.shape)
+    return x * mask, mask
+
+
+def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
+    """Return y = x * scale**-beta and scale = k + alpha / size * (sum of x**2 over a window).
+
+    The window of channel c is c - size // 2 … c + (size - 1) // 2, cut off at the ends
+    (Krizhevsky et al. 2012, section 3.3, with PyTorch's alpha and placement).
+    """
+    scale = _window_sum(x * x, size // 2, (size - 1) // 2)
+    scale *= alpha / size
+    scale += k
+    return x * _inverse_power(scale, beta), scale
+
+
+def lrn_dx(
+    dy: Array, x: Array, y: Array, scale: Array, size: int, alpha: float, beta: float
+) -> Array:
+    """Return the gradient of `lrn` by x, given what it returned."""
+    # a channel lies in the windows of the channels mirrored about it
+    dx = _window_sum(dy * y / scale, (size - 1) // 2, size // 2)
+    dx *= x
+    dx *= -2 * alpha * beta / size
+    dx += dy * _inverse_power(scale, beta)
+    return dx
+
+
+def _window_sum(a: Array, before: int, after: int) -> Array:
+    """Return, for every channel, the sum over it, `before` ones in front and `after` behind."""
+    total = a.copy()
+    channels = a.shape[1]
+    for d in range(1, min(after, channels - 1) + 1):
+        total[:, :-d] += a[:, d:]
+    for d in range(1, min(before, channels - 1) + 1):
+        total[:, d:] += a[:, :-d]
+    return total
+
+
+def _inverse_power(scale: Array, beta: float) -> Array:
+    """Return scale**-beta."""
+    # the papers' beta; square roots take a third of the time of a general power
+    if beta == 0.75:
+        root = np.sqrt(scale)
+        root *= np.sqrt(root)
+        return np.reciprocal(root, out=root)
+    return scale**-beta
+
+
+def softmax_xent(logits: Array, labels: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Return the cross-entropy of every example (n,) and its gradient by the logits (n, classes).
+
+    The gradient, softmax - onehot, is not divided by anything. Raises ValueError for a label
+    outside 0 … classes - 1.
+    """
+    if labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+        raise ValueError(f"labels must lie in 0 … {logits.shape[1] - 1}")
+    rows = np.arange(len(logits))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    dlogits = np.exp(shifted)
+    total = dlogits.sum(axis=1)
+    losses = np.log(total) - shifted[rows, labels]
+    dlogits /= total[:, None]
+    dlogits[rows, labels] -= 1
+    return losses, dlogits
+
+
+def topk_correct(logits: Array, labels: NDArray[np.int64], k: int) -> int:
+    """Return how many labels have fewer than k other logits that are not below theirs.
+
+    Ties, and NaN, count against the network.
+    """
+    own = logits[np.arange(len(logits)), labels]
+    not_below = logits.shape[1] - (logits < own[:, None]).sum(axis=1)
+    # the label's own logit is one of those not below it
+    return int((not_below <= k).sum())
+
+
+def sgd(w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float) -> None:
+    """Update in place, v <- momentum * v - rate * (g + decay * w), then w <- w + v (OWT)."""
+    v *= momentum
+    v -= rate * (g + decay * w)
+    w += v

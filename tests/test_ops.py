@@ -1,0 +1,194 @@
+"""Every operation of every backend against PyTorch, and what PyTorch cannot answer."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from mpicnn.ops import available, load
+
+torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install mpicnn[torch]")
+F = torch.nn.functional
+
+DTYPES = ("float64", "float32")
+ONE = (1, 1)
+
+# x, w, stride, padding, dilation, groups
+CONVOLUTIONS = [
+    ((2, 3, 7, 5), (4, 3, 3, 2), ONE, (0, 0), ONE, 1),
+    ((3, 2, 8, 11), (5, 2, 3, 3), (2, 3), (1, 2), ONE, 1),
+    ((2, 3, 9, 10), (2, 3, 3, 2), (2, 1), (2, 1), (2, 3), 1),
+    ((2, 6, 7, 7), (4, 3, 3, 3), ONE, ONE, ONE, 2),
+    ((2, 3, 6, 5), (9, 1, 2, 3), (1, 2), (1, 1), (2, 1), 3),
+    ((5, 7, 4, 3), (3, 7, 1, 1), ONE, (0, 0), ONE, 1),
+    ((5, 7, 4, 3), (3, 7, 1, 1), (2, 2), ONE, ONE, 1),
+    ((2, 3, 4, 5), (3, 3, 4, 5), ONE, (0, 0), ONE, 1),
+    ((2, 1, 3, 3), (2, 1, 2, 2), (3, 3), (4, 3), ONE, 1),
+]
+# kernel, stride, padding
+WINDOWS = [
+    ((2, 2), (2, 2), (0, 0)),
+    ((3, 3), (2, 2), (0, 0)),
+    ((3, 2), (1, 3), (1, 1)),
+    ((2, 3), (3, 4), (1, 0)),
+    ((1, 1), (2, 3), (0, 0)),
+]
+
+
+@pytest.fixture(params=available())
+def ops(request):
+    return load(request.param)
+
+
+@pytest.fixture(params=DTYPES)
+def values(request, ops):
+    """Return a function that draws normal numbers of one dtype as the backend's arrays."""
+    rng = np.random.default_rng(7)
+    return lambda *shape: ops.xp.asarray(rng.standard_normal(shape).astype(request.param))
+
+
+def host(a):
+    return a.get() if hasattr(a, "get") else a
+
+
+def tensor(a):
+    """Return a float64 copy to differentiate by."""
+    return torch.tensor(np.asarray(host(a), np.float64), requires_grad=True)
+
+
+def agree(actual, expected, dtype):
+    actual, expected = host(actual), expected.detach().numpy()
+    assert actual.dtype == dtype
+    assert actual.shape == expected.shape
+    # sums of up to a few hundred terms in another order: as many roundings of the largest value
+    tolerance = 500 * np.finfo(dtype).eps * max(1, abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("x_shape, w_shape, stride, padding, dilation, groups", CONVOLUTIONS)
+def test_conv2d(ops, values, x_shape, w_shape, stride, padding, dilation, groups):
+    x, w, b = values(*x_shape), values(*w_shape), values(w_shape[0])
+    window = stride, padding, dilation, groups
+    tx, tw, tb = tensor(x), tensor(w), tensor(b)
+    ty = F.conv2d(tx, tw, tb, *window)
+    dy = values(*ty.shape)
+    ty.backward(tensor(dy))
+    agree(ops.conv2d(x, w, b, *window), ty, x.dtype)
+    agree(ops.conv2d(x, w, None, *window), ty - tb[:, None, None], x.dtype)
+    agree(ops.conv2d_dx(dy, w, x.shape, *window), tx.grad, x.dtype)
+    agree(ops.conv2d_dw(x, dy, w.shape, *window), tw.grad, x.dtype)
+    agree(ops.bias_grad(dy), tb.grad, x.dtype)
+
+
+def test_conv2d_of_views(ops, values):
+    x, w = values(3, 5, 9, 4)[:, 1:4, ::2], values(6, 3, 2, 2)[::3]
+    tx, tw = tensor(x), tensor(w)
+    ty = F.conv2d(tx, tw)
+    dy = values(3, 4, 2, 3).transpose(0, 2, 1, 3)
+    ty.backward(tensor(dy))
+    window = ONE, (0, 0), ONE
+    agree(ops.conv2d(x, w, None, *window), ty, x.dtype)
+    agree(ops.conv2d_dx(dy, w, x.shape, *window), tx.grad, x.dtype)
+    agree(ops.conv2d_dw(x, dy, w.shape, *window), tw.grad, x.dtype)
+
+
+def test_linear(ops, values):
+    x, w, b, dy = values(5, 7), values(3, 7), values(3), values(5, 3)
+    tx, tw, tb = tensor(x), tensor(w), tensor(b)
+    ty = F.linear(tx, tw, tb)
+    ty.backward(tensor(dy))
+    agree(ops.linear(x, w, b), ty, x.dtype)
+    agree(ops.linear(x, w, None), ty - tb, x.dtype)
+    agree(ops.linear_dx(dy, w), tx.grad, x.dtype)
+    agree(ops.linear_dw(x, dy), tw.grad, x.dtype)
+    agree(ops.bias_grad(dy), tb.grad, x.dtype)
+
+
+@pytest.mark.parametrize("ceil_mode", (False, True))
+@pytest.mark.parametrize("kernel, stride, padding", WINDOWS)
+def test_maxpool(ops, values, kernel, stride, padding, ceil_mode):
+    for size in product((5, 6, 7, 8), (4, 7)):
+        # rounded, so that many windows have several largest values
+        x = ops.xp.round(values(2, 3, *size))
+        tx = tensor(x)
+        ty = F.max_pool2d(tx, kernel, stride, padding, ceil_mode=ceil_mode)
+        dy = values(*ty.shape)
+        ty.backward(tensor(dy))
+        y, argmax = ops.maxpool(x, kernel, stride, padding, ceil_mode)
+        agree(y, ty, x.dtype)
+        assert argmax.dtype == np.uint8
+        dx = ops.maxpool_dx(dy, argmax, x.shape, kernel, stride, padding)
+        agree(dx, tx.grad, x.dtype)
+
+
+@pytest.mark.parametrize("ceil_mode, count_include_pad", list(product((False, True), repeat=2)))
+@pytest.mark.parametrize("kernel, stride, padding", WINDOWS)
+def test_avgpool(ops, values, kernel, stride, padding, ceil_mode, count_include_pad):
+    for size in product((5, 6, 7, 8), (4, 7)):
+        x = values(2, 3, *size)
+        window = kernel, stride, padding, ceil_mode, count_include_pad
+        tx = tensor(x)
+        ty = F.avg_pool2d(tx, *window)
+        dy = values(*ty.shape)
+        ty.backward(tensor(dy))
+        agree(ops.avgpool(x, *window), ty, x.dtype)
+        agree(ops.avgpool_dx(dy, x.shape, *window), tx.grad, x.dtype)
+
+
+@pytest.mark.parametrize("size", (1, 2, 3, 4, 5, 8, 13))
+@pytest.mark.parametrize("beta", (0.75, 0.5))
+def test_lrn(ops, values, size, beta):
+    x, dy = values(2, 6, 3, 4), values(2, 6, 3, 4)
+    tx = tensor(x)
+    ty = F.local_response_norm(tx, size, 0.7, beta, 1.3)
+    ty.backward(tensor(dy))
+    y, scale = ops.lrn(x, size, 0.7, beta, 1.3)
+    agree(y, ty, x.dtype)
+    agree(ops.lrn_dx(dy, x, y, scale, size, 0.7, beta), tx.grad, x.dtype)
+
+
+def test_relu(ops, values):
+    x, dy = values(3, 2, 5, 1), values(3, 2, 5, 1)
+    x[0, 0, 0] = 0
+    tx = tensor(x)
+    ty = F.relu(tx)
+    ty.backward(tensor(dy))
+    agree(ops.relu(x), ty, x.dtype)
+    agree(ops.relu_dx(dy, ops.relu(x)), tx.grad, x.dtype)
+
+
+@pytest.mark.parametrize("shape", ((3, 4), (3, 4, 2, 5)))
+def test_per_channel(ops, values, shape):
+    a, b, scale, shift = values(*shape), values(*shape), values(4), values(4)
+    axes = (0, *range(2, len(shape)))
+    per_channel = (-1,) + (1,) * (len(shape) - 2)
+    agree(ops.channel_sums(a), tensor(a).sum(axes), a.dtype)
+    agree(ops.channel_sums(a, b), (tensor(a) * tensor(b)).sum(axes), a.dtype)
+    expected = tensor(a) * tensor(scale).reshape(per_channel) + tensor(shift).reshape(per_channel)
+    agree(ops.scale_shift(a, scale, shift), expected, a.dtype)
+    agree(ops.mul(a, b), tensor(a) * tensor(b), a.dtype)
+
+
+def test_softmax_xent(ops, values):
+    logits = values(6, 5)
+    labels = np.array([0, 4, 2, 2, 1, 3])
+    tlogits = tensor(logits)
+    tlosses = F.cross_entropy(tlogits, torch.tensor(labels), reduction="none")
+    tlosses.sum().backward()
+    losses, dlogits = ops.softmax_xent(logits, ops.xp.asarray(labels))
+    agree(losses, tlosses, logits.dtype)
+    agree(dlogits, tlogits.grad, logits.dtype)
+
+
+def test_sgd(ops, values):
+    w, v = values(3, 5), values(3, 5) * 0
+    tw = tensor(w)
+    # PyTorch takes the rate out of v: the same path as long as the rate is constant
+    optimizer = torch.optim.SGD([tw], lr=0.1, momentum=0.9, weight_decay=0.05)
+    for _ in range(3):
+        g = values(3, 5)
+        tw.grad = tensor(g).detach()
+        optimizer.step()
+        ops.sgd(w, v, g, 0.1, 0.9, 0.05)
+    agree(w, tw, w.dtype)
+    assert v.dtype == w.dtype
