@@ -1,0 +1,81 @@
+"""One layer as plain data: the entries of which checkpoints and TOML files are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from types import MappingProxyType
+from typing import Any
+
+from mpicnn.errors import UserError
+from mpicnn.layers import (
+    LRN,
+    AvgPool,
+    BatchNorm,
+    Conv,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool,
+    ReLU,
+)
+from mpicnn.layers.base import Layer
+
+Named = tuple[str, Layer]
+
+TYPES: Mapping[str, type[Layer]] = MappingProxyType(
+    {
+        "conv": Conv,
+        "linear": Linear,
+        "maxpool": MaxPool,
+        "avgpool": AvgPool,
+        "lrn": LRN,
+        "batchnorm": BatchNorm,
+        "relu": ReLU,
+        "dropout": Dropout,
+        "flatten": Flatten,
+    }
+)
+
+
+def describe(name: str, layer: Layer) -> dict[str, Any]:
+    """Return name, type and every setting of `layer` as JSON would give them back.
+
+    The type of a layer that is not one of `TYPES` is the name of its class: enough to tell
+    networks apart, not enough for `build`.
+    """
+    kind = next((kind for kind, cls in TYPES.items() if type(layer) is cls), type(layer).__name__)
+    described: dict[str, Any] = {"name": name, "type": kind}
+    settings: tuple[Field[Any], ...] = fields(layer) if is_dataclass(layer) else ()
+    for f in settings:
+        if f.init:
+            value = getattr(layer, f.name)
+            described[f.name] = list(value) if isinstance(value, tuple) else value
+    return described
+
+
+def build(entry: Mapping[str, Any], where: str) -> Named:
+    """Return the named layer that `entry` describes; `where` opens the message of every error.
+
+    Raises UserError for an unknown type, an unknown, missing or impossible setting.
+    """
+    settings = dict(entry)
+    name, kind = settings.pop("name", None), settings.pop("type", None)
+    if not isinstance(name, str):
+        raise UserError(f"{where}: name {name!r}, expected a text such as 'conv1'")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise UserError(f"{where}: type {kind!r}, expected one of {', '.join(sorted(TYPES))}")
+    known = {f.name: f for f in fields(TYPES[kind]) if f.init}  # type: ignore[arg-type]
+    for key in settings:
+        if key not in known:
+            takes = ", ".join(known) or "no settings"
+            raise UserError(f"{where}: unknown setting {key!r}, {kind} takes {takes}")
+    for key, f in known.items():
+        if key not in settings and f.default is MISSING and f.default_factory is MISSING:
+            raise UserError(f"{where}: {kind} needs the setting {key!r}")
+    try:
+        return name, TYPES[kind](
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+        )
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error

@@ -1,0 +1,82 @@
+"""A user's own network, from a Python or a TOML file."""
+
+from __future__ import annotations
+
+import runpy
+import tomllib
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mpicnn.errors import UserError
+from mpicnn.layers.base import Layer, Shape
+from mpicnn.models import entry
+
+
+def python_layers(path: Path, input_shape: Shape, classes: int) -> list[entry.Named]:
+    """Run the file's `model(input_shape, classes)` and return the (name, Layer) pairs it lists.
+
+    Raises UserError, with the file's name and line, for whatever goes wrong in the file.
+    """
+    try:
+        model = runpy.run_path(str(path)).get("model")
+        if not callable(model):
+            raise UserError("defines no function model(input_shape, classes)")
+        layers = list(model(input_shape, classes))
+    except Exception as error:
+        message = " ".join(str(error).split())
+        if not isinstance(error, UserError):
+            message = f"{type(error).__name__}: {message}"
+        raise UserError(f"{_place(path, error)}: {message}") from error
+    for number, pair in enumerate(layers, start=1):
+        match pair:
+            case (str(), Layer()):
+                continue
+        raise UserError(
+            f"{path}: item {number} that model() returns is {pair!r}, expected (name, Layer) such "
+            "as ('conv1', Conv(32, 5))"
+        )
+    return [(name, layer) for name, layer in layers]
+
+
+def toml_layers(path: Path, classes: int) -> list[entry.Named]:
+    """Return the layers of the file's [[layer]] tables.
+
+    Each table has a `type`, optionally a `name` (else the type and its number: "conv1"), and the
+    settings of that type. `o = "classes"` stands for the number of classes. Raises UserError,
+    with the file's name and the number of the entry.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not TOML: {error}") from error
+    tables = document.pop("layer", None)
+    if document:
+        raise UserError(f"{path}: unknown key {min(document)!r}, expected [[layer]] tables only")
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{path}: no [[layer]] tables, expected one per layer")
+    counts: Counter[Any] = Counter()
+    layers = []
+    for number, table in enumerate(tables, start=1):
+        kind = str(table.get("type"))
+        counts[kind] += 1
+        named = {"name": f"{kind}{counts[kind]}"} | table
+        if named.get("o") == "classes":
+            named["o"] = classes
+        layers.append(entry.build(named, f"{path}, layer {number} ({named['name']})"))
+    return layers
+
+
+def _place(path: Path, error: Exception) -> str:
+    """Return the file, and the line of it in which `error` arose."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    return f"{path}, line {lines[-1]}" if lines else str(path)
