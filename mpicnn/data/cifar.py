@@ -1,0 +1,77 @@
+"""Read the binary versions of CIFAR-10 and CIFAR-100 (Krizhevsky 2009)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mpicnn.data.layout import Array, Index
+from mpicnn.data.source import ArraySource
+from mpicnn.errors import UserError
+
+SHAPE = (3, 32, 32)
+PIXELS = 3 * 32 * 32
+
+
+@dataclass(frozen=True)
+class Version:
+    """Say where a version keeps what: files by split, names, label bytes before each image.
+
+    The last label byte is the one used (CIFAR-100 has the coarse label first).
+    """
+
+    files: dict[str, Sequence[str]]
+    names: str
+    classes: int
+    label_bytes: int
+
+
+CIFAR10 = Version(
+    {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]},
+    "batches.meta.txt",
+    10,
+    1,
+)
+CIFAR100 = Version({"train": ["train.bin"], "test": ["test.bin"]}, "fine_label_names.txt", 100, 2)
+
+
+def open_cifar(directory: Path, version: Version) -> ArraySource:
+    """Return the images and (fine) labels of a directory as unpacked from the archive.
+
+    Raises UserError for a file that is missing, cut short or has a label that is no class.
+    """
+    path = directory / version.names
+    names = tuple(line.strip() for line in read_bytes(path).decode(errors="replace").split("\n"))
+    names = tuple(name for name in names if name)
+    if len(names) != version.classes or len(set(names)) != len(names):
+        raise UserError(f"{path}: {len(names)} names; expected {version.classes}, none twice")
+    images, labels = {}, {}
+    for split, files in version.files.items():
+        parts = [read_records(directory / file, version) for file in files]
+        images[split] = np.concatenate([part[0] for part in parts])
+        labels[split] = np.concatenate([part[1] for part in parts])
+    return ArraySource(str(directory), names, labels, images)
+
+
+def read_records(path: Path, version: Version) -> tuple[Array, Index]:
+    """Return the images, uint8 (n, 3, 32, 32), and labels, int64 (n,), of one file."""
+    data = read_bytes(path)
+    record = version.label_bytes + PIXELS
+    if not data or len(data) % record:
+        raise UserError(f"{path}: {len(data)} bytes; expected records of {record} bytes")
+    records = np.frombuffer(data, np.uint8).reshape(-1, record)
+    labels = records[:, version.label_bytes - 1].astype(np.int64)
+    if labels.max() >= version.classes:
+        raise UserError(f"{path}: label {labels.max()}; expected 0 to {version.classes - 1}")
+    return records[:, version.label_bytes :].reshape(-1, *SHAPE), labels
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file; raise UserError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: could not be read ({error.strerror})") from error

@@ -1,0 +1,162 @@
+"""Open an image file and read rows of it (format: docs/data-format.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+import numpy as np
+
+from mpicnn.data.check import Checker, check_equal_images
+from mpicnn.data.layout import SPLITS, Array, ImageShape, Index
+from mpicnn.data.store import Store, open_store
+from mpicnn.errors import UserError
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Hold one split: its labels, int64 (n,), and the way to its images, each of `shape`."""
+
+    name: str
+    path: str
+    shape: ImageShape
+    labels: Index
+    store: Store
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def read(self, indices: Index) -> Array:
+        """Return the images at `indices` (any order, repeats allowed): uint8 (len, c, h, w).
+
+        Each image is read once, in the order of the file; no indices, no reading. Raises
+        IndexError outside 0 … n-1 and UserError where the file does not give the images.
+        """
+        indices = np.asarray(indices, np.int64)
+        if not indices.size:
+            return np.empty((0, *self.shape), np.uint8)
+        if indices.min() < 0 or indices.max() >= len(self):
+            raise IndexError(f"{self.name}: rows 0 to {len(self) - 1}, asked for {indices}")
+        rows, back = np.unique(indices, return_inverse=True)
+        try:
+            images = self.store.read(rows)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: /{self.name}/images: could not be read ({error});"
+                " was the file changed or cut short since it was opened?"
+            ) from error
+        return images if np.array_equal(rows, indices) else images[back]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Hold an open image file: what it says about itself, and its splits.
+
+    `shape` is (c, h, w); `mean` and `std`, float64 (c,), are of the training images in units of
+    0 … 255. Close it, or use it as a context manager, when the last batch has been read.
+    """
+
+    path: str
+    shape: ImageShape
+    classes: tuple[str, ...]
+    mean: Array
+    std: Array
+    splits: dict[str, Split]
+    file: h5py.File
+
+    def split(self, name: str) -> Split:
+        """Return the split "train" or "test"."""
+        return self.splits[name]
+
+    @property
+    def digest(self) -> str:
+        """Return a SHA-256 of all but the images, for ranks to compare what they opened."""
+        digest = hashlib.sha256(repr((self.shape, self.classes)).encode())
+        for values in (self.mean, self.std, *(self.splits[name].labels for name in SPLITS)):
+            digest.update(repr(values.shape).encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the file; its splits cannot be read from then on."""
+        self.file.close()
+
+    def __enter__(self) -> Dataset:
+        """Return the dataset itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+
+def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Open the image file at `path`, or the packaged one for "embedded", and check its claims.
+
+    Reads everything but the images, which are read row by row as asked for. Opened read-only
+    and without locks, which network file systems often lack. Raises UserError naming the file,
+    the part and what was expected.
+    """
+    packaged = Path(__file__).with_name("fashion-mnist-12k.h5")
+    place = packaged if os.fspath(path) == EMBEDDED else Path(path)
+    if not place.is_file():
+        raise UserError(
+            f"{place}: no such file; give an image file made by 'python -m mpicnn.data prepare',"
+            f" or '{EMBEDDED}' for the packaged one"
+        )
+    if not os.access(place, os.R_OK):
+        raise UserError(f"{place}: may not be read; check its permissions")
+    try:
+        file = h5py.File(place, "r", locking=False)
+    except OSError as error:
+        raise UserError(
+            f"{place}: expected a whole HDF5 file ({one_line(error)});"
+            " make it with 'python -m mpicnn.data prepare'"
+        ) from error
+    try:
+        return _checked(file, place)
+    except UserError:
+        file.close()
+        raise
+    # What a damaged file makes of HDF5's own structures, h5py reports as any of these.
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        file.close()
+        raise UserError(f"{place}: damaged HDF5 file ({one_line(error)}); make it anew") from error
+
+
+def _checked(file: h5py.File, path: Path) -> Dataset:
+    checker = Checker(file, path)
+    checker.format()
+    classes = checker.classes()
+    images = check_equal_images(checker)
+    channels, height, width = (int(n) for n in images[SPLITS[0]].shape[1:])
+    shape = (channels, height, width)
+    splits = {
+        name: Split(
+            name,
+            str(path),
+            shape,
+            checker.labels(name, len(data), len(classes)),
+            open_store(data),
+        )
+        for name, data in images.items()
+    }
+    mean, std = (checker.per_channel(name, channels) for name in ("mean", "std"))
+    return Dataset(str(path), shape, classes, mean, std, splits, file)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what `error` says on one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,155 @@
+"""Find and decode image files in a directory for each class."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mpicnn import rng
+from mpicnn.data.layout import SPLITS, Array, ImageShape, Index, some
+from mpicnn.errors import UserError
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow clips these to 8 bits.
+DEFAULT_TEST_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Say how files become images: `size` None takes them as they are, all of one size."""
+
+    size: int | None = None
+    gray: bool = False
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Hold the paths of the image files of each split, relative to the directory `where`."""
+
+    where: str
+    classes: tuple[str, ...]
+    labels: dict[str, Index]
+    paths: dict[str, list[str]]
+    shape: ImageShape
+    decoding: Decoding
+
+    def read(self, split: str, indices: Index) -> Array:
+        """Return the decoded images at `indices`: uint8 (len(indices), c, h, w)."""
+        out = np.empty((len(indices), *self.shape), np.uint8)
+        for image, index in zip(out, indices.tolist(), strict=True):
+            path = Path(self.where, self.paths[split][index])
+            found = decode(path, self.decoding)
+            if found.shape != self.shape:
+                raise UserError(
+                    f"{path}: {found.shape[1]} x {found.shape[2]} pixels; expected"
+                    f" {self.shape[1]} x {self.shape[2]} as in the first file; give --size"
+                )
+            image[...] = found
+        return out
+
+
+def open_folder(
+    root: Path, decoding: Decoding, test_fraction: float | None = None, seed: int = 0
+) -> FolderSource:
+    """Return the files of ROOT/train/CLASS/… and ROOT/test/CLASS/…, or of ROOT/CLASS/….
+
+    In the second case `test_fraction` of every class (rounded, at least one image, never all),
+    drawn with `seed`, is for testing. Labels are places in the sorted class names; directories
+    in classes are searched too. Raises UserError for classes without images, for unlike classes
+    in the two splits, and for `test_fraction` where there is a test split already.
+    """
+    if all((root / split).is_dir() for split in SPLITS):
+        if test_fraction is not None:
+            raise UserError(f"{root}: has test/; --test-fraction is for a directory without")
+        files = {split: class_files(root / split) for split in SPLITS}
+        odd = set(files["train"]) ^ set(files["test"])
+        if odd:
+            raise UserError(f"{root}: only one of train and test has {some(sorted(odd))}")
+        # From here on relative to the root, as in the other case.
+        files = {s: {k: [f"{s}/{p}" for p in v] for k, v in f.items()} for s, f in files.items()}
+    else:
+        fraction = DEFAULT_TEST_FRACTION if test_fraction is None else test_fraction
+        files = divide(root, class_files(root), fraction, seed)
+    classes = tuple(sorted(files["train"]))
+    paths = {split: [p for name in classes for p in files[split][name]] for split in SPLITS}
+    labels = {
+        split: np.repeat(np.arange(len(classes)), [len(files[split][name]) for name in classes])
+        for split in SPLITS
+    }
+    c, h, w = decode(root / paths["train"][0], decoding).shape
+    return FolderSource(str(root), classes, labels, paths, (c, h, w), decoding)
+
+
+def class_files(root: Path) -> dict[str, list[str]]:
+    """Return the sorted paths, relative to `root`, of the image files of every class in it.
+
+    Hidden files and directories, and files without the suffix of an image, are not looked at.
+    """
+    try:
+        names = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
+    except OSError as error:
+        raise UserError(f"{root}: could not be read ({error.strerror})") from error
+    if not names:
+        raise UserError(f"{root}: expected a directory for each class, found none")
+    files = {}
+    for name in names:
+        files[name] = sorted(
+            str((Path(place) / file).relative_to(root))
+            for place, _, found in os.walk(root / name)
+            for file in found
+            if file[0] != "." and Path(file).suffix.lower() in SUFFIXES
+        )
+        if not files[name]:
+            raise UserError(f"{root / name}: no images; expected {', '.join(sorted(SUFFIXES))}")
+    return files
+
+
+def divide(
+    root: Path, files: dict[str, list[str]], fraction: float, seed: int
+) -> dict[str, dict[str, list[str]]]:
+    """Return the files for training and for testing, each class divided by itself."""
+    parts: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    for place, (name, paths) in enumerate(sorted(files.items())):
+        if len(paths) < 2:
+            raise UserError(f"{root / name}: one image; expected two or more, to train and to test")
+        count = min(max(round(fraction * len(paths)), 1), len(paths) - 1)
+        chosen = set(rng.permutation(len(paths), seed, place)[:count].tolist())
+        parts["test"][name] = [p for i, p in enumerate(paths) if i in chosen]
+        parts["train"][name] = [p for i, p in enumerate(paths) if i not in chosen]
+    return parts
+
+
+def decode(path: Path, decoding: Decoding) -> Array:
+    """Return an image file as uint8 (3, h, w), or (1, h, w) if gray, the right way up.
+
+    With a size, the centered square of the shorter side is scaled to size x size by Pillow's
+    bilinear filter, which averages when it makes smaller. Of a moving image the first frame.
+    Raises UserError where the file is no whole 8-bit image.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as file:
+            # Pillow warns of what may be a decompression bomb and refuses twice as much.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if file.mode in DEEP_MODES:
+                raise UserError(f"{path}: more than 8 bits a pixel; convert it to 8 bits first")
+            image = ImageOps.exif_transpose(file).convert("L" if decoding.gray else "RGB")
+    except UserError:
+        raise
+    # Decoders raise whatever a broken file leads them to: OSError, SyntaxError, ValueError, …
+    except Exception as error:
+        raise UserError(f"{path}: no whole image ({error})") from error
+    if decoding.size is not None:
+        short = min(image.size)
+        left, top = ((side - short) / 2 for side in image.size)
+        image = image.resize(
+            (decoding.size, decoding.size),
+            Image.Resampling.BILINEAR,
+            box=(left, top, left + short, top + short),
+        )
+    pixels = np.asarray(image)
+    return pixels[None] if decoding.gray else pixels.transpose(2, 0, 1)

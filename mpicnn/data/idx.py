@@ -1,0 +1,83 @@
+"""Read the IDX files of the MNIST family (LeCun, Cortes, Burges: "The MNIST database")."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mpicnn.data.layout import MOST_INFLATION, Array
+from mpicnn.data.source import ArraySource
+from mpicnn.errors import UserError
+
+PREFIXES = {"train": "train", "test": "t10k"}
+
+
+def open_idx(directory: Path, classes: Sequence[str] | None = None) -> ArraySource:
+    """Return the images and labels of a directory with the four files, gzipped or not.
+
+    `classes` names the classes; without it they are "0", "1", … up to the largest label. Raises
+    UserError for a file that is missing, cut short or not what it should be.
+    """
+    images, labels = {}, {}
+    for split, prefix in PREFIXES.items():
+        path = find(directory, f"{prefix}-images-idx3-ubyte")
+        images[split] = read_idx(path, 3)[:, None]
+        path = find(directory, f"{prefix}-labels-idx1-ubyte")
+        labels[split] = read_idx(path, 1).astype(np.int64)
+        if len(labels[split]) != len(images[split]):
+            raise UserError(
+                f"{path}: {len(labels[split])} labels; expected one for each of"
+                f" {len(images[split])} images"
+            )
+        largest = int(labels[split].max(initial=0))
+        if classes is not None and largest >= len(classes):
+            raise UserError(
+                f"{path}: label {largest}; expected 0 to {len(classes) - 1}, as classes named"
+            )
+    if images["train"].shape[1:] != images["test"].shape[1:]:
+        raise UserError(
+            f"{directory}: images of {images['train'].shape[2:]} for training and"
+            f" {images['test'].shape[2:]} for testing; expected the same"
+        )
+    count = 1 + max(int(each.max(initial=0)) for each in labels.values())
+    names = tuple(classes) if classes is not None else tuple(map(str, range(count)))
+    return ArraySource(str(directory), names, labels, images)
+
+
+def find(directory: Path, name: str) -> Path:
+    """Return the file `name` or `name`.gz in `directory`."""
+    for path in (directory / name, directory / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise UserError(f"{directory / name}: no such file, and none with .gz either")
+
+
+def read_idx(path: Path, rank: int) -> Array:
+    """Return the uint8 array of an IDX file with `rank` axes.
+
+    Raises UserError where the header or the number of bytes is not right.
+    """
+    header = 4 + 4 * rank
+    packed = path.suffix == ".gz"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            start = file.read(header)
+            if len(start) < header or start[:4] != bytes((0, 0, 8, rank)):
+                raise UserError(f"{path}: expected an IDX file of unsigned bytes with {rank} axes")
+            shape = struct.unpack(f">{rank}I", start[4:])
+            size = math.prod(shape)
+            # Before `size` bytes are asked for: a false header must not take all the memory.
+            if size > path.stat().st_size * (MOST_INFLATION if packed else 1):
+                raise UserError(f"{path}: cut short; its header says {shape}")
+            data = file.read(size)
+            if len(data) < size or file.read(1):
+                raise UserError(f"{path}: expected exactly the {size} bytes that its header says")
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: could not be read ({error})") from error
+    return np.frombuffer(data, np.uint8).reshape(shape)

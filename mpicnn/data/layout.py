@@ -1,0 +1,42 @@
+"""The names, types and limits of an image file (see docs/data-format.md): one place for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Index = NDArray[np.int64]
+ImageShape = tuple[int, int, int]
+
+FORMAT = "mpicnn-images"
+VERSION = 1
+SPLITS = ("train", "test")
+
+# A byte of a deflate stream stands for at most 1032 bytes of data (RFC 1951: a length code of
+# 258 bytes in two bits), so whatever claims to unpack to more than that is not what it says.
+MOST_INFLATION = 1032
+
+# Larger than any sensible chunk; HDF5 needs a whole one in memory to read a single row of it.
+MOST_CHUNK_BYTES = 64 * 2**20
+
+# Compressed (or chunked) splits up to this size are unpacked once and kept by each rank.
+MOST_MEMORY_BYTES = 256 * 2**20
+
+# Of the images that one compressed chunk holds: beyond this the file hardly gets smaller.
+CHUNK_BYTES = 256 * 2**10
+
+
+def class_counts(labels: Index, classes: int) -> Index:
+    """Return how many of `labels` (each in 0 … classes-1) name each class, int64 (classes,)."""
+    return np.bincount(labels, minlength=classes).astype(np.int64)
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """Return the first `most` of `names` in one phrase, for a message of one line."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,148 @@
+"""Read batches ahead of the training: any step first, the same batch on any number of ranks."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mpicnn import rng
+from mpicnn.data.augment import Augment
+from mpicnn.data.file import Split
+from mpicnn.data.layout import Array, Index
+
+AHEAD = 2  # Batches kept ready: one to smooth over slow reads, one more to smooth over slow steps.
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Hold one rank's share of a global batch.
+
+    `x` is (rows, c, h, w), normalized, of the rows asked for; `labels`, int64 (count,), are of
+    the whole global batch of `count` examples; `step` counts from the start of the training.
+    """
+
+    x: Array
+    labels: Index
+    count: int
+    epoch: int
+    step: int
+
+
+class Batches:
+    """Iterate over the batches of a split, read ahead by a thread of its own.
+
+    Step s of epoch e takes the next `batch` of the examples in the order
+    `rng.permutation(n, seed, e)` (in file order without `shuffle`); the last batch of an epoch
+    is whatever is left, so that an epoch has ceil(n / batch) steps and every example once.
+    `rows` maps the number of examples in a global batch to the positions in it (int64, each in
+    0 … count-1) that this rank needs; it is called in the reading thread. The first batch is of
+    step `start_step`, whichever that is, at no extra cost. The iteration ends after epoch
+    `epochs` - 1, or never if `epochs` is None.
+
+    An exception in the reading thread is raised by `next()` in place of the batch that failed.
+    Use as a context manager, or call `close()`, to end the thread.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch: int,
+        seed: int,
+        rows: Callable[[int], Index],
+        *,
+        mean: Array,
+        std: Array,
+        augment: Augment | None = None,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        start_step: int = 0,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        if batch < 1 or start_step < 0:
+            raise ValueError(f"batch {batch} must be positive, start_step {start_step} at least 0")
+        self.split, self.batch, self.seed, self.rows = split, batch, seed, rows
+        self.mean, self.std, self.dtype, self.shuffle = mean, std, dtype, shuffle
+        self.augment = augment or Augment(random=False)
+        self.shape = self.augment.out_shape(split.shape)
+        self.steps_per_epoch = -(-len(split) // batch)
+        self._start = start_step
+        self._stop = None if epochs is None else epochs * self.steps_per_epoch
+        self._order: tuple[int, Index] = (-1, np.empty(0, np.int64))
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
+        self._end: BaseException | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._read_ahead, name="mpicnn-data", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Batches:
+        """Return the iterator: itself."""
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next batch, waiting for it if it is not ready yet."""
+        if self._end is None:
+            found = self._ready.get()
+            if isinstance(found, Batch):
+                return found
+            self._end = found
+        raise self._end
+
+    def close(self) -> None:
+        """End the reading thread; batches read ahead are dropped. Calling it twice does no harm."""
+        self._closing.set()
+        self._end = self._end or StopIteration()
+        while self._thread.is_alive():
+            # The thread may be waiting for room in the queue: make some, until it sees the flag.
+            while not self._ready.empty():
+                self._ready.get_nowait()
+            self._thread.join(0.01)
+
+    def __enter__(self) -> Batches:
+        """Return the iterator itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the reading thread."""
+        self.close()
+
+    def _read_ahead(self) -> None:
+        step = self._start
+        try:
+            while not self._closing.is_set() and (self._stop is None or step < self._stop):
+                self._ready.put(self._read(step))
+                step += 1
+            end: BaseException = StopIteration()
+        # Whatever it is, the consumer must get it: an exception in a thread ends nothing by itself.
+        except BaseException as error:
+            end = error
+        if not self._closing.is_set():
+            self._ready.put(end)
+
+    def _read(self, step: int) -> Batch:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        index = self._epoch_order(epoch)[place * self.batch : (place + 1) * self.batch]
+        positions = np.asarray(self.rows(len(index)), np.int64)
+        if positions.size and not 0 <= positions.min() <= positions.max() < len(index):
+            raise ValueError(f"rows: positions outside 0 to {len(index) - 1}: {positions}")
+        mine = index[positions]
+        windows = self.augment.windows(self.split.shape, self.seed, epoch, mine)
+        x = self.augment.apply(self.split.read(mine), windows, self.mean, self.std, self.dtype)
+        return Batch(x, self.split.labels[index], len(index), epoch, step)
+
+    def _epoch_order(self, epoch: int) -> Index:
+        if self._order[0] != epoch:
+            n = len(self.split)
+            order = rng.permutation(n, self.seed, epoch) if self.shuffle else np.arange(n)
+            self._order = (epoch, order)
+        return self._order[1]

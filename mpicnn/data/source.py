@@ -1,0 +1,93 @@
+"""What the images to prepare come from, whatever the kind: labels known, images on request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mpicnn.data.layout import SPLITS, Array, ImageShape, Index, class_counts, some
+from mpicnn.errors import UserError
+
+
+class Source(Protocol):
+    """Hold the labels of each split, int64 (n,), and give its images."""
+
+    @property
+    def where(self) -> str:
+        """Return the path that messages name."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes, in the order of the labels."""
+        ...
+
+    @property
+    def shape(self) -> ImageShape:
+        """Return the shape (c, h, w) of every image."""
+        ...
+
+    @property
+    def labels(self) -> dict[str, Index]:
+        """Return the labels by split."""
+        ...
+
+    def read(self, split: str, indices: Index) -> Array:
+        """Return the images of `split` at `indices`: uint8 (len(indices), c, h, w).
+
+        Raises UserError naming the file that does not hold an image.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Hold all images of a small data set in memory: uint8 (n, c, h, w) by split."""
+
+    where: str
+    classes: tuple[str, ...]
+    labels: dict[str, Index]
+    images: dict[str, Array]
+
+    @property
+    def shape(self) -> ImageShape:
+        """Return the shape (c, h, w) of every image."""
+        c, h, w = self.images[SPLITS[0]].shape[1:]
+        return c, h, w
+
+    def read(self, split: str, indices: Index) -> Array:
+        """Return the images of `split` at `indices`."""
+        return self.images[split][indices]
+
+
+def check_source(source: Source) -> None:
+    """Raise UserError where a split is empty or a class has no training images."""
+    for split in SPLITS:
+        if not source.labels[split].size:
+            raise UserError(f"{source.where}: no {split} images; expected at least one")
+    counts = class_counts(source.labels["train"], len(source.classes))
+    empty = [name for name, count in zip(source.classes, counts, strict=True) if not count]
+    if empty:
+        raise UserError(
+            f"{source.where}: no training images of {some(empty)};"
+            " expected at least one of every class"
+        )
+
+
+def first_per_class(source: Source, split: str, count: int) -> Index:
+    """Return the places of the first `count` images of every class, in their original order.
+
+    Raises UserError where a class has fewer.
+    """
+    labels = source.labels[split]
+    counts = class_counts(labels, len(source.classes))
+    if counts.min() < count:
+        least = int(counts.argmin())
+        raise UserError(
+            f"{source.where}: {counts[least]} {split} images of {source.classes[least]};"
+            f" --per-class asks for {count}"
+        )
+    firsts = [np.flatnonzero(labels == k)[:count] for k in range(len(source.classes))]
+    return np.sort(np.concatenate(firsts))
