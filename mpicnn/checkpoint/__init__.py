@@ -1,0 +1,11 @@
+"""Checkpoints: whole arrays in one HDF5 file that is there entirely or not at all.
+
+A file says nothing about ranks: a run may go on with another number of them and other shares.
+What is inside, and how to read it without this package: docs/checkpoint-format.md.
+"""
+
+from mpicnn.checkpoint.blocks import Tensor
+from mpicnn.checkpoint.file import read_meta, read_tensors, verify
+from mpicnn.checkpoint.store import Checkpoints
+
+__all__ = ["Checkpoints", "Tensor", "read_meta", "read_tensors", "verify"]
