@@ -1,0 +1,35 @@
+"""The one way in which mpicnn waits for MPI."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+
+from mpi4py import MPI
+
+_TESTS = 20
+_YIELDS = 300
+_NAP_S = 200e-6
+
+
+def wait(request: MPI.Request, seconds: float = math.inf) -> None:
+    """Wait for `request`, giving the core away while nothing arrives.
+
+    A blocking MPI call spins, which starves the other ranks of an oversubscribed host, and keeps
+    Python from running signal handlers. A few immediate tests catch what is there already, the
+    yields a short wait, the naps a wait for a rank that still computes.
+    Raises TimeoutError after `seconds`.
+    """
+    for _ in range(_TESTS):
+        if request.Test():
+            return
+    for _ in range(_YIELDS):
+        if request.Test():
+            return
+        os.sched_yield()
+    end = time.monotonic() + seconds
+    while not request.Test():
+        if time.monotonic() > end:
+            raise TimeoutError(f"other ranks did not come within {seconds:g} s")
+        time.sleep(_NAP_S)

@@ -1,0 +1,278 @@
+"""However a rank fails, the job ends: soon, with a code, and with one message naming the rank."""
+
+import os
+import signal
+import textwrap
+
+import mpi_jobs
+import pytest
+
+from mpicnn.errors import DeviceError, UserError
+from mpicnn.launch import Signals, agree, broadcast_text, launcher_size, same, say
+
+SECONDS = 20  # a job of 3 ranks takes about 1 s, with the grace period 3 s; the machine may be busy
+BEGIN = "sys.stdout.write(f'begun {comm.rank}\\n')\n"
+BLOCKED = "comm.Barrier()"
+
+# name: (main's body, exit code or None for any but 0, lines expected on stderr, exactly once each)
+FAULTS = {
+    "exception": (
+        f"if comm.rank == 1: raise ValueError('odd shape')\n{BLOCKED}",
+        1,
+        ["[rank 1] Traceback (most recent call last):", "[rank 1] ValueError: odd shape"],
+    ),
+    "exception before anything is sent": (
+        f"if comm.rank == 2: import no_such_module\n{BLOCKED}",
+        1,
+        ["[rank 2] ModuleNotFoundError: No module named 'no_such_module'"],
+    ),
+    "exception in a thread": (
+        "import threading\n"
+        "if comm.rank == 1: threading.Thread(target=lambda: 1 / 0).start()\n"
+        f"if comm.rank == 1: import time; time.sleep(60)\n{BLOCKED}",
+        1,
+        ["[rank 1] ZeroDivisionError: division by zero"],
+    ),
+    "user error in a thread": (
+        "import threading\n"
+        "def fail(): raise UserError('no such file')\n"
+        f"if comm.rank == 1: threading.Thread(target=fail).start()\n{BLOCKED}",
+        2,
+        ["[rank 1] mpicnn: error: no such file"],
+    ),
+    "exit 3": (
+        f"if comm.rank == 1: sys.exit(3)\n{BLOCKED}",
+        3,
+        ["[rank 1] mpicnn: error: left with exit code 3 while other ranks were still at work"],
+    ),
+    "exit 0": (
+        f"if comm.rank == 1: sys.exit(0)\n{BLOCKED}",
+        1,
+        ["[rank 1] mpicnn: error: left with exit code 0 while other ranks were still at work"],
+    ),
+    "exit with a message": (
+        "sys.exit('enough')",
+        1,
+        ["mpicnn: error: enough"],
+    ),
+    "killed": (
+        f"if comm.rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n{BLOCKED}",
+        None,
+        [],
+    ),
+    "user error while others are at work": (
+        f"if comm.rank == 1: raise UserError('no such file')\n{BLOCKED}",
+        2,
+        ["[rank 1] mpicnn: error: no such file"],
+    ),
+    "user error on one rank at the end": (
+        "if comm.rank == 1: raise UserError('no such file')",
+        2,
+        ["mpicnn: error: rank 1: no such file"],
+    ),
+    "user error on all ranks": (
+        "raise UserError('no such file')",
+        2,
+        ["mpicnn: error: no such file"],
+    ),
+    "user error on all ranks, each its own": (
+        "raise UserError(f'no file {comm.rank}')",
+        2,
+        ["mpicnn: error: rank 0: no file 0"],
+    ),
+    "agreed user error": (
+        "def load():\n"
+        "    if comm.rank == 2: raise DeviceError('no GPU')\n"
+        f"agree(comm, load)\n{BLOCKED}",
+        69,
+        ["mpicnn: error: rank 2: no GPU"],
+    ),
+    "code returned by one rank": ("return 7 if comm.rank == 2 else 0", 7, []),
+    "interrupt on all ranks": ("raise KeyboardInterrupt", 130, []),
+}
+
+HEADER = """\
+from mpicnn.launch import Signals, agree, launch, say
+import os, signal, sys, time
+from mpicnn.errors import DeviceError, UserError
+
+def main(comm):
+"""
+
+
+def program(folder, body):
+    path = folder / "job.py"
+    path.write_text(HEADER + textwrap.indent(body, "    ") + "\n\nlaunch(main)\n")
+    return path
+
+
+def own_lines(err):
+    """Lines that our code wrote: launchers and MPI libraries add reports of their own."""
+    return [line for line in err.splitlines() if line.startswith(("[rank ", "mpicnn:", "Trace"))]
+
+
+@pytest.mark.limit(60)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_end_the_job(subcomm, tmp_path, fault):
+    subcomm(1)
+    body, code, expected = FAULTS[fault]
+    job = mpi_jobs.run(3, program(tmp_path, BEGIN + body), seconds=SECONDS)
+    assert job.code == code if code is not None else job.code != 0
+    lines = own_lines(job.err)
+    for line in expected:
+        assert lines.count(line) == 1, job.err
+    if not any("Traceback" in line for line in lines):
+        assert len(lines) == len(expected), job.err
+    for line in expected:
+        if line.startswith("[rank "):
+            assert f"begun{line[5:7]}\n" in job.out, "what the rank had printed was lost"
+
+
+def test_ranks_may_finish_at_different_times(subcomm, tmp_path):
+    subcomm(1)
+    # Longer than the grace period of a rank that fails.
+    job = mpi_jobs.run(2, program(tmp_path, "if comm.rank == 0: time.sleep(3)\nprint('done')"))
+    assert (job.code, job.out.count("done"), own_lines(job.err)) == (0, 2, [])
+
+
+def test_signal_to_mpirun_is_noted_on_every_rank(subcomm, tmp_path):
+    subcomm(1)
+    body = """\
+with Signals() as stop:
+    say(None, "ready", 1)
+    while not stop.requested:
+        time.sleep(0.01)
+say(comm.rank, stop.requested, 1)
+"""
+    process = mpi_jobs.start(3, program(tmp_path, body))
+    for _ in range(3):
+        assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGUSR1)
+    job = mpi_jobs.finish(process, SECONDS)
+    assert job.code == 0, job.err
+    assert sorted(job.out.splitlines()) == [f"[rank {r}] SIGUSR1" for r in range(3)]
+
+
+def test_launcher_of_another_mpi_is_refused(subcomm, tmp_path):
+    subcomm(1)
+    job = mpi_jobs.run(0, program(tmp_path, "print('ran')"), PMI_SIZE="4")
+    assert (job.code, job.out) == (2, "")
+    assert job.err.startswith("mpicnn: error: the launcher started 4 processes, but mpi4py's lib")
+    assert job.err.count("\n") == 1
+
+
+def test_only_one_process_reports_another_mpi(subcomm, tmp_path):
+    subcomm(1)
+    job = mpi_jobs.run(0, program(tmp_path, "print('ran')"), PMI_SIZE="4", PMI_RANK="1")
+    assert (job.code, job.out, job.err) == (2, "", "")
+
+
+def test_one_process_needs_no_launcher(subcomm, tmp_path):
+    subcomm(1)
+    job = mpi_jobs.run(0, program(tmp_path, "print(comm.size)"))
+    assert (job.code, job.out, job.err) == (0, "1\n", "")
+    job = mpi_jobs.run(0, program(tmp_path, "raise UserError('no such file')"))
+    assert (job.code, job.out, job.err) == (2, "", "mpicnn: error: no such file\n")
+    job = mpi_jobs.run(0, program(tmp_path, "raise ValueError('odd shape')"))
+    assert job.code == 1
+    assert job.err.startswith("Traceback") and job.err.endswith("ValueError: odd shape\n")
+
+
+def test_reader_of_stdout_may_leave(subcomm, tmp_path):
+    subcomm(1)
+    process = mpi_jobs.start(0, program(tmp_path, "while True: print('line')"))
+    assert process.stdout.readline() == "line\n"
+    process.stdout.close()
+    assert process.wait(SECONDS) == 128 + signal.SIGPIPE
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_other_broken_pipes_are_errors(subcomm, tmp_path):
+    subcomm(1)
+    body = "ends = os.pipe()\nos.close(ends[0])\nos.write(ends[1], b'x')"
+    job = mpi_jobs.run(0, program(tmp_path, body))
+    assert job.code == 1
+    assert "BrokenPipeError" in job.err
+
+
+@pytest.mark.parametrize("environ, size", [
+    ({}, None),
+    ({"PMI_SIZE": "8", "PMI_RANK": "3"}, 8),
+    ({"OMPI_COMM_WORLD_SIZE": "5"}, 5),
+    ({"PMI_SIZE": ""}, None),
+    ({"SLURM_NTASKS": "4"}, None),
+])  # fmt: skip
+def test_launcher_size(environ, size):
+    assert launcher_size(environ) == size
+
+
+def fail_on(rank, failing, kind=UserError):
+    if rank in failing:
+        raise kind(f"file {rank} is missing")
+    return rank
+
+
+def test_agree_returns_each_ranks_own_result(subcomms):
+    assert agree(subcomms, fail_on, subcomms.rank, failing=()) == subcomms.rank
+
+
+def test_agree_raises_the_lowest_failure_on_all(subcomms):
+    last = subcomms.size - 1
+    with pytest.raises(UserError) as caught:
+        agree(subcomms, fail_on, subcomms.rank, {last, last + 1}, DeviceError)
+    mark = f"rank {last}: " if subcomms.size > 1 else ""
+    assert str(caught.value) == f"{mark}file {last} is missing"
+    assert caught.value.code == DeviceError.code
+
+
+def test_agree_names_no_rank_where_all_say_the_same(subcomms):
+    with pytest.raises(UserError, match=r"^file 0 is missing: \u00fc$"):
+        agree(subcomms, refuse, "file 0 is missing: \u00fc")
+
+
+def refuse(text):
+    raise UserError(text)
+
+
+def test_agree_leaves_other_exceptions_alone(comm):
+    # Were it exchanged, the ranks would hang here: nobody else takes part.
+    with pytest.raises(ZeroDivisionError):
+        agree(comm, lambda: 1 // 0)
+
+
+def test_same(subcomms):
+    same(subcomms, "the plan", b"equal")
+    last = subcomms.size - 1
+    if last:
+        with pytest.raises(
+            UserError, match=rf"^the plan differs .* rank 0 and rank\(s\) {last} of"
+        ):
+            same(subcomms, "the plan", b"odd" if subcomms.rank == last else b"equal")
+
+
+@pytest.mark.parametrize("text", ["", "one line", "n\u00e4chste\n" * 10_000, "\udcff.h5"])
+def test_broadcast_text(subcomms, text):
+    assert broadcast_text(subcomms, text if subcomms.rank == 0 else None) == text
+
+
+def test_say_marks_every_line():
+    reader, writer = os.pipe()
+    say(3, "one\ntwo", writer)
+    say(None, "three", writer)
+    os.close(writer)
+    with os.fdopen(reader) as read:
+        assert read.read() == "[rank 3] one\n[rank 3] two\nthree\n"
+
+
+def test_signals_are_noted_and_handlers_put_back():
+    numbers = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    with Signals() as stop:
+        assert stop.requested is None
+        for number in numbers:
+            signal.raise_signal(number)
+            assert stop.requested == number.name
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in numbers] == before
