@@ -1,0 +1,152 @@
+"""What a setting is: a dataclass field that carries its description, bounds and check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import Field, asdict, field, fields
+from math import inf
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+from mpicnn.errors import UserError
+
+
+def option(default: Any, description: str, metavar: str = "", **metadata: Any) -> Any:
+    """Describe one setting: default, what it is (with its unit), placeholder in `--help`.
+
+    `metadata` may hold the bounds `gt`, `ge`, `lt`, `le`; `unset`, what `--help` says in place of
+    an empty or 0 default; `check`, a function that returns the value as it is to be kept or raises
+    ValueError("what was expected"); and `positional`: a required argument without a name.
+    """
+    metadata |= {"description": description, "metavar": metavar}
+    if metadata.get("positional"):
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def shares_text(value: object) -> str:
+    """Return "equal", "measured" or one number per rank, not all 0, as text "2,1,1"."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if text in ("equal", "measured"):
+        return text
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not (any(numbers) and all(0 <= number < inf for number in numbers)):
+        raise ValueError("equal, measured or a number per rank, not all 0, like 2,1,1")
+    return text.replace(" ", "")
+
+
+def extents(example: str) -> Callable[[object], str]:
+    """Return a check for text like `example`: whole numbers above 0 joined by x, or nothing."""
+
+    def check(value: object) -> str:
+        text = str(value)
+        parts = text.split("x")
+        valid = all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts)
+        if text and not (valid and len(parts) == len(example.split("x"))):
+            raise ValueError(f"whole numbers above 0, like {example}")
+        return text
+
+    return check
+
+
+def rising(value: tuple[float, ...]) -> tuple[float, ...]:
+    """Return `value` if every number is above the one before it."""
+    if any(before >= after for before, after in zip(value[:-1], value[1:], strict=True)):
+        raise ValueError("fractions of the run in rising order, like 0.5,0.75")
+    return value
+
+
+class Options:
+    """Read and write settings. A class of settings joins groups, each a dataclass of options.
+
+    `heading` is the group's title in `--help`; `fixed` says that its options may not change when
+    a run is resumed. `purpose` and `reads_file` belong to the whole class: what the command does
+    and whether it takes a TOML file.
+    """
+
+    heading: ClassVar[str]
+    fixed: ClassVar[bool] = False
+    purpose: ClassVar[str]
+    reads_file: ClassVar[bool] = False
+
+    @classmethod
+    def options(cls) -> Iterator[tuple[type[Options], Field[Any]]]:
+        """Yield every option with its group, in the order of `--help`."""
+        for group in cls.__bases__:
+            for each in fields(group):
+                yield group, each
+
+    def to_json(self) -> str:
+        """Return the settings as text for other ranks; floats survive exactly."""
+        return json.dumps(asdict(self))  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the settings that `to_json` wrote, with defaults for what it did not know.
+
+        Raises UserError for settings that this version does not know.
+        """
+        values = json.loads(text)
+        if unknown := values.keys() - {each.name for _, each in cls.options()}:
+            raise UserError(
+                f"settings written by another version of mpicnn: {', '.join(sorted(unknown))} "
+                f"unknown to {version()}; use the version that wrote them"
+            )
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def to_toml(self) -> str:
+        """Return the settings as a commented TOML file that reads back as equal settings."""
+        lines, heading, types = [], "", get_type_hints(type(self))
+        for group, each in self.options():
+            if group.heading != heading:
+                heading = group.heading
+                lines.append(f"\n# {heading}")
+            # JSON's notation is TOML's too, but for DEL, which TOML wants escaped.
+            value = json.dumps(getattr(self, each.name), ensure_ascii=False)
+            setting = f"{kebab(each.name)} = {value}".replace("\x7f", "\\u007f")
+            note = describe(each, types[each.name])
+            if "unset" in each.metadata:
+                note += f"; {json.dumps(each.default)}: {each.metadata['unset']}"
+            lines.append(f"{setting:<30}  # {note}")
+        return "\n".join(lines).lstrip() + "\n"
+
+
+def kebab(name: str) -> str:
+    """Return the name of a setting as users write it."""
+    return name.replace("_", "-")
+
+
+def one_of(values: Sequence[str]) -> str:
+    """Return "a, b or c"."""
+    return f"{', '.join(values[:-1])} or {values[-1]}"
+
+
+def describe(each: Field[Any], hint: Any) -> str:
+    """Return what an option is, and its choices where they are a few."""
+    about = str(each.metadata["description"])
+    return f"{about}: {one_of(get_args(hint))}" if get_origin(hint) is Literal else about
+
+
+def differences(old: Options, new: Options) -> list[str]:
+    """Return one line for each setting that differs and may not when a run is resumed.
+
+    Length, division of the work, machine, evaluation and display may change.
+    """
+    return [
+        f"{kebab(each.name)}: {before} before, {after} now"
+        for group, each in old.options()
+        if group.fixed and (before := getattr(old, each.name)) != (after := getattr(new, each.name))
+    ]
+
+
+def version() -> str:
+    """Return the version of the installed package, "unknown" where it runs uninstalled."""
+    from importlib import metadata  # 20 ms that only the rank that prints it should pay
+
+    try:
+        return metadata.version("mpicnn")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,256 @@
+"""The settings: one description, three ways in (defaults, file, flags), one line for mistakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mpicnn import config
+from mpicnn.config import Environment, PlanSettings, Settings
+from mpicnn.errors import UserError
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> str:
+        (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+        return str(tmp_path / "run.toml")
+
+    return write
+
+
+def train(*argv: str) -> Settings:
+    return config.parse(list(argv), "train", {})
+
+
+def test_defaults_then_file_then_flags(write: Write) -> None:
+    assert train() == Settings()
+    file = write('batch = 64\nrate = 0.5\nbias-rate = 2\nrun_dir = "here"\n')
+    assert train(file, "--rate", "0.25") == Settings(
+        batch=64, rate=0.25, bias_rate=2.0, run_dir="here"
+    )
+    assert train("--rate", "0.25", file) == train(file, "--rate=0.25")
+
+
+def test_every_default_passes_its_own_bounds() -> None:
+    for command in ("train", "plan"):
+        defaults = config.parse([], command, {})
+        for _, each in defaults.options():
+            argv = [f"--{each.name.replace('_', '-')}"]
+            if not isinstance(each.default, bool):
+                value = each.default
+                argv.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+            if argv != ["--resume"]:
+                changed = {each.name: True} if isinstance(each.default, bool) else {}
+                assert config.parse(argv, command, {}) == replace(defaults, **changed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        (["--flip"], "flip", True),
+        (["--flip", "--no-flip"], "flip", False),
+        (["--drops", "0.25,0.5,0.75"], "drops", (0.25, 0.5, 0.75)),
+        (["--drops", "0.25", "--drops", "0.5"], "drops", (0.25, 0.5)),
+        (["--rate", "1e-5"], "rate", 1e-5),
+        (["--batch", "3", "--batch", "4"], "batch", 4),
+        (["--shares", "2, 1.5,1"], "shares", "2,1.5,1"),
+        (["--shares", "2,0"], "shares", "2,0"),
+        (["--shares", "measured"], "shares", "measured"),
+        (["--grid", "2x4"], "grid", "2x4"),
+        (["--model", "null"], "model", "null"),
+        (["--model", "[a"], "model", "[a"),
+        (["--seed", str(2**63 - 1)], "seed", 2**63 - 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_flag(flags: list[str], field: str, value: object) -> None:
+    found = getattr(train(*flags), field)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_shares_may_be_a_list_in_the_file(write: Write) -> None:
+    assert train(write("shares = [2, 1.5, 1]")).shares == "2,1.5,1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--rate nan", ["--rate", "nan", "a number above 0"]),
+        ("--rate inf", ["--rate", "inf", "a number above 0"]),
+        ("--rate 0", ["--rate", "above 0"]),
+        ("--batch 0", ["--batch", "'0'", "whole number of at least 1"]),
+        ("--batch twelve", ["--batch", "twelve", "whole number", "over all ranks"]),
+        ("--batch 1.5", ["--batch", "1.5", "whole number"]),
+        ("--batch", ["--batch", "one argument"]),
+        ("--seed 9223372036854775808", ["--seed", "at most"]),
+        ("--momentum 1", ["--momentum", "below 1"]),
+        ("--precision bf16", ["--precision", "bf16", "float32 or float64"]),
+        ("--drops 0.5,0.25", ["--drops", "rising"]),
+        ("--drops 0.5,1.5", ["--drops", "1.5", "below 1"]),
+        ("--drops [0.5", ["drops"]),
+        ("--shares 0,0", ["--shares", "number per rank, not all 0"]),
+        ("--shares 2,nan", ["--shares", "number per rank, not all 0"]),
+        ("--shares fast", ["--shares", "fast", "equal, measured"]),
+        ("--grid 2x", ["--grid", "2x4"]),
+        ("--grid 2x2x2", ["--grid", "2x4"]),
+        ("--grid 0x2", ["--grid", "2x4"]),
+        ("--bacth 3", ["--bacth", "did you mean --batch", "examples"]),
+        ("--run_dir here", ["--run_dir", "did you mean --run-dir"]),
+        ("--batc 3", ["--batc", "did you mean --batch"]),
+        ("--qqq", ["--qqq", "no such option", "--help"]),
+        ("a.toml b.toml", ["b.toml", "too many"]),
+        ("missing.toml", ["missing.toml", "No such file"]),
+        ("--pad 4", ["pad", "crop"]),
+        ("--schedule steps --drops []", ["steps", "drops"]),
+        ("--resume", ["resume", "run-dir"]),
+    ],
+)
+def test_wrong_flag_is_one_line(flags: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        train(*flags.split(" "))
+    message = str(caught.value)
+    assert caught.value.code == 2
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("bacth = 3", ["bacth", "did you mean batch", "over all ranks"]),
+        ("batch = true", ["batch", "True", "whole number"]),
+        ("rate = false", ["rate", "a number above 0"]),
+        ("rate = nan", ["rate", "nan", "above 0"]),
+        ("batch = 3\nrate == 1", ["line 2"]),
+        ("[training]\nbatch = 3", ["[training]", "not in tables"]),
+        ('run-dir = "a"\nrun_dir = "b"', ["run_dir", "twice"]),
+        ("model = 3", ["model", "3", "text"]),
+        ("drops = 0.5", ["drops", "numbers above 0 and below 1"]),
+        ("drops = [0.5, 0.5]", ["drops", "rising"]),
+        ("shares = [1, -1]", ["shares", "not all 0"]),
+        ("threads = 1979-05-27", ["threads", "whole number"]),
+    ],
+)
+def test_wrong_file_is_one_line_that_names_it(write: Write, text: str, words: list[str]) -> None:
+    file = write(text)
+    with pytest.raises(UserError) as caught:
+        train(file)
+    assert str(caught.value).startswith(file)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_flag_mends_wrong_value_in_file_and_is_blamed_for_its_own(write: Write) -> None:
+    file = write("batch = 0")
+    assert train(file, "--batch", "1").batch == 1
+    with pytest.raises(UserError, match="^--batch '-1'"):
+        train(file, "--batch", "-1")
+
+
+def test_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="UTF-8"):
+        train(str(tmp_path / "run.toml"))
+    with pytest.raises(UserError, match="UTF-8"):
+        train("--run-dir", "\udcff")
+
+
+AWKWARD = Settings(
+    model='a"b\\c\n\t\x7fé.py', run_dir="runs/ü 1", rate=0.1 + 0.2, decay=5e-324, warmup=1e16,
+    drops=(0.1, 1 / 3), seed=2**63 - 1, flip=True, crop=24, pad=4, shares="2,1", resume=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [Settings(), AWKWARD], ids=["defaults", "awkward"])
+def test_settings_survive_toml_and_json(write: Write, settings: Settings) -> None:
+    assert train(write(settings.to_toml())) == settings
+    assert Settings.from_json(settings.to_json()) == settings
+    names = [each.name.replace("_", "-") for _, each in Settings.options()]
+    assert list(tomllib.loads(settings.to_toml())) == names
+
+
+def test_differences_name_only_what_may_not_change() -> None:
+    old = Settings()
+    free = replace(
+        old, plan="owt", shares="2,1", threads=3, device="gpu", epochs=99.0, log_every=1,
+        resume=True, run_dir="runs/x", scheme="b", eval_batch=7,
+    )  # fmt: skip
+    assert config.differences(old, free) == []
+    for name, value in {
+        "model": "other", "data": "d.h5", "batch": 3, "seed": 2, "rate": 0.5, "flip": True,
+        "precision": "float64", "reference_batch": 9, "drops": (0.1,),
+    }.items():  # fmt: skip
+        (line,) = config.differences(old, replace(old, **{name: value}))
+        assert line.startswith(f"{name.replace('_', '-')}: {getattr(old, name)} before, {value}")
+
+
+def test_settings_of_another_version_are_refused_by_name() -> None:
+    assert Settings.from_json('{"batch": 3}') == Settings(batch=3)
+    with pytest.raises(UserError, match="colour"):
+        Settings.from_json('{"batch": 3, "colour": 1}')
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_help_shows_every_option_and_fits(columns: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        config.parse(["--help"], "train", {"COLUMNS": str(columns)})
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= columns
+    for group, each in Settings.options():
+        assert f"\n{group.heading}:\n" in text
+        assert f"\n  --{each.name.replace('_', '-')}" in text
+
+
+def test_version_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train("--version")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("mpicnn ")
+
+
+def test_predict_takes_names_of_images_as_they_are() -> None:
+    found = config.parse(["runs/a", "x,y.png", "[z.png", "--top", "2"], "predict", {})
+    assert (found.checkpoint, found.images, found.top) == ("runs/a", ("x,y.png", "[z.png"), 2)
+    with pytest.raises(UserError, match="IMAGE"):
+        config.parse(["runs/a"], "predict", {})
+
+
+def test_evaluate_needs_a_run() -> None:
+    assert config.parse(["runs/a", "--data", "d.h5"], "evaluate", {}).data == "d.h5"
+    with pytest.raises(UserError, match="RUN"):
+        config.parse([], "evaluate", {})
+
+
+def test_plan_reads_the_file_of_a_training_run(write: Write) -> None:
+    file = write('batch = 64\nrate = 0.5\nplan = "owt"\n')
+    found = config.parse([file, "--input", "3x24x24", "--ranks", "5"], "plan", {})
+    assert found == PlanSettings(batch=64, plan="owt", input="3x24x24", ranks=5)
+    with pytest.raises(UserError, match="did you mean batch"):
+        config.parse([write("bacth = 3")], "plan", {})
+
+
+def test_other_ranks_do_not_import_pydantic() -> None:
+    code = (
+        "import sys; from mpicnn.config import Settings; Settings.from_json(Settings().to_json());"
+        "sys.exit(any(name.startswith('pydantic') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_environment_is_read_from_the_mapping() -> None:
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "2", "SLURM_JOB_END_TIME": "1700000000"}
+    found = Environment.read(slurm)
+    assert (found.job, found.restarts, found.end) == ("17", 2, 1.7e9)
+    nothing = Environment.read({"SLURM_RESTART_COUNT": ""})
+    assert (nothing.job, nothing.restarts, nothing.end) == ("", 0, None)
