@@ -1,0 +1,73 @@
+// Operations per channel on arrays seen as (n, channels, inner).
+
+#include "common.h"
+
+// Sums in double, over `lanes` interleaved partial sums: a single one would wait for itself.
+template <class T, class F> double sum(i64 n, F &&value) {
+  constexpr i64 lanes = 16;
+  double partial[lanes] = {};
+  i64 i = 0;
+  for (; i + lanes <= n; i += lanes)
+    for (i64 lane = 0; lane < lanes; ++lane) partial[lane] += double(value(i + lane));
+  double total = 0;
+  for (i64 lane = 0; lane < lanes; ++lane) total += partial[lane];
+  for (; i < n; ++i) total += double(value(i));
+  return total;
+}
+
+// Rank 2, where a channel's values lie apart: whole rows are added, a block of channels to a task.
+template <class T, class F> void column_sums(i64 n, i64 channels, F &&value, T *sums) {
+  constexpr i64 width = 64;
+  parallel_for<char>(ceil_div(channels, width), 0, [&](i64 task, char *) {
+    const i64 begin = task * width, end = std::min(channels, begin + width);
+    double partial[width] = {};
+    for (i64 i = 0; i < n; ++i)
+      for (i64 c = begin; c < end; ++c) partial[c - begin] += double(value(i * channels + c));
+    for (i64 c = begin; c < end; ++c) sums[c] = T(partial[c - begin]);
+  });
+}
+
+template <class T, class F> void channel_sums(i64 n, i64 channels, i64 inner, F &&value, T *sums) {
+  if (inner == 1) return column_sums(n, channels, value, sums);
+  parallel_for<char>(channels, 0, [&](i64 c, char *) {
+    double total = 0;
+    for (i64 i = 0; i < n; ++i) {
+      const i64 at = (i * channels + c) * inner;
+      total += sum<T>(inner, [&](i64 p) { return value(at + p); });
+    }
+    sums[c] = T(total);
+  });
+}
+
+template <class T> static void bind(nb::module_ &m) {
+  m.def("channel_sums", [](In<T> a, Out<T> sums) {
+    const T *from = a.data();
+    nb::gil_scoped_release unlocked;
+    channel_sums<T>(a.shape(0), a.shape(1), a.shape(2), [=](i64 i) { return from[i]; },
+                    sums.data());
+  });
+  m.def("channel_sums", [](In<T> a, In<T> b, Out<T> sums) {
+    const T *left = a.data(), *right = b.data();
+    nb::gil_scoped_release unlocked;
+    channel_sums<T>(a.shape(0), a.shape(1), a.shape(2),
+                    [=](i64 i) { return double(left[i]) * double(right[i]); }, sums.data());
+  });
+  m.def("scale_shift", [](In<T> x, In<T> scale, In<T> shift, Out<T> y) {
+    const i64 channels = x.shape(1), inner = x.shape(2);
+    nb::gil_scoped_release unlocked;
+    parallel_for<char>(i64(x.shape(0)), 0, [&](i64 i, char *) {
+      for (i64 c = 0; c < channels; ++c) {
+        const i64 at = (i * channels + c) * inner;
+        const T factor = scale.data()[c], offset = shift.data()[c];
+        const T *from = x.data() + at;
+        T *to = y.data() + at;
+        for (i64 p = 0; p < inner; ++p) to[p] = from[p] * factor + offset;
+      }
+    });
+  });
+}
+
+void bind_channel(nb::module_ &m) {
+  bind<float>(m);
+  bind<double>(m);
+}

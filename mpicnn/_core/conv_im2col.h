@@ -1,0 +1,163 @@
+// Convolution as matrix products of blocks of columns: any shape, stride, dilation and group.
+//
+// Row-major, per example and group: y (o, pixels) = w (o, depth) col (depth, pixels). The columns
+// are made a block at a time, so that they are still in a cache when the product reads them.
+#pragma once
+
+#include "conv_shape.h"
+#include "gemm.h"
+
+#include <vector>
+
+namespace im2col_method {
+
+// Bytes of columns made at a time.
+constexpr i64 block_bytes = 1 << 20;
+
+// How the output pixels are cut: some lines of one example, or, where images are so small that the
+// product would spend its time on packing w, several whole examples side by side.
+struct Blocks {
+  i64 examples, lines;
+  template <class T> static Blocks of(const ConvShape &s, i64 depth, T) {
+    const i64 columns = std::max<i64>(block_bytes / i64(sizeof(T)) / depth, 64);
+    const i64 examples = std::clamp<i64>(columns / s.pixels(), 1, s.n);
+    return {examples, std::clamp<i64>(columns / s.ow(), 1, s.oh())};
+  }
+};
+
+template <class T>
+void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
+  const i64 depth = s.depth(), og = s.o_group(), pixels = s.pixels(), ow = s.ow();
+  const Blocks block = Blocks::of(s, depth, T());
+  const i64 cuts = ceil_div(s.oh(), block.lines), blocks = ceil_div(s.n, block.examples) * cuts;
+  const i64 columns = block.examples > 1 ? block.examples * pixels : block.lines * ow;
+  const bool packed = block.examples > 1;
+  const bool direct = s.pointwise() && !packed;
+  const i64 col_size = direct ? 0 : depth * columns;
+  const i64 band_size = direct ? 0 : block.examples * Band{s, s.c_group(), 0, block.lines}.size();
+
+  const i64 scratch = band_size + col_size + (packed ? og * columns : 0) + Band::overrun;
+  parallel_for<T>(blocks * s.groups, scratch, [&](i64 task, T *bands) {
+    const i64 g = task % s.groups, cut = task / s.groups % cuts;
+    const i64 first = task / s.groups / cuts * block.examples;
+    const i64 examples = std::min(block.examples, s.n - first);
+    const i64 begin = cut * block.lines, lines = std::min(block.lines, s.oh() - begin);
+    const i64 width = lines * ow, n = examples * width;
+    const T *w_g = w + g * og * depth;
+    const T *x_g = x + (first * s.c + g * s.c_group()) * s.h * s.w;
+    T *y_g = y + (first * s.o + g * og) * pixels + begin * ow;
+    T *col = bands + band_size;
+    T *to = packed ? col + col_size : y_g;
+    const i64 ldc = packed ? n : pixels;
+
+    if (direct) {
+      gemm<T>(Op::keep, Op::keep, og, n, depth, w_g, depth, x_g + begin * ow, pixels, 0, to, ldc);
+    } else {
+      const Band band{s, s.c_group(), begin, lines};
+      for (i64 e = 0; e < examples; ++e)
+        band.pad(x_g + e * s.c * s.h * s.w, bands + e * band.size());
+      band.im2col(examples, bands, col);
+      gemm<T>(Op::keep, Op::keep, og, n, depth, w_g, depth, col, n, 0, to, ldc);
+    }
+    if (!packed && !b) return;
+    for (i64 e = 0; e < examples; ++e)
+      for (i64 o = 0; o < og; ++o) {
+        const T bias = b ? b[g * og + o] : T(0);
+        const T *source = to + o * ldc + e * width;
+        T *target = y_g + (e * s.o + o) * pixels;
+        for (i64 p = 0; p < width; ++p) target[p] = source[p] + bias;
+      }
+  });
+}
+
+template <class T> void input_gradient(const ConvShape &s, const T *dy, const T *w, T *dx) {
+  const i64 depth = s.depth(), og = s.o_group(), cg = s.c_group(), pixels = s.pixels(), ow = s.ow();
+  // Channels of dx are independent of each other: blocks of them are tasks of their own.
+  const i64 channels = std::clamp<i64>(512 / s.taps(), 1, cg);
+  const Blocks block = Blocks::of(s, channels * s.taps(), T());
+  const bool packed = block.examples > 1;
+  const i64 columns = packed ? block.examples * pixels : block.lines * ow;
+  const i64 col_size = channels * s.taps() * columns, cuts = ceil_div(cg, channels);
+  const i64 band_size = block.examples * Band{s, channels, 0, s.oh()}.size();
+
+  const i64 tasks = ceil_div(s.n, block.examples) * s.groups * cuts;
+  const i64 scratch = band_size + col_size + (packed ? og * columns : 0);
+  parallel_for<T>(tasks, scratch, [&](i64 task, T *bands) {
+    const i64 c = task % cuts * channels, g = task / cuts % s.groups;
+    const i64 first = task / cuts / s.groups * block.examples;
+    const i64 examples = std::min(block.examples, s.n - first), count = std::min(channels, cg - c);
+    const T *w_c = w + g * og * depth + c * s.taps();
+    const T *dy_g = dy + (first * s.o + g * og) * pixels;
+    T *dx_c = dx + (first * s.c + g * cg + c) * s.h * s.w;
+    T *col = bands + band_size, *pack = col + col_size;
+
+    if (s.pointwise() && !packed) {
+      gemm<T>(Op::transpose, Op::keep, count, pixels, og, w_c, depth, dy_g, pixels, 0, dx_c, pixels);
+      return;
+    }
+    if (packed)
+      for (i64 o = 0; o < og; ++o)
+        for (i64 e = 0; e < examples; ++e)
+          std::copy_n(dy_g + (e * s.o + o) * pixels, pixels, pack + (o * examples + e) * pixels);
+    const Band image{s, count, 0, s.oh()};
+    std::fill_n(bands, examples * image.size(), T(0));
+    for (i64 begin = 0; begin < s.oh(); begin += block.lines) {
+      const i64 lines = std::min(block.lines, s.oh() - begin), n = examples * lines * ow;
+      gemm<T>(Op::transpose, Op::keep, count * s.taps(), n, og, w_c, depth,
+              packed ? pack : dy_g + begin * ow, packed ? n : pixels, 0, col, n);
+      image.col2im(examples, begin, lines, col, bands);
+    }
+    for (i64 e = 0; e < examples; ++e)
+      image.crop(bands + e * image.size(), dx_c + e * s.c * s.h * s.w);
+  });
+}
+
+template <class T> void weight_gradient(const ConvShape &s, const T *x, const T *dy, T *dw) {
+  const i64 depth = s.depth(), og = s.o_group(), cg = s.c_group(), pixels = s.pixels(), ow = s.ow();
+  // Tasks own blocks of dw's columns. Where dw is too small for that to feed the threads, the
+  // examples are shared out as well, over partial sums that are added in order. The number of
+  // tasks does not follow the number of threads: neither do the bits of the sum.
+  constexpr i64 tasks_wanted = 16;
+  const i64 fair = ceil_div(cg * s.groups, tasks_wanted);
+  const i64 channels = std::clamp<i64>(std::max(fair, 256 / s.taps()), 1, cg);
+  const i64 cuts = ceil_div(cg, channels), lines = Blocks::of(s, channels * s.taps(), T()).lines;
+  const i64 shares = std::clamp<i64>(tasks_wanted / (cuts * s.groups), 1, s.n);
+  const i64 size = s.o * depth;
+  std::vector<T> partial(size_t(shares > 1 ? shares * size : 0));
+
+  const i64 band_size = s.pointwise() ? 0 : Band{s, channels, 0, lines}.size();
+  const i64 col_size = s.pointwise() ? 0 : channels * s.taps() * lines * ow;
+  parallel_for<T>(cuts * s.groups * shares, band_size + col_size + Band::overrun, [&](i64 task, T *bands) {
+    const i64 c = task % cuts * channels, g = task / cuts % s.groups, share = task / cuts / s.groups;
+    const i64 count = std::min(channels, cg - c);
+    T *dw_c = (shares > 1 ? partial.data() + share * size : dw) + g * og * depth + c * s.taps();
+    T beta = 0;
+    for (i64 i = s.n * share / shares; i < s.n * (share + 1) / shares; ++i) {
+      const T *x_c = x + (i * s.c + g * cg + c) * s.h * s.w;
+      const T *dy_g = dy + (i * s.o + g * og) * pixels;
+      for (i64 begin = 0; begin < s.oh(); begin += lines, beta = 1) {
+        const Band band{s, count, begin, std::min(lines, s.oh() - begin)};
+        const i64 n = band.lines * ow;
+        const T *from = x_c + begin * ow;
+        if (!s.pointwise()) {
+          T *col = bands + band_size;
+          band.pad(x_c, bands);
+          band.im2col(1, bands, col);
+          from = col;
+        }
+        gemm<T>(Op::keep, Op::transpose, og, count * s.taps(), n, dy_g + begin * ow, pixels, from,
+                s.pointwise() ? pixels : n, beta, dw_c, depth);
+      }
+    }
+  });
+  if (shares > 1)
+    parallel_ranges(size, [&](i64 begin, i64 end) {
+      for (i64 i = begin; i < end; ++i) {
+        T sum = 0;
+        for (i64 share = 0; share < shares; ++share) sum += partial[size_t(share * size + i)];
+        dw[i] = sum;
+      }
+    });
+}
+
+}  // namespace im2col_method

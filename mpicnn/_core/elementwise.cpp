@@ -1,0 +1,71 @@
+// Operations that treat every element by itself, and the loss, which treats every row by itself.
+
+#include "common.h"
+
+#include <cmath>
+
+template <class T> void softmax_xent(i64 classes, const T *logits, i64 label, T *loss, T *d) {
+  const T top = *std::max_element(logits, logits + classes);
+  T total = 0;
+  for (i64 j = 0; j < classes; ++j) total += d[j] = std::exp(logits[j] - top);
+  *loss = std::log(total) - (logits[label] - top);
+  for (i64 j = 0; j < classes; ++j) d[j] /= total;
+  d[label] -= 1;
+}
+
+template <class T> static void bind(nb::module_ &m) {
+  m.def("relu", [](In<T> x, Out<T> y) {
+    const T *from = x.data();
+    T *to = y.data();
+    nb::gil_scoped_release unlocked;
+    parallel_ranges(i64(x.size()), [=](i64 begin, i64 end) {
+      // Written so that NaN stays NaN.
+      for (i64 i = begin; i < end; ++i) to[i] = from[i] < 0 ? T(0) : from[i];
+    });
+  });
+  m.def("relu_dx", [](In<T> dy, In<T> y, Out<T> dx) {
+    const T *gradient = dy.data(), *value = y.data();
+    T *to = dx.data();
+    nb::gil_scoped_release unlocked;
+    parallel_ranges(i64(y.size()), [=](i64 begin, i64 end) {
+      for (i64 i = begin; i < end; ++i) {
+        const T passed = gradient[i];  // read in any case: a conditional load does not vectorise
+        to[i] = value[i] > 0 ? passed : T(0);
+      }
+    });
+  });
+  m.def("mul", [](In<T> x, In<T> mask, Out<T> y) {
+    const T *a = x.data(), *b = mask.data();
+    T *to = y.data();
+    nb::gil_scoped_release unlocked;
+    parallel_ranges(i64(x.size()), [=](i64 begin, i64 end) {
+      for (i64 i = begin; i < end; ++i) to[i] = a[i] * b[i];
+    });
+  });
+  m.def("sgd", [](Out<T> w, Out<T> v, In<T> g, T rate, T momentum, T decay) {
+    T *weight = w.data(), *speed = v.data();
+    const T *gradient = g.data();
+    nb::gil_scoped_release unlocked;
+    parallel_ranges(i64(w.size()), [=](i64 begin, i64 end) {
+      for (i64 i = begin; i < end; ++i) {
+        speed[i] = momentum * speed[i] - rate * (gradient[i] + decay * weight[i]);
+        weight[i] += speed[i];
+      }
+    });
+  });
+  m.def("softmax_xent", [](In<T> logits, In<i64> labels, Out<T> losses, Out<T> dlogits) {
+    const i64 n = logits.shape(0), classes = logits.shape(1);
+    nb::gil_scoped_release unlocked;
+    constexpr i64 rows = 16;
+    parallel_for<char>(ceil_div(n, rows), 0, [&](i64 task, char *) {
+      for (i64 i = task * rows; i < std::min(n, (task + 1) * rows); ++i)
+        softmax_xent(classes, logits.data() + i * classes, labels.data()[i], losses.data() + i,
+                     dlogits.data() + i * classes);
+    });
+  });
+}
+
+void bind_elementwise(nb::module_ &m) {
+  bind<float>(m);
+  bind<double>(m);
+}

@@ -1,0 +1,49 @@
+// Fully connected layers: matrix products cut into tasks, and the address of the product itself.
+
+#include "gemm.h"
+
+#include <nanobind/stl/optional.h>
+
+// c (m, n) = op(a) (m, k) op(b) (k, n), a block of c to a task. Cuts follow the shape alone, and
+// the contraction is never cut: the bits do not depend on the number of threads.
+template <class T>
+void product(Op op_a, Op op_b, i64 m, i64 n, i64 k, const T *a, i64 lda, const T *b, i64 ldb, T *c) {
+  constexpr i64 side = 256;
+  const i64 across = ceil_div(n, side);
+  parallel_for<char>(ceil_div(m, side) * across, 0, [&](i64 task, char *) {
+    const i64 i = task / across * side, j = task % across * side;
+    gemm<T>(op_a, op_b, std::min(side, m - i), std::min(side, n - j), k,
+            a + i * (op_a == Op::keep ? lda : 1), lda, b + j * (op_b == Op::keep ? 1 : ldb), ldb, 0,
+            c + i * n + j, n);
+  });
+}
+
+template <class T> static void bind(nb::module_ &m) {
+  m.def("linear", [](In<T> x, In<T> w, std::optional<In<T>> b, Out<T> y) {
+    const i64 n = x.shape(0), c = x.shape(1), o = w.shape(0);
+    nb::gil_scoped_release unlocked;
+    product<T>(Op::keep, Op::transpose, n, o, c, x.data(), c, w.data(), c, y.data());
+    if (!b) return;
+    for (i64 i = 0; i < n; ++i)
+      for (i64 j = 0; j < o; ++j) y.data()[i * o + j] += b->data()[j];
+  }, nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
+  m.def("linear_dx", [](In<T> dy, In<T> w, Out<T> dx) {
+    const i64 n = dy.shape(0), o = dy.shape(1), c = w.shape(1);
+    nb::gil_scoped_release unlocked;
+    product<T>(Op::keep, Op::keep, n, c, o, dy.data(), o, w.data(), c, dx.data());
+  });
+  m.def("linear_dw", [](In<T> x, In<T> dy, Out<T> dw) {
+    const i64 n = x.shape(0), c = x.shape(1), o = dy.shape(1);
+    nb::gil_scoped_release unlocked;
+    product<T>(Op::transpose, Op::keep, o, c, n, dy.data(), o, x.data(), c, dw.data());
+  });
+}
+
+void bind_linear(nb::module_ &m) {
+  m.def("use_blas", [](std::uintptr_t sgemm, std::uintptr_t dgemm) {
+    gemm_address<float> = reinterpret_cast<Gemm<float>>(sgemm);
+    gemm_address<double> = reinterpret_cast<Gemm<double>>(dgemm);
+  });
+  bind<float>(m);
+  bind<double>(m);
+}

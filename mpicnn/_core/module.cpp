@@ -1,0 +1,33 @@
+// The module: functions that write into arrays allocated and checked by mpicnn/ops/native.py.
+
+#include "common.h"
+
+NB_MODULE(MPICNN_MODULE, m) {
+  // Raised with every change of a signature: a source tree may meet a module built from another.
+  m.attr("ABI") = 1;
+
+  m.def("set_threads", [](int n) { thread_count = n; });
+  m.def("threads", [] { return int(thread_count); });
+#ifdef _OPENMP
+  m.attr("OPENMP") = true;
+#else
+  m.attr("OPENMP") = false;
+#endif
+  // Whether this CPU runs the variant _mpicnn_core_v3.
+  m.def("has_x86_64_v3", [] {
+#if defined(__x86_64__)
+    return bool(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"));
+#else
+    return false;
+#endif
+  });
+
+  bind_conv(m);
+  bind_linear(m);
+  bind_pool(m);
+  bind_lrn(m);
+  bind_channel(m);
+  bind_elementwise(m);
+  bind_dropout(m);
+}

@@ -1,0 +1,79 @@
+"""Check what is handed to compiled kernels, which see bare memory: every ValueError names its
+argument."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Pair = tuple[int, int]
+Shape4 = tuple[int, int, int, int]
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def array(
+    name: str,
+    value: Array,
+    *,
+    like: Array | None = None,
+    ndim: int | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Array:
+    """Return `value` in C order, copied only where it is not already.
+
+    Raises ValueError unless it is an array of float32 or float64 (of the dtype of `like`), with
+    `ndim` axes, of this `shape`.
+    """
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"{name} must be a NumPy array, not {type(value).__name__}")
+    if like is None and value.dtype not in FLOATS:
+        raise ValueError(f"{name} must be float32 or float64, not {value.dtype}")
+    if like is not None and value.dtype != like.dtype:
+        raise ValueError(f"{name} must be {like.dtype}, not {value.dtype}")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes, not shape {value.shape}")
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, not {value.shape}")
+    if value.flags.c_contiguous and value.flags.aligned:
+        return value
+    return np.array(value, order="C")
+
+
+def channels_array(name: str, value: Array) -> Array:
+    """Return `value` (n, c, …) in C order as (n, c, inner); see `array` for what is raised."""
+    value = array(name, value)
+    if value.ndim < 2:
+        raise ValueError(f"{name} must have at least 2 axes, not shape {value.shape}")
+    return value.reshape(*value.shape[:2], math.prod(value.shape[2:]))
+
+
+def integers(
+    name: str, value: NDArray[np.integer[Any]], dtype: type[np.integer[Any]], shape: tuple[int, ...]
+) -> Array:
+    """Return an integer array of this shape in C order as `dtype`; raises ValueError otherwise."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be an array of integers")
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, not {value.shape}")
+    return np.require(value, dtype, ["C", "A"])
+
+
+def pair(name: str, value: Pair, least: int) -> Pair:
+    """Return two integers of at least `least`; raises ValueError otherwise."""
+    first, second = (int(number) for number in value)
+    if min(first, second) < least:
+        raise ValueError(f"{name} must be two integers of at least {least}, not {value}")
+    return first, second
+
+
+def shape4(name: str, value: Shape4) -> Shape4:
+    """Return a shape of four axes; raises ValueError for another number or a negative length."""
+    if len(value) != 4 or min(value) < 0:
+        raise ValueError(f"{name} must be four lengths, not {value}")
+    a, b, c, d = (int(number) for number in value)
+    return a, b, c, d

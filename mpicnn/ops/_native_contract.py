@@ -1,0 +1,149 @@
+"""Check arguments and allocate results for the compiled convolution and fully connected kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpicnn.ops._native_check import Array, Pair, Shape4, array, pair, shape4
+from mpicnn.ops._native_core import core
+from mpicnn.ops.window import conv_size
+
+
+def conv2d(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int = 1,
+) -> Array:
+    """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,).
+
+    `padding` zeros lie on either side of each spatial axis. The result has x's dtype.
+    """
+    x = array("x", x, ndim=4)
+    w = array("w", w, like=x, ndim=4)
+    b = b if b is None else array("b", b, like=x, shape=w.shape[:1])
+    y_shape, geometry = _geometry("x", x.shape, w.shape, stride, padding, dilation, groups)
+    y = np.empty(y_shape, x.dtype)
+    if geometry is None:
+        y[...] = 0 if b is None else b[:, None, None]
+    else:
+        core.conv2d(geometry, x, w, b, y)
+    return y
+
+
+def conv2d_dx(
+    dy: Array,
+    w: Array,
+    x_shape: Shape4,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int = 1,
+) -> Array:
+    """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
+    w = array("w", w, ndim=4)
+    y_shape, geometry = _geometry("x_shape", x_shape, w.shape, stride, padding, dilation, groups)
+    dy = array("dy", dy, like=w, shape=y_shape)
+    if geometry is None:
+        return np.zeros(x_shape, dy.dtype)
+    dx = np.empty(x_shape, dy.dtype)
+    core.conv2d_dx(geometry, dy, w, dx)
+    return dx
+
+
+def conv2d_dw(
+    x: Array,
+    dy: Array,
+    w_shape: Shape4,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int = 1,
+) -> Array:
+    """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
+    x = array("x", x, ndim=4)
+    y_shape, geometry = _geometry("w_shape", x.shape, w_shape, stride, padding, dilation, groups)
+    dy = array("dy", dy, like=x, shape=y_shape)
+    if geometry is None:
+        return np.zeros(w_shape, x.dtype)
+    dw = np.empty(w_shape, x.dtype)
+    core.conv2d_dw(geometry, x, dy, dw)
+    return dw
+
+
+def linear(x: Array, w: Array, b: Array | None) -> Array:
+    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
+    x = array("x", x, ndim=2)
+    w = array("w", w, like=x, ndim=2)
+    w = array("w", w, shape=(w.shape[0], x.shape[1]))
+    b = b if b is None else array("b", b, like=x, shape=w.shape[:1])
+    y = np.empty((x.shape[0], w.shape[0]), x.dtype)
+    if x.size == 0 or w.size == 0:
+        y[...] = 0 if b is None else b
+    else:
+        core.linear(x, w, b, y)
+    return y
+
+
+def linear_dx(dy: Array, w: Array) -> Array:
+    """Return the gradient of `linear` by x, given dy (n, o)."""
+    dy = array("dy", dy, ndim=2)
+    w = array("w", w, like=dy, ndim=2)
+    w = array("w", w, shape=(dy.shape[1], w.shape[1]))
+    if dy.size == 0 or w.size == 0:
+        return np.zeros((dy.shape[0], w.shape[1]), dy.dtype)
+    dx = np.empty((dy.shape[0], w.shape[1]), dy.dtype)
+    core.linear_dx(dy, w, dx)
+    return dx
+
+
+def linear_dw(x: Array, dy: Array) -> Array:
+    """Return the gradient of `linear` by w, given dy (n, o)."""
+    x = array("x", x, ndim=2)
+    dy = array("dy", dy, like=x, ndim=2)
+    dy = array("dy", dy, shape=(x.shape[0], dy.shape[1]))
+    if dy.size == 0 or x.size == 0:
+        return np.zeros((dy.shape[1], x.shape[1]), x.dtype)
+    dw = np.empty((dy.shape[1], x.shape[1]), x.dtype)
+    core.linear_dw(x, dy, dw)
+    return dw
+
+
+def _geometry(
+    name: str,
+    x_shape: Shape4,
+    w_shape: Shape4,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> tuple[Shape4, Any]:
+    """Return y's shape and the core's description, or None in its place where nothing is to be
+    multiplied.
+
+    `name` is the argument that is blamed where shapes do not fit.
+    """
+    n, c, *image = shape4(name, x_shape)
+    o, c_group, *kernel = shape4("w_shape" if name == "w_shape" else "w", w_shape)
+    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
+    dilation = pair("dilation", dilation, 1)
+    if groups < 1 or o % groups or c_group * groups != c:
+        raise ValueError(
+            f"groups={groups} does not fit x of shape {tuple(x_shape)} and w of {tuple(w_shape)}"
+        )
+    if min(kernel) < 1:
+        raise ValueError(f"the kernel of w must not be empty: shape {tuple(w_shape)}")
+    oh, ow = (
+        conv_size(*axis) for axis in zip(image, kernel, stride, padding, dilation, strict=True)
+    )
+    if min(oh, ow) < 0:
+        raise ValueError(f"{name}: the kernel {tuple(kernel)} exceeds the padded image {image}")
+    y_shape = n, o, oh, ow
+    if 0 in (*x_shape, *w_shape, *y_shape):
+        return y_shape, None
+    return y_shape, core.ConvShape(x_shape, w_shape, stride, padding, dilation, groups)
