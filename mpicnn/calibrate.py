@@ -100,12 +100,11 @@ def measure(mesh: Mesh, ops: ModuleType, model: Model, dtype: DTypeLike, batch: 
         mesh.collect(np.zeros(1))
         mine.append(_time(ops, layer, shape, dtype, batch))
     table = mesh.collect(np.array(mine))
-    names = mesh.collect(np.frombuffer(ops.NAME.encode().ljust(16), np.uint8))
     return Calibration(
         model.name,
         tuple(model.input_shape),
         np.dtype(dtype).name,
-        tuple(bytes(row).decode().strip() for row in names),
+        tuple(mesh.texts(ops.NAME)),
         tuple(name for name, _, _ in convolutions),
         tuple(tuple(float(t) for t in row) for row in table),
     )
@@ -152,9 +151,21 @@ def check_fits(
             )
 
 
-def save(found: Calibration, path: Path) -> None:
+def kept(file: str) -> str:
+    """Return the text of a calibration file, "" where there is none yet.
+
+    Raises UserError where it cannot be read.
+    """
+    path = Path(file)
+    try:
+        return path.read_text() if file and path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"calibration {file}: cannot be read: {error}") from None
+
+
+def save(found: Calibration, file: str) -> None:
     """Write the calibration; raises UserError where that is not possible."""
     try:
-        path.write_text(found.to_json())
+        Path(file).write_text(found.to_json())
     except OSError as error:
-        raise UserError(f"calibration {path}: cannot be written: {error.strerror}") from None
+        raise UserError(f"calibration {file}: cannot be written: {error.strerror}") from None

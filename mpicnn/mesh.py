@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from mpicnn.polling import wait
+
 Array = NDArray[Any]
-
-_TESTS = 20
-_YIELDS = 300
-_NAP = 200e-6
-
-
-def wait(request: MPI.Request) -> None:
-    """Wait for an MPI request, giving the core away while nothing arrives.
-
-    A blocking MPI call spins, which starves the other ranks of an oversubscribed host, and keeps
-    Python from running signal handlers. A few immediate tests catch what is there already, the
-    yields a short wait, the naps (s) a wait for a rank that still computes.
-    """
-    for _ in range(_TESTS):
-        if request.Test():
-            return
-    for _ in range(_YIELDS):
-        if request.Test():
-            return
-        os.sched_yield()
-    while not request.Test():
-        time.sleep(_NAP)
 
 
 class Pending:
@@ -71,7 +49,7 @@ class Group:
     that MPI is really given.
     """
 
-    def __init__(self, comm: MPI.Comm) -> None:
+    def __init__(self, comm: MPI.Intracomm) -> None:
         self.comm = comm
         self.size: int = comm.Get_size()
         self.rank: int = comm.Get_rank()
@@ -83,7 +61,7 @@ class Group:
         self._count(counts[self.rank] * (self.size - 1), send)
         owner = _only(counts)
         if owner is None:
-            return self.comm.Iallgatherv(send, [recv, counts, _starts(counts)])
+            return self.comm.Iallgatherv(send, [recv, (counts, _starts(counts))])
         if owner == self.rank:
             recv[:] = send
         return self.comm.Ibcast(recv, root=owner)
@@ -94,7 +72,7 @@ class Group:
         """Send block r of `send` to rank r and receive the blocks meant for this rank."""
         self._count(sum(outgoing) - outgoing[self.rank], send)
         return self.comm.Ialltoallv(
-            [send, outgoing, _starts(outgoing)], [recv, incoming, _starts(incoming)]
+            [send, (outgoing, _starts(outgoing))], [recv, (incoming, _starts(incoming))]
         )
 
     def allreduce(self, buffer: Array) -> MPI.Request:
@@ -134,7 +112,7 @@ class Mesh:
     Raises ValueError where the grid does not have as many places as there are ranks.
     """
 
-    def __init__(self, comm: MPI.Comm, grid: Sequence[int] | None = None) -> None:
+    def __init__(self, comm: MPI.Intracomm, grid: Sequence[int] | None = None) -> None:
         self.world = Group(comm)
         self.grid: tuple[int, ...] = tuple(grid) if grid else (self.world.size,)
         if np.prod(self.grid) != self.world.size:
@@ -148,7 +126,7 @@ class Mesh:
         others = [c for a, c in enumerate(self.coords) if a != axis]
         lengths = [n for a, n in enumerate(self.grid) if a != axis]
         color = int(np.ravel_multi_index(others, lengths))
-        return Group(self.world.comm.Split(color, self.coords[axis]))
+        return Group(cast(MPI.Intracomm, self.world.comm.Split(color, self.coords[axis])))
 
     def group(self, axes: Sequence[int]) -> Group:
         """Return the group of ranks that differ in the given axes: one axis, or all."""
@@ -165,10 +143,31 @@ class Mesh:
 
     def collect(self, values: Array) -> Array:
         """Return every rank's small array, stacked in rank order, on all ranks."""
-        mine = np.ascontiguousarray(values)
+        mine = np.array(values, order="C")
         table = np.empty((self.world.size, *mine.shape), mine.dtype)
         wait(self.world.comm.Iallgather(mine, table))
         return table
+
+    def texts(self, text: str) -> list[str]:
+        """Return every rank's text, in rank order, on all ranks. Collective."""
+        data = np.frombuffer(text.encode(), np.uint8)
+        longest = int(self.collect(np.array(data.size)).max())
+        table = self.collect(np.pad(data, (0, longest - data.size)))
+        return [bytes(row).rstrip(b"\0").decode() for row in table]
+
+    @property
+    def library(self) -> str:
+        """Return the MPI library's name and version in a few words."""
+        first = MPI.Get_library_version().splitlines()[0].strip(" \0")
+        return " ".join(first.replace("Version:", "").replace(",", " ").split()[:4])
+
+    @property
+    def ranks_on_host(self) -> int:
+        """Return how many ranks share this rank's host. Collective."""
+        host = self.world.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        size: int = host.Get_size()
+        host.Free()
+        return size
 
     @property
     def sent(self) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import isfinite
+from dataclasses import dataclass, field
+from math import isfinite, prod
 from typing import TYPE_CHECKING
 
 from mpicnn.errors import UserError
@@ -63,7 +63,7 @@ class Plan:
     @property
     def ranks(self) -> int:
         """Return the number of ranks that the plan divides the work over."""
-        return int(_product(self.grid))
+        return prod(self.grid)
 
 
 @dataclass(frozen=True)
@@ -228,13 +228,20 @@ def check_shares(where: str, shares: Sequence[Weights], grid: Sequence[int]) -> 
             raise UserError(f"{where}: shares {listed} must be finite, not negative and not all 0")
 
 
-def with_shares(plan: Plan, shares: tuple[Weights, ...]) -> Plan:
-    """Return the plan with other shares for all layers that have none of their own."""
-    return replace(plan, shares=shares)
+def check_batch(model: Model, plan: Plan, batch: int) -> None:
+    """Raise UserError unless a full batch has an example for every rank that is to share it."""
+    for name, choice in resolve(model, plan).items():
+        sharing = 1
+        for letter, shares in zip(choice.split, choice.shares, strict=True):
+            sharing *= sum(weight > 0 for weight in shares) if letter == "n" else 1
+        if batch < sharing:
+            raise UserError(
+                f"batch {batch}: fewer examples than the {sharing} ranks that share them "
+                f"in layer {name}; use a larger batch, fewer ranks or shares of 0"
+            )
 
 
-def _product(numbers: Sequence[int]) -> int:
-    total = 1
-    for n in numbers:
-        total *= n
-    return total
+if __name__ == "__main__":
+    from mpicnn.commands import start
+
+    start("plan")

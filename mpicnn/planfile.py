@@ -92,7 +92,7 @@ def _check(where: str, found: Mapping[str, Any], known: Mapping[str, type]) -> N
         if key not in known:
             raise UserError(f"plan {where}: unknown key {key!r}; expected {', '.join(known)}")
         if not isinstance(value, known[key]):
-            kinds = {str: "text", list: "a list of numbers", dict: "a table"}
+            kinds: dict[type, str] = {str: "text", list: "a list of numbers", dict: "a table"}
             raise UserError(f"plan {where}: {key} = {value!r}, expected {kinds[known[key]]}")
 
 

@@ -61,7 +61,7 @@ class ThreadComm:
         return ThreadComm(self._board.split[color], members.index((key, self._rank)))
 
     def Iallgatherv(self, send: Any, recv: Any) -> _Done:
-        buffer, counts, starts = recv
+        buffer, (counts, starts) = recv
         for r, block in enumerate(self._exchange(send.copy())):
             assert block.size == counts[r]
             buffer[starts[r] : starts[r] + counts[r]] = block
@@ -78,8 +78,8 @@ class ThreadComm:
         return _Done()
 
     def Ialltoallv(self, send: Any, recv: Any) -> _Done:
-        everyone = self._exchange((send[0].copy(), send[1], send[2]))
-        buffer, counts, starts = recv
+        everyone = self._exchange((send[0].copy(), *send[1]))
+        buffer, (counts, starts) = recv
         for r, (block, out, at) in enumerate(everyone):
             assert out[self._rank] == counts[r]
             buffer[starts[r] : starts[r] + counts[r]] = block[

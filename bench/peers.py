@@ -1,0 +1,148 @@
+"""The same training step in PyTorch: network, weights, loss and update taken over from mpicnn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from mpicnn.models import Model
+
+VARIANTS = ("eager", "channels-last", "compiled")
+
+# How PyTorch calls what mpicnn's layers call w, b, …
+_NAMES = {
+    "w": "weight",
+    "b": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+@dataclass(frozen=True)
+class Update:
+    """Say how parameters change: v <- momentum v - rate (g + decay w), w <- w + v (OWT).
+
+    Biases have no decay.
+    """
+
+    rate: float = 1e-3
+    momentum: float = 0.9
+    decay: float = 5e-4
+
+
+def full_name(name: str) -> str:
+    """Return PyTorch's name of mpicnn's parameter or buffer ("conv1.w": "conv1.weight")."""
+    layer, short = name.rsplit(".", 1)
+    return f"{layer}.{_NAMES[short]}"
+
+
+def network(model: Model, weights: Mapping[str, NDArray[Any]]) -> nn.Sequential:
+    """Return `model` as PyTorch modules that hold copies of `weights`, by mpicnn's names.
+
+    Raises ValueError for a kind of layer that has no counterpart here.
+    """
+    modules: dict[str, nn.Module] = {}
+    before = ""
+    for entry, shape in zip(model.describe(), model.shapes(), strict=False):
+        modules[entry["name"]] = _module(entry, shape, before)
+        before = entry["type"]
+    net = nn.Sequential()
+    for name, module in modules.items():
+        net.add_module(name, module)
+    state = net.state_dict()
+    state |= {full_name(name): torch.tensor(value) for name, value in weights.items()}
+    net.load_state_dict(state)
+    return net
+
+
+def _module(entry: Mapping[str, Any], shape: Sequence[int], before: str) -> nn.Module:
+    """Return one layer for examples of `shape`, behind a layer of type `before`."""
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+    name, kind = found.pop("name"), found.pop("type")
+    found.pop("init", None)
+    match kind:
+        case "conv":
+            return nn.Conv2d(shape[0], found.pop("o"), found.pop("kernel"), **found)
+        case "linear":
+            return nn.Linear(shape[0], found.pop("o"), **found)
+        case "maxpool":
+            return nn.MaxPool2d(found.pop("kernel"), **found)
+        case "avgpool":
+            return nn.AvgPool2d(found.pop("kernel"), **found)
+        case "lrn":
+            return nn.LocalResponseNorm(**found)
+        case "batchnorm":
+            return (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(shape[0], **found)
+        case "relu":
+            # As PyTorch's own networks have it; only where nothing else reads what it overwrites.
+            return nn.ReLU(inplace=before in ("conv", "linear", "batchnorm"))
+        case "dropout":
+            return nn.Dropout(found["rate"])
+        case "flatten":
+            return nn.Flatten()
+    raise ValueError(f"layer {name}: PyTorch has no counterpart for type {kind} here")
+
+
+class Peer:
+    """Train a network on one batch, in one of VARIANTS: what `torch` says at its best.
+
+    x is float32 (n, c, h, w), labels int64 (n,). The images are in the variant's memory order
+    before the first step.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        model: Model,
+        weights: Mapping[str, NDArray[Any]],
+        x: NDArray[Any],
+        labels: NDArray[Any],
+        how: Update,
+    ) -> None:
+        self.net = network(model, weights).train()
+        self.x, self.labels = torch.from_numpy(x), torch.from_numpy(labels)
+        if variant == "channels-last":
+            self.net = self.net.to(memory_format=torch.channels_last)
+            self.x = self.x.contiguous(memory_format=torch.channels_last)
+        specs = {full_name(name): spec for name, spec in model.param_specs().items()}
+        split: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name, parameter in self.net.named_parameters():
+            split[specs[name].bias].append(parameter)
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": split[False], "weight_decay": how.decay},
+                {"params": split[True], "weight_decay": 0.0},
+            ],
+            lr=how.rate,
+            momentum=how.momentum,
+            fused=True,
+        )
+        self.rates = {m: m.p for m in self.net.modules() if isinstance(m, nn.Dropout)}
+        self.loss = self._loss
+        if variant == "compiled":
+            torch.compiler.reset()
+            self.loss = torch.compile(self._loss, dynamic=False)
+
+    def _loss(self) -> torch.Tensor:
+        return cross_entropy(self.net(self.x), self.labels)
+
+    def dropout(self, on: bool) -> None:
+        """Drop activations at the network's rates from now on, or not at all."""
+        for module, rate in self.rates.items():
+            module.p = rate if on else 0.0
+
+    def step(self) -> float:
+        """Do one training step and return the batch's mean loss before it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss()
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())

@@ -1,0 +1,107 @@
+"""Train a network from settings to a summary."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from mpicnn import models
+from mpicnn.checkpoint import Checkpoints
+from mpicnn.config import Settings
+from mpicnn.data.file import Dataset, open_dataset
+from mpicnn.launch import Signals, agree, broadcast_text, same
+from mpicnn.metrics import Metrics
+from mpicnn.outcome import first_lines, outcome
+from mpicnn.planfile import plan_toml
+from mpicnn.progress import Progress, Reporter, say
+from mpicnn.report import summary
+from mpicnn.rundir import CHECKPOINTS, CONFIG, METRICS, PLAN, open_run, write_text
+from mpicnn.session import Session, load_backend, make_plan, open_grid, read_settings
+from mpicnn.trained import warn
+from mpicnn.training import Silent, Training, Watcher, augmentation
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+STOPPED = 75
+"""Exit code of a run that a signal ended early, after saving: it can go on (EX_TEMPFAIL)."""
+
+
+def main(comm: MPI.Intracomm) -> int:
+    """Train as the settings say; return the exit code. Collective."""
+    settings = read_settings(comm, "train", Settings)
+    with Signals() as signals, agree(comm, open_dataset, settings.data) as data:
+        same(comm, f"data {settings.data}", data.digest.encode())
+        session = open_session(comm, settings, data)
+        directory = open_directory(comm, settings)
+        checkpoints = Checkpoints(directory / CHECKPOINTS, settings.keep, warn)
+        training = Training(session, settings, data, checkpoints)
+        if settings.resume:
+            training.restore()
+        agree(comm, note, comm.rank, training, directory)
+        return 0 if watch(training, directory, signals) else STOPPED
+
+
+def open_session(comm: MPI.Intracomm, settings: Settings, data: Dataset) -> Session:
+    """Divide the network over the ranks as the settings say. Collective."""
+    shape = agree(comm, augmentation(settings).out_shape, data.shape)
+    model = agree(comm, models.load, settings.model, shape, len(data.classes))
+    mesh = open_grid(comm, settings.grid)
+    backend, threads = load_backend(comm, settings)
+    plan = make_plan(mesh, backend, model, settings, settings.batch, settings.precision)
+    bucket = int(settings.bucket_mb * 1e6)
+    return Session(mesh, backend, model, plan, settings.precision, settings.seed, bucket, threads)
+
+
+def open_directory(comm: MPI.Intracomm, settings: Settings) -> Path:
+    """Return the run's directory on all ranks; rank 0 makes it. Collective."""
+
+    def opened() -> str:
+        return "" if comm.rank else str(open_run(settings))
+
+    return Path(broadcast_text(comm, agree(comm, opened)))
+
+
+def note(rank: int, training: Training, directory: Path) -> None:
+    """Leave settings and plan in the run's directory; only rank 0 writes."""
+    if rank == 0:
+        write_text(directory / CONFIG, training.settings.to_toml())
+        write_text(directory / PLAN, plan_toml(training.session.plan))
+
+
+def watch(training: Training, directory: Path, signals: Signals) -> bool:
+    """Run the training and show it on rank 0; return whether it came to its end. Collective."""
+    begun = training.step
+    opening = first_lines(training, directory)
+    root = training.session.mesh.world.rank == 0
+    with ExitStack() as stack:
+        watcher: Watcher = Silent()
+        if root:
+            say(opening, sys.stdout)
+            watcher = reporter(training, directory, stack)
+        since = perf_counter()
+        finished = training.run(watcher, signals)
+        seconds = perf_counter() - since
+    ending = summary(outcome(training, directory, begun, seconds))
+    if root:
+        say(ending, sys.stdout)
+        if not finished:
+            say(f"stopped by {signals.requested or 'another rank'}, saved", sys.stdout)
+    return finished
+
+
+def reporter(training: Training, directory: Path, stack: ExitStack) -> Reporter:
+    """Return what shows the run and writes its metrics; `stack` closes it."""
+    resumed = training.step if training.settings.resume else None
+    metrics = stack.enter_context(Metrics(directory / METRICS, resumed))
+    progress = Progress(training.settings.progress, training.steps, training.step)
+    return Reporter(
+        stack.enter_context(progress),
+        metrics,
+        training.steps_per_epoch,
+        len(training.data.split("test")),
+        training.settings.log_every,
+    )

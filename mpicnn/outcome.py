@@ -1,0 +1,71 @@
+"""What all ranks know of a run, brought together for its first and last lines."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpicnn.clock import KINDS
+from mpicnn.report import Memory, Outcome, Rank, TimeSplit, startup
+
+if TYPE_CHECKING:
+    from mpicnn.training import Training
+
+
+def first_lines(training: Training, directory: Path) -> str:
+    """Return the lines that open a run: who computes what with what. Collective."""
+    session, data = training.session, training.data
+    mesh, model = session.mesh, session.model
+    threads = mesh.collect(np.array(session.threads))
+    names = mesh.texts(f"{socket.gethostname()}\t{session.ops.NAME}")
+    ranks = [
+        Rank(host, "cpu", backend, int(count))
+        for (host, backend), count in zip(
+            (name.split("\t") for name in names), threads, strict=True
+        )
+    ]
+    splits = [len(data.split(name)) for name in ("train", "test")]
+    shape = " x ".join(map(str, data.shape))
+    went_on = f", from step {training.step}" if training.step else ""
+    missing = training.settings.backend == "auto" and any(r.backend == "numpy" for r in ranks)
+    return startup(
+        version("mpicnn"),
+        ranks,
+        mesh.library,
+        model.name,
+        sum(prod(spec.shape) for spec in model.param_specs().values()),
+        f"{data.path}: {splits[0]} + {splits[1]} images of {shape} in {len(data.classes)} classes",
+        f"{session.plan.name}, {training.steps} steps of batch {training.settings.batch}",
+        f"{directory}{went_on}",
+        missing,
+    )
+
+
+def outcome(training: Training, directory: Path, begun: int, seconds: float) -> Outcome:
+    """Return how a run went that began at step `begun` and took `seconds`. Collective."""
+    session = training.session
+    steps = training.step - begun
+    kinds = [training.spent[kind] / max(1, steps) for kind in KINDS]
+    state = training.state
+    held = [
+        float(sum(a.nbytes for a in arrays.values())) for arrays in (state.params, state.velocity)
+    ]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    table = session.mesh.collect(np.array([*kinds, *held, peak]))
+    ranks = session.mesh.world.size
+    return Outcome(
+        str(directory),
+        steps,
+        training.images,
+        seconds,
+        training.score,
+        [TimeSplit(*row[:3]) for row in table.tolist()],
+        [Memory(*(int(n) for n in row[3:])) for row in table.tolist()],
+        launcher=f"mpirun -n {ranks}" if ranks > 1 else "",
+    )

@@ -1,0 +1,218 @@
+"""What a person sees before and after a run: its first lines and its summary.
+
+Called on one rank; nothing here communicates. `python -m mpicnn.report RUN_DIR` draws the curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from mpicnn.errors import UserError
+from mpicnn.metrics import plot_run
+from mpicnn.progress import duration, figure
+
+if TYPE_CHECKING:
+    from mpicnn.training import Score
+
+HOSTS_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Say where a rank runs and what it computes on ("cpu", a GPU's name; "native", "numpy")."""
+
+    host: str
+    device: str
+    backend: str
+    threads: int
+
+
+def startup(
+    version: str,
+    ranks: Sequence[Rank],
+    library: str,
+    model: str,
+    parameters: int,
+    data: str,
+    plan: str,
+    run_dir: str,
+    native_missing: bool = False,
+) -> str:
+    """Return the first lines of a run. `library` is the MPI library's name and version.
+
+    `native_missing` says that a rank has NumPy's kernels because the native ones were not built.
+    """
+    lines = [f"mpicnn {version}: {count(len(ranks), 'rank')}, {library}"]
+    lines += [f"  {'hosts':<6} {line}" for line in _hosts(ranks)]
+    for name, value in (
+        ("model", f"{model}, {parameters:,} parameters"),
+        ("data", data),
+        ("plan", plan),
+        ("run", run_dir),
+    ):
+        lines.append(f"  {name:<6} {value}")
+    if native_missing:
+        lines.append(
+            "note: the native kernels were not built, so layers run in NumPy, which is slower; "
+            "install a C++ compiler and reinstall mpicnn"
+        )
+    return "\n".join(lines)
+
+
+def _hosts(ranks: Sequence[Rank]) -> list[str]:
+    """Return a line for each set of hosts with equal ranks."""
+    by_host: dict[str, list[str]] = {}
+    for rank in ranks:
+        what = f"{rank.device} ({rank.backend}, {count(rank.threads, 'thread')})"
+        by_host.setdefault(rank.host, []).append(what)
+    alike: dict[str, list[str]] = {}
+    for host, devices in by_host.items():
+        tally = Counter(sorted(devices))
+        alike.setdefault(" + ".join(f"{n} x {what}" for what, n in tally.items()), []).append(host)
+    return [f"{_names(hosts)}: {devices}" for devices, hosts in alike.items()]
+
+
+def _names(hosts: Sequence[str]) -> str:
+    if len(hosts) <= HOSTS_NAMED:
+        return ", ".join(hosts) + (", each" if len(hosts) > 1 else "")
+    return f"{hosts[0]} ... {hosts[-1]} ({len(hosts)} hosts), each"
+
+
+def count(number: int, noun: str) -> str:
+    """Return "1 rank" or "2 ranks"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Say where the time of one step goes on one rank, s (as in Marques, figures 6 and 8)."""
+
+    communication: float
+    convolution: float
+    other: float
+
+    @property
+    def total(self) -> float:
+        """Return the time of the step, s."""
+        return self.communication + self.convolution + self.other
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Say what one rank holds, bytes; `peak` is the most its process had resident."""
+
+    parameters: int
+    momentum: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Say how a run ended. `splits` and `memory` have an entry per rank.
+
+    `steps` and `images` are those of this process, so without the run before a resume, as are
+    `seconds`, which include tests and checkpoints. `test` is missing where none was made,
+    `predicted` where nothing was; it is of the slowest rank. `launcher` is what stands before
+    `python` in commands, like "mpirun -n 4".
+    """
+
+    run_dir: str
+    steps: int
+    images: int
+    seconds: float
+    test: Score | None
+    splits: Sequence[TimeSplit]
+    memory: Sequence[Memory]
+    predicted: TimeSplit | None = None
+    launcher: str = ""
+
+
+def summary(outcome: Outcome) -> str:
+    """Return the last lines of a run: score, time, where the time went, memory, what to do next."""
+    speed = figure(outcome.images / outcome.seconds) if outcome.seconds > 0 else "-"
+    lines = ["", f"{count(outcome.steps, 'step')} in {duration(outcome.seconds)}, {speed} images/s"]
+    if outcome.test is not None:
+        test = outcome.test
+        lines.append(
+            f"test: loss {test.loss:.4f}, top-1 {100 * test.top1:.2f} %, "
+            f"top-5 {100 * test.top5:.2f} %"
+        )
+    if outcome.splits:
+        lines += ["", *_time_table(outcome.splits, outcome.predicted)]
+    if outcome.memory:
+        lines += ["", *_memory_table(outcome.memory)]
+    run, before = quote(outcome.run_dir), f"{outcome.launcher} python -m mpicnn.".lstrip()
+    commands = {
+        "evaluate": f"evaluate {run}",
+        "predict": f"predict {run} IMAGE ...",
+        "resume": f"train --resume --run-dir {run} --epochs MORE",
+    }
+    lines += ["", f"{outcome.run_dir} holds the checkpoints, metrics and settings"]
+    lines += [f"  {name:<9} {before}{command}" for name, command in commands.items()]
+    return "\n".join(lines)
+
+
+def _time_table(splits: Sequence[TimeSplit], predicted: TimeSplit | None) -> list[str]:
+    """Return the slowest rank's step by kind of work, beside the other ranks' and the prediction.
+
+    The slowest rank is the one that computes longest: the others wait for it, and waiting counts
+    as communication.
+    """
+    slowest = max(range(len(splits)), key=lambda r: splits[r].convolution + splits[r].other)
+    head = ["one step, ms", f"rank {slowest}", "%", "least", "most"]
+    rows = [[*head, "predicted"] if predicted else head]
+    for kind in ("communication", "convolution", "other", "total"):
+        times = [getattr(split, kind) for split in splits]
+        share = times[slowest] / splits[slowest].total if splits[slowest].total else 0.0
+        row = [kind, _ms(times[slowest]), f"{100 * share:.1f}", _ms(min(times)), _ms(max(times))]
+        rows.append([*row, _ms(getattr(predicted, kind))] if predicted else row)
+    if len(splits) == 1:
+        rows = [row[:3] + row[5:] for row in rows]
+    return columns(rows)
+
+
+def _memory_table(memory: Sequence[Memory]) -> list[str]:
+    rows = [["memory per rank, MB", "least", "most"]]
+    for kind, name in (
+        ("parameters", "parameters"), ("momentum", "momentum"), ("peak", "peak resident"),
+    ):  # fmt: skip
+        held = [getattr(each, kind) / 1e6 for each in memory]
+        rows.append([name, f"{min(held):.1f}", f"{max(held):.1f}"])
+    return columns(rows)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f}"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw the curves of the run directory named in `argv`; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mpicnn.report", description="Draw loss and accuracy of a run: curves.png."
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    try:
+        print(plot_run(parser.parse_args(argv).run_dir))
+    except UserError as error:
+        print(f"mpicnn: error: {error}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

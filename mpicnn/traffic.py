@@ -1,0 +1,138 @@
+"""Parameters on their way to where they are computed with, and gradients on their way home."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpicnn.clock import Clock
+from mpicnn.mesh import Mesh, Pending
+from mpicnn.program import Compute, Hop, Weight
+from mpicnn.state import Arrays, State
+
+Array = NDArray[Any]
+
+
+class Weights:
+    """The parameters as layers compute with them; those that live elsewhere set out at once."""
+
+    def __init__(self, mesh: Mesh, clock: Clock, weights: Iterable[Weight], state: State) -> None:
+        self.clock = clock
+        self.buffers = state.buffers
+        self.here: Arrays = {}
+        self.travelling: dict[str, Journey] = {}
+        for weight in weights:
+            value = (state.buffers if weight.buffer else state.params)[weight.name]
+            if weight.fetch:
+                self.travelling[weight.name] = Journey(mesh, weight.fetch, value)
+            else:
+                self.here[weight.name] = value
+
+    def of(self, item: Compute) -> Arrays:
+        """Return a layer's parameters and buffers by their short names, waiting where needed."""
+        for name in item.weights.values():
+            if name in self.travelling:
+                since = perf_counter()
+                self.here[name] = self.travelling.pop(name).wait()
+                self.clock.add(item.name, "communication", since)
+        return {short: self.here[name] for short, name in item.weights.items()}
+
+
+class Journey:
+    """A tensor on its way over one or more hops."""
+
+    def __init__(self, mesh: Mesh, hops: tuple[Hop, ...], x: Array) -> None:
+        self.mesh = mesh
+        self.hops = hops
+        self.pending = self._start(0, x)
+
+    def _start(self, at: int, x: Array) -> Pending:
+        hop = self.hops[at]
+        return hop.move.start(self.mesh.axes[hop.axis], x, hop.shape)
+
+    def wait(self) -> Array:
+        """Wait for the end, starting hop after hop, and return what arrived."""
+        x = self.pending.wait()
+        for at in range(1, len(self.hops)):
+            x = self._start(at, x).wait()
+        return x
+
+
+class Homecoming:
+    """Bring gradients home as soon as they exist, while the backward pass goes on.
+
+    Gradients that need a plain sum over the same ranks share a bucket, closed when it is full;
+    the others travel one by one. All ranks add in the same order, so that their collectives match.
+    Until `last` is set, gradients of the head's rounds are kept and summed.
+    """
+
+    def __init__(self, mesh: Mesh, clock: Clock, weights: Iterable[Weight], bucket: int) -> None:
+        self.mesh = mesh
+        self.clock = clock
+        self.limit = bucket
+        self.weights = {w.name: w for w in weights if not w.buffer}
+        self.last = True
+        self.waiting: Arrays = {}
+        self.home: Arrays = {}
+        self.open: dict[tuple[int, ...], list[str]] = {}
+        self.journeys: dict[str, Journey] = {}
+        self.buckets: list[tuple[list[str], Pending]] = []
+
+    def add(self, grads: Arrays) -> None:
+        """Take the gradients of one layer."""
+        since = perf_counter()
+        for name, g in grads.items():
+            if name in self.waiting:
+                g = self.waiting.pop(name) + g
+            if self.last:
+                self._send(name, g)
+            else:
+                self.waiting[name] = g
+        self.clock.add("gradients", "communication", since)
+
+    def poll(self) -> None:
+        """Let MPI make progress with what is under way."""
+        for _, pending in self.buckets:
+            pending.poll()
+        for journey in self.journeys.values():
+            journey.pending.poll()
+
+    def _send(self, name: str, g: Array) -> None:
+        weight = self.weights[name]
+        if not weight.bring:
+            self.home[name] = g
+        elif weight.summed:
+            self.home[name] = g
+            names = self.open.setdefault(weight.summed, [])
+            names.append(name)
+            if sum(self.home[n].nbytes for n in names) >= self.limit:
+                self._close(weight.summed)
+        else:
+            self.journeys[name] = Journey(self.mesh, weight.bring, g)
+
+    def _close(self, axes: tuple[int, ...]) -> None:
+        names = self.open.pop(axes)
+        flat = np.concatenate([self.home[n].reshape(-1) for n in names])
+        request = self.mesh.group(axes).allreduce(flat)
+        self.buckets.append((names, Pending(request, lambda: flat)))
+
+    def finish(self) -> Arrays:
+        """Wait for all gradients and return them by name, each lying as its parameter at home."""
+        since = perf_counter()
+        for axes in list(self.open):
+            self._close(axes)
+        for name, journey in self.journeys.items():
+            self.home[name] = journey.wait()
+        for names, pending in self.buckets:
+            flat = pending.wait()
+            at = 0
+            for name in names:
+                g = self.home[name]
+                self.home[name] = flat[at : at + g.size].reshape(g.shape)
+                at += g.size
+        self.clock.add("gradients", "communication", since)
+        return self.home

@@ -1,0 +1,95 @@
+"""A trained network from a checkpoint, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpicnn.checkpoint import Checkpoints, read_meta
+from mpicnn.config import Settings
+from mpicnn.errors import UserError
+from mpicnn.launch import agree, broadcast_text, say
+from mpicnn.mesh import Mesh
+from mpicnn.models import Model
+from mpicnn.plan import Plan
+from mpicnn.planfile import load_plan, parse_plan
+from mpicnn.rundir import CHECKPOINTS
+from mpicnn.session import Session, load_backend
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpicnn.config import Machine
+    from mpicnn.state import State
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its learnt state, and what was saved with it."""
+
+    session: Session
+    state: State
+    settings: Settings
+    meta: dict[str, Any]
+    path: Path
+
+
+def open_trained(comm: MPI.Intracomm, checkpoint: str, plan: str, machine: Machine) -> Trained:
+    """Load a run's newest valid checkpoint, or a checkpoint file, divided over `comm`. Collective.
+
+    Without a `plan`, the run's own is taken where it was made for as many ranks, and division
+    of the batch elsewhere. Raises UserError where there is nothing valid to load.
+    """
+    path = Path(broadcast_text(comm, agree(comm, _find, comm.rank, Path(checkpoint))))
+    meta = json.loads(broadcast_text(comm, agree(comm, _meta, comm.rank, path)))
+    settings = Settings.from_json(meta["settings"])
+    model = Model.from_description(meta["name"], meta["input_shape"], meta["model"])
+    mesh = Mesh(comm)
+    backend, threads = load_backend(comm, machine)
+    session = Session(
+        mesh,
+        backend,
+        model,
+        agree(comm, _plan, plan, meta, model, mesh.grid),
+        settings.precision,
+        settings.seed,
+        threads=threads,
+    )
+    state = session.initial()
+    Checkpoints(path.parent, keep=1).load(comm, session.tensors(state), path)
+    return Trained(session, state, settings, meta, path)
+
+
+def _find(rank: int, path: Path) -> str:
+    """Return the checkpoint file meant by `path`; only rank 0 looks."""
+    if rank:
+        return ""
+    if path.is_file():
+        return str(path)
+    inner = path / CHECKPOINTS
+    newest = Checkpoints(inner if inner.is_dir() else path, 1, warn).newest()
+    if newest is None:
+        raise UserError(
+            f"checkpoint {path}: nothing to load; expected a run directory or a file step-*.h5"
+        )
+    return str(newest)
+
+
+def warn(line: str) -> None:
+    """Show a warning on stderr."""
+    say(None, f"mpicnn: warning: {line}")
+
+
+def _meta(rank: int, path: Path) -> str:
+    return "" if rank else json.dumps(read_meta(path))
+
+
+def _plan(name: str, meta: dict[str, Any], model: Model, grid: tuple[int, ...]) -> Plan:
+    if name:
+        return load_plan(name, model, grid, None)
+    try:
+        return parse_plan(meta["plan"], "of the run", model, grid)
+    except UserError:
+        return load_plan("data", model, grid, None)

@@ -1,0 +1,250 @@
+"""The training loop: steps, tests, checkpoints, and the ways in which it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import numpy as np
+
+from mpicnn.checkpoint import Checkpoints
+from mpicnn.clock import KINDS, Clock
+from mpicnn.data.augment import Augment
+from mpicnn.data.file import Dataset
+from mpicnn.data.loader import Batches
+from mpicnn.errors import UserError
+from mpicnn.execute import Totals
+from mpicnn.launch import broadcast_text
+from mpicnn.optim import Hyper, Schedule, scale, update
+from mpicnn.planfile import plan_toml
+
+if TYPE_CHECKING:
+    from mpicnn.config import Settings
+    from mpicnn.launch import Signals
+    from mpicnn.session import Session
+    from mpicnn.state import State
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss per example, and the parts that were right at once and within five guesses."""
+
+    loss: float
+    top1: float
+    top5: float
+
+
+class Watcher(Protocol):
+    """What is told how a run goes."""
+
+    def step(self, step: int, score: Score, count: int, rate: float) -> None:
+        """Hear of a finished training step of `count` examples."""
+
+    def tested(self, step: int, score: Score) -> None:
+        """Hear of a test on all test examples."""
+
+    def saved(self, path: Path) -> None:
+        """Hear of a checkpoint."""
+
+
+class Silent:
+    """Hear everything and say nothing: what ranks but the first do."""
+
+    def step(self, step: int, score: Score, count: int, rate: float) -> None:
+        """Hear of a finished training step."""
+
+    def tested(self, step: int, score: Score) -> None:
+        """Hear of a test."""
+
+    def saved(self, path: Path) -> None:
+        """Hear of a checkpoint."""
+
+
+def augmentation(settings: Settings) -> Augment:
+    """Return how the settings vary training images."""
+    crop = (settings.crop, settings.crop) if settings.crop else None
+    return Augment(crop=crop, pad=settings.pad, flip=settings.flip)
+
+
+def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
+    """Return rate, decay and schedule, scaled to the batch as the settings say."""
+    rate, decay = scale(
+        settings.rate, settings.decay, settings.batch, settings.reference_batch, settings.scaling
+    )
+    schedule = Schedule(
+        settings.schedule, settings.drops, settings.drop_factor, settings.warmup * steps_per_epoch
+    )
+    return Hyper(rate, settings.momentum, decay, settings.bias_rate, schedule)
+
+
+def test(session: Session, state: State, data: Dataset, augment: Augment, batch: int) -> Score:
+    """Return the score on all test examples. Collective."""
+    totals, count = Totals(), 0
+    with Batches(
+        data.split("test"),
+        batch,
+        session.seed,
+        lambda n: session.program(n).positions,
+        mean=data.mean,
+        std=data.std,
+        augment=augment.for_evaluation(),
+        shuffle=False,
+        epochs=1,
+        dtype=session.precision,
+    ) as batches:
+        for item in batches:
+            program = session.program(item.count)
+            totals += session.executor.evaluate(program, state, item.x, item.labels)
+            count += item.count
+    loss, top1, top5 = session.mesh.sum(np.array([totals.loss, totals.top1, totals.top5])).wait()
+    return Score(float(loss) / count, float(top1) / count, float(top5) / count)
+
+
+class Training:
+    """One run of a network over a data set, from wherever its state is to the end.
+
+    `step` counts the finished steps, `images` the examples they took here and now; `score` is of
+    the last test; `spent` holds the seconds of all steps by kind, without tests and checkpoints.
+    """
+
+    def __init__(
+        self, session: Session, settings: Settings, data: Dataset, checkpoints: Checkpoints
+    ) -> None:
+        self.session = session
+        self.settings = settings
+        self.data = data
+        self.checkpoints = checkpoints
+        self.augment = augmentation(settings)
+        self.state = session.initial()
+        self.step = 0
+        self.steps_per_epoch = ceil(len(data.split("train")) / settings.batch)
+        self.steps = max(1, ceil(settings.epochs * self.steps_per_epoch))
+        self.hyper = hyper(settings, self.steps_per_epoch)
+        self.specs = {w.name: w.param for w in session.weights if not w.buffer}
+        self.last_saved: Path | None = None
+        self.images = 0
+        self.score: Score | None = None
+        self.spent = dict.fromkeys(KINDS, 0.0)
+
+    def restore(self) -> None:
+        """Go on from the newest valid checkpoint, or begin where there is none. Collective."""
+        comm = self.session.mesh.world.comm
+        if not broadcast_text(comm, " ".join(map(str, self.checkpoints.paths()))):
+            return
+        meta = self.checkpoints.load(comm, self.session.tensors(self.state))
+        if meta["data"] != self.data.digest:
+            raise UserError(
+                f"data {self.data.path}: not the data set that the run began with; "
+                "give that one, or begin a new run"
+            )
+        self.step = int(meta["step"])
+
+    def save(self, watcher: Watcher) -> None:
+        """Write a checkpoint, unless training has left finite numbers. Collective."""
+        arrays = [*self.state.params.values(), *self.state.velocity.values()]
+        broken = not all(bool(np.isfinite(a).all()) for a in arrays)
+        if self.session.mesh.sum(np.array([float(broken)])).wait()[0]:
+            self._diverged("a parameter")
+        meta = {
+            "step": self.step,
+            "epoch": self.step / self.steps_per_epoch,
+            "seed": self.settings.seed,
+            "settings": self.settings.to_json(),
+            "name": self.session.model.name,
+            "input_shape": list(self.session.model.input_shape),
+            "model": self.session.model.describe(),
+            "image_shape": list(self.data.shape),
+            "classes": list(self.data.classes),
+            "mean": self.data.mean.tolist(),
+            "std": self.data.std.tolist(),
+            "plan": plan_toml(self.session.plan),
+            "data": self.data.digest,
+        }
+        comm = self.session.mesh.world.comm
+        self.last_saved = self.checkpoints.save(comm, self.session.tensors(self.state), meta)
+        watcher.saved(self.last_saved)
+
+    def run(self, watcher: Watcher, signals: Signals) -> bool:
+        """Train to the end; return False where a signal on any rank ended the run early.
+
+        Saves a checkpoint at either. Collective.
+        """
+        settings = self.settings
+        test_every = self._period(settings.evaluate_every)
+        save_every = self._period(settings.checkpoint_every)
+        with Batches(
+            self.data.split("train"),
+            settings.batch,
+            settings.seed,
+            lambda n: self.session.program(n).positions,
+            mean=self.data.mean,
+            std=self.data.std,
+            augment=self.augment,
+            start_step=self.step,
+            dtype=self.session.precision,
+        ) as batches:
+            while self.step < self.steps:
+                stop = self._one(batches, watcher, signals)
+                last = self.step == self.steps
+                if last or self.step % test_every == 0:
+                    self.score = self.test()
+                    watcher.tested(self.step, self.score)
+                if last or stop or self.step % save_every == 0:
+                    self.save(watcher)
+                if stop:
+                    return last
+        if self.score is None:
+            self.score = self.test()
+        return True
+
+    def test(self) -> Score:
+        """Return the score on the test examples. Collective."""
+        return test(self.session, self.state, self.data, self.augment, self.settings.eval_batch)
+
+    def _period(self, epochs: float) -> int:
+        """Return every how many steps something is due that is due every so many epochs."""
+        return max(1, round(epochs * self.steps_per_epoch)) if epochs else self.steps
+
+    def _one(self, batches: Batches, watcher: Watcher, signals: Signals) -> bool:
+        """Do one step; return whether a rank wants to stop."""
+        session = self.session
+        session.executor.clock = clock = Clock()
+        since = perf_counter()
+        batch = next(batches)
+        clock.add("data", "other", since)
+        program = session.program(batch.count)
+        grads, totals = session.executor.train(
+            program, self.state, batch.x, batch.labels, self.step
+        )
+        told = session.mesh.sum(
+            np.array([totals.loss, totals.top1, totals.top5, signals.requested is not None])
+        )
+        since = perf_counter()
+        rate = self.hyper.rate_at(self.step, self.steps)
+        update(
+            session.ops, self.state.params, self.state.velocity, grads, self.specs,
+            rate, self.hyper.momentum, self.hyper.decay, self.hyper.bias_rate,
+        )  # fmt: skip
+        clock.add("update", "other", since)
+        since = perf_counter()
+        loss, top1, top5, stop = (float(v) for v in told.wait())
+        clock.add("totals", "communication", since)
+        if not isfinite(loss):
+            self._diverged("the loss")
+        self.step += 1
+        self.images += batch.count
+        for kind, seconds in clock.by_kind.items():
+            self.spent[kind] += seconds
+        score = Score(loss / batch.count, top1 / batch.count, top5 / batch.count)
+        watcher.step(self.step, score, batch.count, rate)
+        return stop > 0
+
+    def _diverged(self, what: str) -> NoReturn:
+        kept = f"the last checkpoint is {self.last_saved}" if self.last_saved else "none was saved"
+        raise UserError(
+            f"step {self.step + 1}: {what} is not finite, so training has diverged; "
+            f"lower the rate ({self.settings.rate:g}) or add warm-up; {kept}"
+        )

@@ -1,0 +1,326 @@
+"""What a person sees of a run: first lines, progress, metrics, summary, curves."""
+
+from __future__ import annotations
+
+import errno
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from mpicnn import report
+from mpicnn.errors import UserError
+from mpicnn.metrics import COLUMNS, Metrics, Row, plot_run, read_rows
+from mpicnn.progress import Progress, Reporter, duration, figure, say
+from mpicnn.report import Memory, Outcome, Rank, TimeSplit, startup, summary
+
+
+@dataclass(frozen=True)
+class Score:
+    loss: float
+    top1: float
+    top5: float
+
+
+class Time:
+    """A clock that stands still until it is told to go on."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def row(step: int, split: str = "train") -> Row:
+    # 1/3 and 0.1 + 0.2 have no short decimal form: they show whether files keep floats exactly.
+    return Row(step, step / 4, 2.5, split, 1 / 3, 0.841, 0.99, 3124.4, 0.1 + 0.2)
+
+
+def test_metrics_survive_the_file(tmp_path: Path) -> None:
+    rows = [row(1), row(2), row(2, "test")]
+    with Metrics(tmp_path / "metrics.csv") as metrics:
+        for each in rows:
+            metrics.write(each)
+            # There at once, not only when the file is closed: a run may be killed.
+            assert read_rows(tmp_path / "metrics.csv")[-1] == each
+    assert read_rows(tmp_path / "metrics.csv") == rows
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == (
+        "step,epoch,seconds,split,loss,top1,top5,images_per_second,rate"
+    )
+    assert [each.name for each in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 30])
+def test_resumed_metrics_drop_later_and_torn_rows(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "metrics.csv"
+    with Metrics(path) as metrics:
+        for step in range(1, 6):
+            metrics.write(row(step))
+    text = path.read_text()
+    path.write_text(text[: len(text) - cut])
+    expected = [row(step) for step in range(1, 6 if cut == 0 else 5)]
+    assert read_rows(path) == expected
+    with Metrics(path, resumed=3) as metrics:
+        metrics.write(row(4, "test"))
+    assert read_rows(path) == [row(1), row(2), row(3), row(4, "test")]
+
+
+def test_metrics_begin_anew_without_resume_and_where_none_were(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    with Metrics(path, resumed=7) as metrics:
+        metrics.write(row(8))
+    assert read_rows(path) == [row(8)]
+    with Metrics(path):
+        pass
+    assert read_rows(path) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"a,b\n1,2\n", b"\xff\xfe", f"{','.join(COLUMNS)}\n1,x\n".encode()]
+)
+def test_foreign_metrics_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.csv: not a run's metrics"):
+        Metrics(path, resumed=1)
+    assert path.read_bytes() == content
+
+
+def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        Metrics(tmp_path / "missing" / "metrics.csv")
+
+
+def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def writerow(self, _: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Metrics(tmp_path / "metrics.csv") as metrics:
+        monkeypatch.setattr(metrics, "_writer", Full())
+        with pytest.raises(UserError, match=r"metrics\.csv: cannot be written: No space"):
+            metrics.write(row(1))
+
+
+def lines_of(mode: str, *rows: Row, steps: int = 632, start: int = 0) -> list[str]:
+    stream, time = io.StringIO(), Time()
+    with Progress(mode, steps, start, stream, time) as progress:
+        time.now += 10
+        for each in rows:
+            progress.advance(each.step)
+            progress.show(each)
+    return stream.getvalue().splitlines()
+
+
+def test_line_of_training_tells_the_time_left() -> None:
+    assert lines_of("lines", row(120)) == [
+        "step 120/632 epoch 30.00 loss 0.3333 top1 84.1 % 3124 images/s left 0:43"
+    ]  # 10 s for 120 steps: 512 more take 42.7 s
+
+
+def test_time_left_counts_from_where_the_run_was_resumed() -> None:
+    (line,) = lines_of("lines", row(20), steps=30, start=10)
+    assert line.endswith("left 0:10")
+    (line,) = lines_of("lines", row(10), steps=30, start=10)
+    assert line.endswith("left -")
+
+
+def test_line_of_a_test_has_top5_and_no_time_left() -> None:
+    (line,) = lines_of("lines", row(8, "test"))
+    assert line == "step   8/632 epoch 2.00 test loss 0.3333 top1 84.1 % top5 99.0 % 3124 images/s"
+
+
+def test_redirected_output_has_lines_without_control_characters() -> None:
+    lines = lines_of("auto", row(1), row(2, "test"))
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
+
+
+def test_progress_off_is_silent() -> None:
+    assert lines_of("off", row(1), row(2, "test")) == []
+
+
+def test_bar_shows_training_and_leaves_tests_on_lines_of_their_own() -> None:
+    stream = io.StringIO()
+    with Progress("bar", 40, 10, stream) as progress:
+        for step in range(11, 21):
+            progress.advance(step)
+        progress.show(row(20))
+        progress.show(row(20, "test"))
+    text = stream.getvalue()
+    assert "20/40 |" in text
+    assert "epoch 5.00 loss 0.3333 top1 84.1 % 3124 images/s" in text
+    printed = [part for part in text.replace("\r", "\n").split("\n") if "test loss" in part]
+    assert [part.startswith("step 20/40") for part in printed] == [True]
+
+
+def test_names_that_the_terminal_cannot_show_do_not_end_the_run() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    say("runs/ü ×", stream)
+    assert raw.getvalue() == b"runs/\\xfc \\xd7\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03"), (360000, "100:00:00")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(3124.4, "3124"), (84.21, "84.2"), (0.03121, "0.0312"), (99.96, "100")]
+)
+def test_figure(number: float, text: str) -> None:
+    assert figure(number) == text
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Iterator[tuple[Reporter, Time, Path, io.StringIO]]:
+    stream, time, path = io.StringIO(), Time(), tmp_path / "metrics.csv"
+    with Metrics(path) as metrics, Progress("lines", 8, 0, stream, time) as progress:
+        yield Reporter(progress, metrics, 4, tests=50, every=3, time=time), time, path, stream
+
+
+def test_reporter_weights_steps_by_their_examples(
+    reported: tuple[Reporter, Time, Path, io.StringIO],
+) -> None:
+    reporter, time, path, _ = reported
+    for step, (loss, examples) in enumerate([(1.0, 30), (2.0, 30), (4.0, 20)], start=1):
+        time.now += 2
+        reporter.step(step, Score(loss, 0.5, 1.0), examples, 0.1)
+    (found,) = read_rows(path)
+    # (30 + 60 + 80) / 80 examples, in 6 s.
+    assert found == Row(3, 0.75, 6.0, "train", 2.125, 0.5, 1.0, 80 / 6, 0.1)
+
+
+def test_reporter_leaves_tests_and_checkpoints_out_of_the_speed(
+    reported: tuple[Reporter, Time, Path, io.StringIO],
+) -> None:
+    reporter, time, path, stream = reported
+    time.now += 1
+    reporter.step(1, Score(1.0, 0.5, 1.0), 10, 0.1)
+    time.now += 5
+    reporter.tested(1, Score(3.0, 0.25, 0.75))
+    time.now += 7
+    reporter.saved(Path("checkpoint"))
+    for step in (2, 3):
+        time.now += 1
+        reporter.step(step, Score(1.0, 0.5, 1.0), 10, 0.05)
+    first, test, last = read_rows(path)
+    assert (first.step, first.images_per_second, first.rate) == (1, 10.0, 0.1)
+    assert (test.split, test.images_per_second, test.loss) == ("test", 10.0, 3.0)
+    assert (last.step, last.images_per_second, last.seconds) == (3, 10.0, 15.0)
+    assert "saved checkpoint" in stream.getvalue().splitlines()
+
+
+def start(ranks: list[Rank], native_missing: bool = False) -> list[str]:
+    return startup(
+        "0.1.0", ranks, "MPICH 5.0.2", "default", 1234567, "embedded", "owt", "runs/default-001",
+        native_missing,
+    ).splitlines()  # fmt: skip
+
+
+def test_startup_of_one_rank() -> None:
+    assert start([Rank("here", "cpu", "native", 1)]) == [
+        "mpicnn 0.1.0: 1 rank, MPICH 5.0.2",
+        "  hosts  here: 1 x cpu (native, 1 thread)",
+        "  model  default, 1,234,567 parameters",
+        "  data   embedded",
+        "  plan   owt",
+        "  run    runs/default-001",
+    ]
+
+
+def test_startup_joins_hosts_that_are_alike() -> None:
+    ranks = [Rank(f"n{i // 2}", "cpu", "native", 2) for i in range(8)]
+    lines = start([*ranks, Rank("fat", "cpu", "numpy", 4), Rank("fat", "cpu", "native", 4)])
+    assert lines[0] == "mpicnn 0.1.0: 10 ranks, MPICH 5.0.2"
+    assert lines[1:3] == [
+        "  hosts  n0 ... n3 (4 hosts), each: 2 x cpu (native, 2 threads)",
+        "  hosts  fat: 1 x cpu (native, 4 threads) + 1 x cpu (numpy, 4 threads)",
+    ]
+
+
+def test_startup_says_what_the_missing_kernels_cost() -> None:
+    one = [Rank("here", "cpu", "numpy", 1)]
+    assert not any("native kernels" in line for line in start(one))
+    assert "slower" in start(one, native_missing=True)[-1]
+
+
+OUTCOME = Outcome(
+    run_dir="runs/default 001",
+    steps=632,
+    images=80896,
+    seconds=204.2,
+    test=Score(0.43121, 0.84125, 0.99),
+    splits=[TimeSplit(0.04, 0.05, 0.01), TimeSplit(0.015, 0.07, 0.015)],
+    memory=[Memory(4_000_000, 2_000_000, 210_000_000), Memory(4_000_000, 0, 260_000_000)],
+    predicted=TimeSplit(0.01, 0.08, 0.02),
+    launcher="mpirun -n 2",
+)
+
+
+def test_summary() -> None:
+    assert summary(OUTCOME).splitlines() == [
+        "",
+        "632 steps in 3:24, 396 images/s",
+        "test: loss 0.4312, top-1 84.12 %, top-5 99.00 %",
+        "",
+        "one step, ms   rank 1      %   least    most  predicted",
+        "communication   15.00   15.0   15.00   40.00      10.00",
+        "convolution     70.00   70.0   50.00   70.00      80.00",
+        "other           15.00   15.0   10.00   15.00      20.00",
+        "total          100.00  100.0  100.00  100.00     110.00",
+        "",
+        "memory per rank, MB  least   most",
+        "parameters             4.0    4.0",
+        "momentum               0.0    2.0",
+        "peak resident        210.0  260.0",
+        "",
+        "runs/default 001 holds the checkpoints, metrics and settings",
+        "  evaluate  mpirun -n 2 python -m mpicnn.evaluate 'runs/default 001'",
+        "  predict   mpirun -n 2 python -m mpicnn.predict 'runs/default 001' IMAGE ...",
+        "  resume    mpirun -n 2 python -m mpicnn.train --resume --run-dir 'runs/default 001'"
+        " --epochs MORE",
+    ]
+
+
+def test_summary_tables_fit_80_columns_and_ascii() -> None:
+    slow = TimeSplit(12.3456, 1234.5678, 99.9)
+    text = summary(replace(OUTCOME, splits=[slow] * 1024, predicted=slow))
+    assert text.isascii()
+    assert max(len(line) for line in text.splitlines() if "python" not in line) <= 80
+
+
+def test_summary_of_little() -> None:
+    alone = replace(OUTCOME, splits=OUTCOME.splits[:1], predicted=None, launcher="", memory=[])
+    assert "one step, ms   rank 0      %" in summary(alone).splitlines()
+    assert "  evaluate  python -m mpicnn.evaluate 'runs/default 001'" in summary(alone).splitlines()
+    nothing = replace(alone, steps=0, images=0, seconds=0.0, test=None, splits=[TimeSplit(0, 0, 0)])
+    assert summary(nothing).splitlines()[1] == "0 steps in 0:00, - images/s"
+
+
+def test_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    with Metrics(tmp_path / "metrics.csv") as metrics:
+        for each in (row(1), row(2), row(2, "test")):
+            metrics.write(each)
+    assert report.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_without_matplotlib_or_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    assert "metrics.csv: No such file" in capsys.readouterr().err
+    Metrics(tmp_path / "metrics.csv")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"mpicnn\[plot\]"):
+        plot_run(tmp_path)
