@@ -416,14 +416,6 @@ def test_loss_and_gradients_are_those_of_pytorch(
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11 * np.abs(want).max())
 
 
-def test_cuda_convnet_starts_with_the_published_deviations() -> None:
-    model = load("cuda-convnet", CIFAR, 10)
-    inits = {name: param.init for name, param in model.param_specs().items() if not param.bias}
-    assert inits == {
-        "conv1.w": 0.0001, "conv2.w": 0.01, "conv3.w": 0.01, "fc4.w": 0.1, "fc5.w": 0.1,
-    }  # fmt: skip
-
-
 def test_lrn_of_2012_multiplies_the_sum_by_the_published_alpha() -> None:
     norm = dict(load("alexnet", CROP, 10).layers)["norm1"]
     x = np.zeros((1, 5, 1, 1))
