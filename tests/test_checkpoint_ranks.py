@@ -12,6 +12,7 @@ from checkpoint_samples import META, WHOLE, assert_filled, complaint, floats, on
 from mpi4py import MPI
 
 from mpicnn.checkpoint import Checkpoints, Tensor, read_tensors
+from mpicnn.checkpoint.file import fill
 
 SELF = MPI.COMM_SELF
 
@@ -115,6 +116,22 @@ def test_ranks_with_unlike_tensors(tmp_path: Path) -> None:
         return complaint(lambda: Checkpoints(tmp_path, 1).save(comm, tensors, META))
 
     assert all("differs between rank 0 and rank(s) 1 of 3" in text for text in on_ranks(3, save))
+
+
+def test_a_file_that_one_rank_does_not_see_ends_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Checkpoints(tmp_path, keep=1)
+    on_ranks(1, lambda comm: store.save(comm, tensors_of(0, (1,), True), META))
+    tensors = [tensors_of(rank, (1, 1, 1), False) for rank in range(3)]
+
+    def fill_elsewhere(path: Path, digest: str, mine: dict[str, Tensor]) -> None:
+        fill(tmp_path / "elsewhere.h5" if mine is tensors[2] else path, digest, mine)
+
+    monkeypatch.setattr("mpicnn.checkpoint.store.fill", fill_elsewhere)
+    texts = on_ranks(3, lambda comm: complaint(lambda: store.load(comm, tensors[comm.rank])))
+    assert len(set(texts)) == 1
+    assert texts[0].startswith(f"rank 2: {tmp_path}/elsewhere.h5: not a whole checkpoint: ")
 
 
 def test_a_directory_that_cannot_be_made_ends_all(tmp_path: Path) -> None:

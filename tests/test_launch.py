@@ -153,6 +153,19 @@ say(comm.rank, stop.requested, 1)
     assert sorted(job.out.splitlines()) == [f"[rank {r}] SIGUSR1" for r in range(3)]
 
 
+def test_interrupt_of_mpirun_ends_quietly(subcomm, tmp_path):
+    subcomm(1)
+    # Rank 0 has finished and waits for the others.
+    body = "say(None, 'ready', 1)\nwhile comm.rank: time.sleep(0.01)"
+    process = mpi_jobs.start(3, program(tmp_path, body))
+    for _ in range(3):
+        assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    job = mpi_jobs.finish(process, SECONDS)
+    assert job.code != 0
+    assert "Traceback" not in job.err
+
+
 def test_launcher_of_another_mpi_is_refused(subcomm, tmp_path):
     subcomm(1)
     job = mpi_jobs.run(0, program(tmp_path, "print('ran')"), PMI_SIZE="4")
@@ -265,14 +278,13 @@ def test_say_marks_every_line():
         assert read.read() == "[rank 3] one\n[rank 3] two\nthree\n"
 
 
-def test_signals_are_noted_and_handlers_put_back():
-    numbers = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
+@pytest.mark.parametrize("first", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_signals_are_noted_and_handlers_put_back(first):
+    before = signal.getsignal(first), signal.getsignal(signal.SIGINT)
     with Signals() as stop:
         assert stop.requested is None
-        for number in numbers:
-            signal.raise_signal(number)
-            assert stop.requested == number.name
+        signal.raise_signal(first)
+        assert stop.requested == first.name
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert [signal.getsignal(number) for number in numbers] == before
+    assert (signal.getsignal(first), signal.getsignal(signal.SIGINT)) == before
