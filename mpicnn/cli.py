@@ -19,7 +19,6 @@ from pydantic import AfterValidator, BeforeValidator, ValidationError, create_mo
 from pydantic import Field as Bounds
 from pydantic_settings import (
     BaseSettings,
-    CliPositionalArg,
     CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -41,9 +40,7 @@ def read(
     try:
         "".join(argv).encode()
     except UnicodeEncodeError:
-        raise UserError(
-            "the command line is not text in UTF-8: use names of files that are"
-        ) from None
+        raise UserError("command line: not text in UTF-8; rename what is not") from None
     options = {each.name: each for _, each in kind.options()}
     types = get_type_hints(kind)
     model = validator(options, types)
@@ -119,16 +116,14 @@ def validator(options: Mapping[str, Field[Any]], types: Mapping[str, Any]) -> ty
     definitions: dict[str, Any] = {}
     for name, each in options.items():
         hint, about = types[name], each.metadata
-        bounds = Bounds(**{key: about[key] for key in LIMITS if key in about})
-        if get_origin(hint) is tuple:
-            hint = GenericAlias(tuple, (Annotated[get_args(hint)[0], bounds], ...))
-            hint = Annotated[hint, AfterValidator(about.get("check", tuple))]
+        if get_origin(hint) is tuple:  # flags that may be given several times want a list
+            check = about.get("check", tuple)
+            hint = Annotated[GenericAlias(list, get_args(hint)[:1]), AfterValidator(check)]
         elif "check" in about:
             hint = Annotated[hint, BeforeValidator(about["check"])]
         elif hint in (int, float):
-            hint = Annotated[hint, BeforeValidator(no_truth), bounds]
-        if positional(each):
-            hint = Annotated[hint, get_args(CliPositionalArg)[1]]
+            bounds = {key: about[key] for key in LIMITS if key in about}
+            hint = Annotated[hint, BeforeValidator(no_truth), Bounds(**bounds)]
         definitions[name] = (hint, ... if each.default is MISSING else each.default)
     return create_model("Sources", __base__=Sources, **definitions)
 
@@ -161,7 +156,10 @@ def add_options(
     )  # fmt: skip
 
     def add_argument(_: Any, *names: str, **how: Any) -> argparse.Action:
-        heading, each = owners[how.get("dest", names[0])]
+        heading, each = owners[how["dest"]]
+        if positional(each):
+            names = (each.name,)
+            how = {"nargs": "+" if get_origin(types[each.name]) is tuple else None}
         if how.get("action") is not argparse.BooleanOptionalAction:
             how["metavar"] = placeholder(each, types[each.name])
         how["help"] = help_text(each, types[each.name]).replace("%", "%%")
@@ -215,7 +213,7 @@ def expected(error: Mapping[str, Any], each: Field[Any], hint: Any) -> str:
         return one_of(get_args(hint))
     if error["type"] == "value_error" and "check" in about:
         return str(error["ctx"]["error"])
-    noun = "numbers" if get_origin(hint) is tuple else NOUNS[hint]
+    noun = "a list" if get_origin(hint) is tuple else NOUNS[hint]
     limits = " and ".join(f"{word} {about[key]}" for key, word in LIMITS.items() if key in about)
     return f"{noun} {limits}".rstrip() + f": {about['description']}"
 

@@ -91,7 +91,7 @@ class Training(Options):
     decay: float = option(0.0005, "weight decay; biases have none", ge=0)
     schedule: Schedule = option("constant", "how the rate falls")
     drops: tuple[float, ...] = option(
-        (0.5, 0.75), "when, as fractions of the run (steps)", "X,X", gt=0, lt=1, check=rising
+        (0.5, 0.75), "when, as fractions of the run (steps)", "X,X", check=rising
     )
     drop_factor: float = option(0.1, "multiplies the rate at each drop (steps)", gt=0, lt=1)
     warmup: float = option(0.0, "epochs over which the rate first rises", ge=0)
@@ -156,6 +156,7 @@ class Display(Options):
     heading = "what is shown"
     evaluate_every: float = option(1.0, "epochs between tests; 0: at the end only", ge=0)
     log_every: int = option(0, "steps between log lines", ge=0, unset="ten an epoch")
+    trace: str = option("", "timeline of ten steps, for Perfetto", "FILE", unset="none")
     progress: Literal["auto", "bar", "lines", "off"] = option("auto", "progress of the run")
 
 
@@ -181,7 +182,7 @@ class Predicted(Options):
     """Say which images to name."""
 
     heading = "what to run"
-    images: tuple[str, ...] = option(None, "image files", "IMAGE ...", positional=True)
+    images: tuple[str, ...] = option(None, "image files", "IMAGE", positional=True)
     top: int = option(5, "classes named per image", ge=1)
 
 

@@ -230,6 +230,7 @@ class Executor:
         since = perf_counter()
         assert way.pending is not None
         way.value = way.pending.wait()
+        self.clock.travelled(item.name, way.pending.began, way.pending.ended)
         way.pending = None
         self.clock.add(item.name, "communication", since)
 

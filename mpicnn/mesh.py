@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
@@ -16,11 +17,15 @@ Array = NDArray[Any]
 
 
 class Pending:
-    """A collective under way; `wait()` ends it and returns the local result."""
+    """A collective under way; `wait()` ends it and returns the local result.
+
+    `began` and `ended` (of `perf_counter`, s) say when it was under way, as far as was looked.
+    """
 
     def __init__(self, request: MPI.Request | None, finish: Callable[[], Array]) -> None:
         self._request = request
         self._finish = finish
+        self.began = self.ended = perf_counter()
 
     @classmethod
     def done(cls, y: Array) -> Pending:
@@ -30,15 +35,19 @@ class Pending:
     def poll(self) -> bool:
         """Let MPI make progress; return whether the collective has ended."""
         if self._request is not None and self._request.Test():
-            self._request = None
+            self._end()
         return self._request is None
 
     def wait(self) -> Array:
         """Wait for the end and return this rank's result."""
         if self._request is not None:
             wait(self._request)
-            self._request = None
+            self._end()
         return self._finish()
+
+    def _end(self) -> None:
+        self._request = None
+        self.ended = perf_counter()
 
 
 class Group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, asdict, field, fields
+from itertools import pairwise
 from math import inf
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -52,11 +53,11 @@ def extents(example: str) -> Callable[[object], str]:
     return check
 
 
-def rising(value: tuple[float, ...]) -> tuple[float, ...]:
-    """Return `value` if every number is above the one before it."""
-    if any(before >= after for before, after in zip(value[:-1], value[1:], strict=True)):
-        raise ValueError("fractions of the run in rising order, like 0.5,0.75")
-    return value
+def rising(value: Sequence[float]) -> tuple[float, ...]:
+    """Return `value` as a tuple if its numbers rise strictly between 0 and 1."""
+    if not all(a < b for a, b in pairwise((0.0, *value, 1.0))):
+        raise ValueError("rising fractions of the run above 0 and below 1, like 0.5,0.75")
+    return tuple(value)
 
 
 class Options:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import socket
-from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpicnn.clock import KINDS
+from mpicnn.options import version
 from mpicnn.report import Memory, Outcome, Rank, TimeSplit, startup
 
 if TYPE_CHECKING:
+    from mpicnn.plan import Plan
     from mpicnn.training import Training
 
 
@@ -35,16 +36,32 @@ def first_lines(training: Training, directory: Path) -> str:
     went_on = f", from step {training.step}" if training.step else ""
     missing = training.settings.backend == "auto" and any(r.backend == "numpy" for r in ranks)
     return startup(
-        version("mpicnn"),
+        version(),
         ranks,
         mesh.library,
         model.name,
         sum(prod(spec.shape) for spec in model.param_specs().values()),
         f"{data.path}: {splits[0]} + {splits[1]} images of {shape} in {len(data.classes)} classes",
-        f"{session.plan.name}, {training.steps} steps of batch {training.settings.batch}",
+        f"{describe(session.plan)}, {training.steps} steps of batch {training.settings.batch}",
         f"{directory}{went_on}",
         missing,
     )
+
+
+def describe(plan: Plan) -> str:
+    """Return a plan's name, what differs from its defaults, and its shares where unequal."""
+    words = [plan.name]
+    if plan.scheme != "a":
+        words.append(f"scheme ({plan.scheme})")
+    if plan.sync != "allreduce":
+        words.append(f"{plan.sync} weights")
+    if len(plan.grid) > 1:
+        words.append(f"grid {'x'.join(map(str, plan.grid))}")
+    for weights in plan.shares:
+        if len(set(weights)) > 1:
+            parts = " + ".join(f"{100 * w / sum(weights):.1f}" for w in weights)
+            words.append(f"shares {parts} %")
+    return ", ".join(words)
 
 
 def outcome(training: Training, directory: Path, begun: int, seconds: float) -> Outcome:

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from mpicnn.metrics import Metrics, Row
+from mpicnn.terminal import columns
 
 if TYPE_CHECKING:
     from mpicnn.training import Score
@@ -57,11 +58,13 @@ class Progress:
         self._time, self._since = time, time()
         self._quiet = mode == "off"
         self._bar: Any = None
-        if mode == "bar" or (mode == "auto" and self._stream.isatty()):
+        width = columns(stream)
+        if mode == "bar" or (mode == "auto" and width is not None):
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=steps, initial=start, file=self._stream, dynamic_ncols=True, leave=False,
+                total=steps, initial=start, file=self._stream, ncols=width, leave=False,
+                dynamic_ncols=self._stream.isatty(),
                 bar_format="{n_fmt}/{total_fmt} |{bar}|{desc} left {remaining}",
             )  # fmt: skip
 

@@ -179,12 +179,14 @@ def _time_table(splits: Sequence[TimeSplit], predicted: TimeSplit | None) -> lis
 
 
 def _memory_table(memory: Sequence[Memory]) -> list[str]:
-    rows = [["memory per rank, MB", "least", "most"]]
+    alone = len(memory) == 1
+    rows = [["memory, MB", ""] if alone else ["memory per rank, MB", "least", "most"]]
     for kind, name in (
         ("parameters", "parameters"), ("momentum", "momentum"), ("peak", "peak resident"),
     ):  # fmt: skip
         held = [getattr(each, kind) / 1e6 for each in memory]
-        rows.append([name, f"{min(held):.1f}", f"{max(held):.1f}"])
+        extremes = held if alone else [min(held), max(held)]
+        rows.append([name, *(f"{each:.1f}" for each in extremes)])
     return columns(rows)
 
 
@@ -196,7 +198,8 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Align a table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
     ]
 
 

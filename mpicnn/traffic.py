@@ -37,7 +37,9 @@ class Weights:
         for name in item.weights.values():
             if name in self.travelling:
                 since = perf_counter()
-                self.here[name] = self.travelling.pop(name).wait()
+                journey = self.travelling.pop(name)
+                self.here[name] = journey.wait()
+                self.clock.travelled(name, journey.pending.began, journey.pending.ended)
                 self.clock.add(item.name, "communication", since)
         return {short: self.here[name] for short, name in item.weights.items()}
 
@@ -127,8 +129,11 @@ class Homecoming:
             self._close(axes)
         for name, journey in self.journeys.items():
             self.home[name] = journey.wait()
+            pending = journey.pending
+            self.clock.travelled(f"gradient of {name}", pending.began, pending.ended)
         for names, pending in self.buckets:
             flat = pending.wait()
+            self.clock.travelled(f"gradients of {names[0]} …", pending.began, pending.ended)
             at = 0
             for name in names:
                 g = self.home[name]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import numpy as np
 
+from mpicnn import trace
 from mpicnn.checkpoint import Checkpoints
 from mpicnn.clock import KINDS, Clock
 from mpicnn.data.augment import Augment
@@ -128,6 +129,8 @@ class Training:
         self.images = 0
         self.score: Score | None = None
         self.spent = dict.fromkeys(KINDS, 0.0)
+        self.begun = 0
+        self.trace: trace.Trace | None = None
 
     def restore(self) -> None:
         """Go on from the newest valid checkpoint, or begin where there is none. Collective."""
@@ -173,6 +176,10 @@ class Training:
         Saves a checkpoint at either. Collective.
         """
         settings = self.settings
+        self.begun = self.step
+        if settings.trace:
+            self.session.mesh.collect(np.zeros(1))
+            self.trace = trace.Trace()
         test_every = self._period(settings.evaluate_every)
         save_every = self._period(settings.checkpoint_every)
         with Batches(
@@ -211,7 +218,9 @@ class Training:
     def _one(self, batches: Batches, watcher: Watcher, signals: Signals) -> bool:
         """Do one step; return whether a rank wants to stop."""
         session = self.session
-        session.executor.clock = clock = Clock()
+        number = self.step - self.begun
+        traced = self.trace and trace.FIRST <= number < trace.FIRST + trace.COUNT
+        session.executor.clock = clock = Clock(self.trace if traced else None)
         since = perf_counter()
         batch = next(batches)
         clock.add("data", "other", since)

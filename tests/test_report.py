@@ -298,10 +298,15 @@ def test_summary_tables_fit_80_columns_and_ascii() -> None:
 
 
 def test_summary_of_little() -> None:
-    alone = replace(OUTCOME, splits=OUTCOME.splits[:1], predicted=None, launcher="", memory=[])
+    alone = replace(
+        OUTCOME, splits=OUTCOME.splits[:1], predicted=None, launcher="", memory=OUTCOME.memory[:1]
+    )
     assert "one step, ms   rank 0      %" in summary(alone).splitlines()
     assert "  evaluate  python -m mpicnn.evaluate 'runs/default 001'" in summary(alone).splitlines()
-    nothing = replace(alone, steps=0, images=0, seconds=0.0, test=None, splits=[TimeSplit(0, 0, 0)])
+    assert "peak resident  210.0" in summary(alone).splitlines()
+    nothing = replace(
+        alone, memory=[], steps=0, images=0, seconds=0.0, test=None, splits=[TimeSplit(0, 0, 0)]
+    )
     assert summary(nothing).splitlines()[1] == "0 steps in 0:00, - images/s"
 
 

@@ -20,6 +20,7 @@ from mpicnn.progress import Progress, Reporter, say
 from mpicnn.report import summary
 from mpicnn.rundir import CHECKPOINTS, CONFIG, METRICS, PLAN, open_run, write_text
 from mpicnn.session import Session, load_backend, make_plan, open_grid, read_settings
+from mpicnn.trace import merged
 from mpicnn.trained import warn
 from mpicnn.training import Silent, Training, Watcher, augmentation
 
@@ -76,7 +77,8 @@ def watch(training: Training, directory: Path, signals: Signals) -> bool:
     """Run the training and show it on rank 0; return whether it came to its end. Collective."""
     begun = training.step
     opening = first_lines(training, directory)
-    root = training.session.mesh.world.rank == 0
+    mesh = training.session.mesh
+    root = mesh.world.rank == 0
     with ExitStack() as stack:
         watcher: Watcher = Silent()
         if root:
@@ -85,12 +87,26 @@ def watch(training: Training, directory: Path, signals: Signals) -> bool:
         since = perf_counter()
         finished = training.run(watcher, signals)
         seconds = perf_counter() - since
+    if training.trace:
+        agree(
+            mesh.world.comm,
+            write_trace,
+            root,
+            training.settings.trace,
+            mesh.texts(training.trace.text()),
+        )
     ending = summary(outcome(training, directory, begun, seconds))
     if root:
         say(ending, sys.stdout)
         if not finished:
             say(f"stopped by {signals.requested or 'another rank'}, saved", sys.stdout)
     return finished
+
+
+def write_trace(root: bool, file: str, texts: list[str]) -> None:
+    """Write the ranks' timelines as one file; only the root writes."""
+    if root:
+        write_text(Path(file), merged(texts))
 
 
 def reporter(training: Training, directory: Path, stack: ExitStack) -> Reporter:
