@@ -118,8 +118,8 @@ def say(rank: int | None, text: str, fd: int = 2) -> None:
 class Signals:
     """Turn SIGUSR1, SIGTERM and SIGINT into `requested`, the signal's name, while entered.
 
-    Each rank sees its own flag: ranks agree on it in a collective of their own. A second SIGINT
-    raises `KeyboardInterrupt`.
+    Each rank sees its own flag: ranks agree on it in a collective of their own. A SIGINT after
+    another request raises `KeyboardInterrupt`.
     """
 
     def __init__(self) -> None:
@@ -141,10 +141,9 @@ class Signals:
             signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        again = self.requested == signal.Signals.SIGINT.name
-        self.requested = signal.Signals(number).name
-        if again and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        self.requested = signal.Signals(number).name
 
 
 def launcher_size(environ: Mapping[str, str]) -> int | None:
@@ -258,6 +257,8 @@ def _abort_from_thread(args: threading.ExceptHookArgs) -> None:
 def _abort_on(error: BaseException) -> NoReturn:
     if isinstance(error, UserError):
         _abort(f"mpicnn: error: {error}", error.code)
+    if isinstance(error, KeyboardInterrupt):
+        _abort("mpicnn: error: interrupted", INTERRUPTED)
     _abort("".join(traceback.format_exception(error)), 1)
 
 

@@ -119,6 +119,14 @@ def test_rows_in_any_order_and_number(data: Dataset) -> None:
     np.testing.assert_array_equal(some.x, whole.x[[5, 0, 5]])
 
 
+def test_augmentation_goes_with_the_example(data: Dataset) -> None:
+    def epoch(batch: int) -> np.ndarray:
+        with batches(data, batch=batch, epochs=1) as source:
+            return np.concatenate([each.x for each in source])
+
+    np.testing.assert_array_equal(epoch(5), epoch(BATCH))
+
+
 @pytest.mark.parametrize("start", range(10))
 def test_any_step_first(data: Dataset, start: int) -> None:
     assert_same(take(data, 3, start_step=start), take(data, start + 3)[start:])

@@ -110,7 +110,8 @@ def test_maxpool_of_special_values():
     x[0, 0, 1, 5] = np.nan
     x[0, 0, 2, 1] = 3
     y, argmax = native.maxpool(x, (2, 2), (2, 2), NONE, False)
-    np.testing.assert_array_equal(y[0, 0], [[-np.inf, -np.inf, np.nan, -np.inf], [3] + [-np.inf] * 3])
+    low = -np.inf
+    np.testing.assert_array_equal(y[0, 0], [[low, low, np.nan, low], [3, low, low, low]])
     np.testing.assert_array_equal(argmax[0, 0], [[0, 0, 3, 0], [1, 0, 0, 0]])
 
 
@@ -222,7 +223,7 @@ BAD = [
     ("conv2d", (HALF, W, None, ONE, NONE, ONE), "x"),
     ("conv2d", (X.tolist(), W, None, ONE, NONE, ONE), "x"),
     ("conv2d", (X[0], W, None, ONE, NONE, ONE), "x"),
-    ("conv2d", (X[:, :, :2], W, None, ONE, NONE, ONE), "x"),
+    ("conv2d", (X[:, :, :1], W, None, ONE, NONE, ONE), "x"),
     ("conv2d", (DOUBLE, W, None, ONE, NONE, ONE), "w"),
     ("conv2d", (X, W[:, :3], None, ONE, NONE, ONE), "w"),
     ("conv2d", (X, W[..., :0], None, ONE, NONE, ONE), "w"),
@@ -242,7 +243,7 @@ BAD = [
     ("bias_grad", (HALF,), "dy"),
     ("channel_sums", (X[0, 0, 0],), "a"),
     ("channel_sums", (X, X[:1]), "b"),
-    ("maxpool", (X, (7, 2), ONE, NONE, False), "x"),
+    ("maxpool", (X, (8, 2), ONE, NONE, False), "x"),
     ("maxpool", (X, (0, 2), ONE, NONE, False), "kernel"),
     ("maxpool", (X, (2, 2), ONE, (2, 0), False), "padding"),
     ("maxpool_dx", (POOLED, PLACES[:1], X.shape, (2, 2), (2, 2), NONE), "argmax"),
