@@ -28,6 +28,7 @@ from typing import Any, Final, NoReturn, ParamSpec, Self, TypeVar
 from mpi4py import MPI
 
 from mpicnn.errors import UserError
+from mpicnn.polling import wait
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,7 +55,7 @@ def launch(
     try:
         _check_launcher(world, os.environ if environ is None else environ)
         meeting, duplicated = world.Idup()
-        _wait(duplicated)
+        wait(duplicated)
         code = _leave(meeting, main)
     except BaseException as error:
         _abort_on(error)
@@ -83,7 +84,7 @@ def same(comm: MPI.Intracomm, what: str, digest: bytes) -> None:
     """Raise `UserError` on every rank, naming the odd ranks, unless `digest` is the same on all."""
     mine = hashlib.sha256(digest).digest()
     every = bytearray(len(mine) * comm.size)
-    _wait(comm.Iallgather([mine, MPI.BYTE], [every, MPI.BYTE]))
+    wait(comm.Iallgather([mine, MPI.BYTE], [every, MPI.BYTE]))
     starts = range(0, len(every), len(mine))
     odd = [r for r, at in enumerate(starts) if every[at : at + len(mine)] != every[: len(mine)]]
     if odd:
@@ -98,10 +99,10 @@ def broadcast_text(comm: MPI.Intracomm, text: str | None) -> str:
     """Return rank 0's `text` on every rank; the other ranks' is not looked at."""
     data = bytearray((text or "").encode("utf-8", "surrogateescape"))
     length = array("q", [len(data)])
-    _wait(comm.Ibcast([length, MPI.INT64_T], root=0))
+    wait(comm.Ibcast([length, MPI.INT64_T], root=0))
     if comm.rank:
         data = bytearray(length[0])
-    _wait(comm.Ibcast([data, MPI.BYTE], root=0))
+    wait(comm.Ibcast([data, MPI.BYTE], root=0))
     return data.decode("utf-8", "surrogateescape")
 
 
@@ -210,15 +211,6 @@ def _ending(main: Callable[[MPI.Intracomm], int | None]) -> tuple[int, str, floa
         return BROKEN_PIPE, "", GRACE_S
 
 
-def _wait(request: MPI.Request, seconds: float = math.inf) -> None:
-    """Poll, so that signal handlers run, and nap between, so that a rank at work has the core."""
-    end = time.monotonic() + seconds
-    while not request.Test():
-        if time.monotonic() > end:
-            raise TimeoutError
-        time.sleep(2e-4)
-
-
 def _first_failure(
     comm: MPI.Intracomm, code: int, text: str, seconds: float = math.inf
 ) -> tuple[int, str]:
@@ -230,14 +222,14 @@ def _first_failure(
     digest = int.from_bytes(hashlib.sha256(data).digest()[:7])
     mine = array("q", (code, len(data), digest))
     every = array("q", bytes(len(mine) * mine.itemsize * comm.size))
-    _wait(comm.Iallgather([mine, MPI.INT64_T], [every, MPI.INT64_T]), seconds)
+    wait(comm.Iallgather([mine, MPI.INT64_T], [every, MPI.INT64_T]), seconds)
     failing = [rank for rank, other in enumerate(every[0::3]) if other]
     if not failing:
         return 0, ""
     first = failing[0]
     if comm.rank != first:
         data = bytearray(every[3 * first + 1])
-    _wait(comm.Ibcast([data, MPI.BYTE], root=first), seconds)
+    wait(comm.Ibcast([data, MPI.BYTE], root=first), seconds)
     alike = len(failing) == comm.size and len(set(every[2::3])) == 1
     mark = "" if alike or not data else f"rank {first}: "
     return every[3 * first], mark + data.decode()
