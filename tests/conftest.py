@@ -10,3 +10,10 @@ if MPI.COMM_WORLD.size > 1:
         os.environ.setdefault(name, "1")
 
 pytest_plugins = ("mpi_guard",)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what runs differently on another number of ranks: what asks for communicators."""
+    for item in items:
+        if {"comm", "subcomms"} & set(item.fixturenames):
+            item.add_marker("mpi")

@@ -159,7 +159,7 @@ def test_cut_short_anywhere(plain: Sample) -> None:
 def test_damaged_anywhere(plain: Sample) -> None:
     content = plain.path.read_bytes()
     refused = 0
-    for at in range(0, len(content), 23):
+    for at in range(0, len(content), 53):
         damaged = bytearray(content)
         damaged[at] ^= 0x55
         plain.path.write_bytes(damaged)

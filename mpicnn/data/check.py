@@ -138,9 +138,6 @@ class Checker:
                 raise self.fail(f"/{name}", f"all of its {chunks} chunks, found some never written")
             if h5py.h5z.FILTER_DEFLATE in filters:
                 most *= MOST_INFLATION
-        elif create.get_layout() == h5py.h5d.CONTIGUOUS and claimed:
-            offset = data.id.get_offset()
-            most = 0 if offset is None else min(stored, self.bytes - offset)
         if claimed > most:
             raise self.fail(
                 f"/{name}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ class Store(Protocol):
     """Give rows of a dataset of images."""
 
     def read(self, rows: Index) -> Array:
-        """Return the images at `rows` (ascending, none twice): uint8 (len(rows), c, h, w).
+        """Return the images at `rows` (one or more, ascending): uint8 (len(rows), c, h, w).
 
         Raises OSError where the file does not give them (any more).
         """
@@ -94,10 +95,7 @@ class Chunked:
 def runs(rows: Index) -> Iterator[tuple[int, int]]:
     """Yield (lo, hi) for each longest stretch `rows[lo:hi]` of consecutive values."""
     cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-    edges = [0, *cuts.tolist(), len(rows)]
-    for lo, hi in zip(edges[:-1], edges[1:], strict=True):
-        if hi > lo:
-            yield lo, hi
+    yield from itertools.pairwise([0, *cuts.tolist(), len(rows)])
 
 
 def read_exactly(descriptor: int, buffer: memoryview, offset: int) -> None:
