@@ -153,14 +153,18 @@ def _alexnet(widths: tuple[int, ...], groups: int, norm: LRN, classes: int) -> l
 
 
 def _classifier(first: int, classes: int) -> list[Named]:
-    """Build the 4096-4096-classes segment, dropout 0.5 after the hidden layers."""
+    """Build the 4096-4096-classes segment, dropout 0.5 after the hidden layers.
+
+    The last layer starts with the deviation 0.01 that the papers use throughout, so that the first
+    loss is near log(classes); the others start from He's weights.
+    """
     return [
         ("flatten", Flatten()),
         *_fc(first, Linear(4096)),
         (f"drop{first}", Dropout(0.5)),
         *_fc(first + 1, Linear(4096)),
         (f"drop{first + 1}", Dropout(0.5)),
-        (f"fc{first + 2}", Linear(classes)),
+        (f"fc{first + 2}", Linear(classes, init=0.01)),
     ]
 
 
