@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mpicnn.models import Model
-
-VARIANTS = ("eager", "channels-last", "compiled")
+from mpicnn.optim import Hyper
 
 # How PyTorch calls what mpicnn's layers call w, b, …
 _NAMES = {
@@ -24,18 +22,6 @@ _NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-
-
-@dataclass(frozen=True)
-class Update:
-    """Say how parameters change: v <- momentum v - rate (g + decay w), w <- w + v (OWT).
-
-    Biases have no decay.
-    """
-
-    rate: float = 1e-3
-    momentum: float = 0.9
-    decay: float = 5e-4
 
 
 def full_name(name: str) -> str:
@@ -65,7 +51,7 @@ def network(model: Model, weights: Mapping[str, NDArray[Any]]) -> nn.Sequential:
 
 def _module(entry: Mapping[str, Any], shape: Sequence[int], before: str) -> nn.Module:
     """Return one layer for examples of `shape`, behind a layer of type `before`."""
-    found = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
     name, kind = found.pop("name"), found.pop("type")
     found.pop("init", None)
     match kind:
@@ -76,6 +62,9 @@ def _module(entry: Mapping[str, Any], shape: Sequence[int], before: str) -> nn.M
         case "maxpool":
             return nn.MaxPool2d(found.pop("kernel"), **found)
         case "avgpool":
+            # Where nothing is padded this changes nothing, but torch.compile's gradient of windows
+            # that overhang the image is wrong without it (PyTorch's issue 198119).
+            found["count_include_pad"] &= found["padding"] != (0, 0)
             return nn.AvgPool2d(found.pop("kernel"), **found)
         case "lrn":
             return nn.LocalResponseNorm(**found)
@@ -92,10 +81,11 @@ def _module(entry: Mapping[str, Any], shape: Sequence[int], before: str) -> nn.M
 
 
 class Peer:
-    """Train a network on one batch, in one of VARIANTS: what `torch` says at its best.
+    """Train a network on one batch, in one variant.
 
-    x is float32 (n, c, h, w), labels int64 (n,). The images are in the variant's memory order
-    before the first step.
+    "eager" and "compiled" (`torch.compile`) keep n c h w in memory, "channels-last" and
+    "compiled-cl" n h w c, into which the images are brought once, here. x is float32
+    (n, c, h, w), labels int64 (n,). The update is that of `mpicnn.optim`, without its schedule.
     """
 
     def __init__(
@@ -105,12 +95,12 @@ class Peer:
         weights: Mapping[str, NDArray[Any]],
         x: NDArray[Any],
         labels: NDArray[Any],
-        how: Update,
+        hyper: Hyper,
     ) -> None:
         self.net = network(model, weights).train()
         self.x, self.labels = torch.from_numpy(x), torch.from_numpy(labels)
-        if variant == "channels-last":
-            self.net = self.net.to(memory_format=torch.channels_last)
+        if variant in ("channels-last", "compiled-cl"):
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.x = self.x.contiguous(memory_format=torch.channels_last)
         specs = {full_name(name): spec for name, spec in model.param_specs().items()}
         split: dict[bool, list[nn.Parameter]] = {False: [], True: []}
@@ -118,16 +108,16 @@ class Peer:
             split[specs[name].bias].append(parameter)
         self.optimizer = torch.optim.SGD(
             [
-                {"params": split[False], "weight_decay": how.decay},
+                {"params": split[False], "weight_decay": hyper.decay},
                 {"params": split[True], "weight_decay": 0.0},
             ],
-            lr=how.rate,
-            momentum=how.momentum,
+            lr=hyper.rate,
+            momentum=hyper.momentum,
             fused=True,
         )
         self.rates = {m: m.p for m in self.net.modules() if isinstance(m, nn.Dropout)}
         self.loss = self._loss
-        if variant == "compiled":
+        if variant in ("compiled", "compiled-cl"):
             torch.compiler.reset()
             self.loss = torch.compile(self._loss, dynamic=False)
 
@@ -143,6 +133,6 @@ class Peer:
         """Do one training step and return the batch's mean loss before it."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.detach())

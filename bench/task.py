@@ -1,0 +1,99 @@
+"""What is timed: a named network on one batch of synthetic images, as mpicnn trains it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpicnn import models, rng
+from mpicnn.errors import UserError
+from mpicnn.mesh import Mesh
+from mpicnn.models import Model
+from mpicnn.optim import Hyper, update
+from mpicnn.plan import Plan
+from mpicnn.session import Session
+
+Array = NDArray[Any]
+
+SEED = 0
+HYPER = Hyper(rate=1e-3, momentum=0.9, decay=5e-4)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network and one batch: images float32 (n, c, h, w), labels int64 (n,)."""
+
+    model: Model
+    x: Array
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def draw(cls, name: str, batch: int) -> Task:
+        """Return the named network with random images of its natural size, random labels."""
+        shape, classes = _natural(name)
+        model = models.load(name, shape, classes)
+        generator = np.random.default_rng(SEED)
+        x = generator.standard_normal((batch, *shape), np.float32)
+        return cls(model, x, generator.integers(0, classes, batch))
+
+    def weights(self) -> dict[str, Array]:
+        """Return every parameter and buffer as mpicnn starts with them, whole."""
+        specs = self.model.param_specs() | self.model.buffer_specs()
+        return {
+            name: rng.initial(spec, SEED, name, (0, spec.shape[0]), np.float32)
+            for name, spec in specs.items()
+        }
+
+    def without_dropout(self) -> Task:
+        """Return the task with every dropout rate 0: the masks of two libraries differ."""
+        entries = [
+            entry | {"rate": 0.0} if entry["type"] == "dropout" else entry
+            for entry in self.model.describe()
+        ]
+        model = Model.from_description(self.model.name, self.model.input_shape, entries)
+        return Task(model, self.x, self.labels)
+
+
+def _natural(name: str) -> tuple[tuple[int, int, int], int]:
+    """Return image shape and number of classes of the data a network was made for."""
+    for start, shape, classes in (
+        ("default", (1, 28, 28), 10),
+        ("lenet5", (1, 28, 28), 10),
+        ("cuda-convnet", (3, 32, 32), 10),
+        ("marques", (3, 32, 32), 10),
+        ("vgg11", (3, 64, 64), 10),
+        ("alexnet", (3, 224, 224), 1000),
+    ):
+        if name in models.NAMES and name.startswith(start):
+            return shape, classes
+    raise UserError(f"models: unknown network {name!r}, expected some of {', '.join(models.NAMES)}")
+
+
+class Ours:
+    """Train the task's network with mpicnn, all ranks of the mesh together."""
+
+    def __init__(self, mesh: Mesh, backend: ModuleType, task: Task, plan: Plan) -> None:
+        self.session = Session(mesh, backend, task.model, plan, "float32", SEED)
+        self.state = self.session.initial()
+        self.program = self.session.program(len(task.labels))
+        self.x, self.labels = task.x[self.program.positions], task.labels
+        self.specs = task.model.param_specs()
+        self.done = 0
+
+    def step(self) -> float:
+        """Do one training step, as `mpicnn.training` does; return the mean loss before it."""
+        session = self.session
+        grads, totals = session.executor.train(
+            self.program, self.state, self.x, self.labels, self.done
+        )
+        told = session.mesh.sum(np.array([totals.loss]))
+        update(
+            session.ops, self.state.params, self.state.velocity, grads, self.specs,
+            HYPER.rate, HYPER.momentum, HYPER.decay,
+        )  # fmt: skip
+        self.done += 1
+        return float(told.wait()[0]) / len(self.labels)
