@@ -15,6 +15,7 @@ import numpy as np
 
 from mpicnn import calibrate, ops
 from mpicnn.checkpoint import Tensor
+from mpicnn.compile import compile
 from mpicnn.config import environment, parse
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.execute import Executor
@@ -24,7 +25,7 @@ from mpicnn.options import Options
 from mpicnn.placement import region
 from mpicnn.plan import Plan, Weights, check_batch
 from mpicnn.planfile import load_plan
-from mpicnn.program import Program, compile
+from mpicnn.program import Program
 from mpicnn.state import State, initial_state
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpicnn.compile import compile
 from mpicnn.cost import LayerCost, step_costs
 from mpicnn.layers.base import Param
 from mpicnn.mesh import coordinates
 from mpicnn.placement import weighted_bounds
 from mpicnn.plan import INPUT, LOSS, Choice, Plan, resolve
-from mpicnn.program import compile
 
 if TYPE_CHECKING:
     from mpicnn.models import Model

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mpicnn import ops as backends
+from mpicnn.compile import compile
 from mpicnn.cost import step_costs
 from mpicnn.execute import Executor
 from mpicnn.layers import (
@@ -22,7 +23,6 @@ from mpicnn.models import Model
 from mpicnn.optim import update
 from mpicnn.placement import region
 from mpicnn.plan import PRESETS, LayerPlan, Plan, equal_shares, preset
-from mpicnn.program import compile
 from mpicnn.state import initial_state
 
 CLASSES, BATCH, RAGGED, STEPS, SEED = 5, 11, 2, 20, 3

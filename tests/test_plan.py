@@ -3,11 +3,11 @@
 import pytest
 
 from mpicnn import models
+from mpicnn.compile import compile
 from mpicnn.cost import step_costs
 from mpicnn.errors import UserError
 from mpicnn.plan import PRESETS, LayerPlan, Plan, check_batch, equal_shares, preset, resolve
 from mpicnn.planfile import load_plan, parse_plan, plan_toml
-from mpicnn.program import compile
 from mpicnn.show import all_costs, plan_table
 
 MODEL = models.load("cuda-convnet", (3, 32, 32), 10)
