@@ -17,12 +17,14 @@ template <class T> struct ConvMethod {
 
 // The first method that fits is taken; the last one fits everything.
 template <class T>
-const ConvMethod<T> methods[] = {
+static const ConvMethod<T> methods[] = {
     {[](const ConvShape &) { return true; }, im2col_method::forward<T>,
      im2col_method::input_gradient<T>, im2col_method::weight_gradient<T>},
 };
 
-template <class T> const ConvMethod<T> &method_for(const ConvShape &s) {
+// The method for a shape, ready to be called.
+template <class T> static const ConvMethod<T> &method_for(const ConvShape &s) {
+  serial_blas();
   const ConvMethod<T> *method = methods<T>;
   while (!method->fits(s)) ++method;
   return *method;

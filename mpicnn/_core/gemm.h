@@ -12,6 +12,12 @@ using Gemm = void (*)(int order, int trans_a, int trans_b, int m, int n, int k, 
 
 template <class T> inline std::atomic<Gemm<T>> gemm_address{nullptr};
 
+inline std::atomic<void (*)(int)> set_blas_threads{nullptr};
+
+// To be called before the threads that multiply are started: each multiplies by itself, whatever
+// was asked of every BLAS in the process since the last time.
+inline void serial_blas() { set_blas_threads.load(std::memory_order_relaxed)(1); }
+
 enum class Op : int { keep = 111, transpose = 112 };  // CblasNoTrans, CblasTrans
 
 // c (m, n) = op(a) (m, k) op(b) (k, n) + beta c

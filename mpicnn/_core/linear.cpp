@@ -8,6 +8,7 @@
 // the contraction is never cut: the bits do not depend on the number of threads.
 template <class T>
 void product(Op op_a, Op op_b, i64 m, i64 n, i64 k, const T *a, i64 lda, const T *b, i64 ldb, T *c) {
+  serial_blas();
   constexpr i64 side = 256;
   const i64 across = ceil_div(n, side);
   parallel_for<char>(ceil_div(m, side) * across, 0, [&](i64 task, char *) {
@@ -40,9 +41,10 @@ template <class T> static void bind(nb::module_ &m) {
 }
 
 void bind_linear(nb::module_ &m) {
-  m.def("use_blas", [](std::uintptr_t sgemm, std::uintptr_t dgemm) {
+  m.def("use_blas", [](std::uintptr_t sgemm, std::uintptr_t dgemm, std::uintptr_t set_threads) {
     gemm_address<float> = reinterpret_cast<Gemm<float>>(sgemm);
     gemm_address<double> = reinterpret_cast<Gemm<double>>(dgemm);
+    set_blas_threads = reinterpret_cast<void (*)(int)>(set_threads);
   });
   bind<float>(m);
   bind<double>(m);

@@ -4,7 +4,7 @@
 
 NB_MODULE(MPICNN_MODULE, m) {
   // Raised with every change of a signature: a source tree may meet a module built from another.
-  m.attr("ABI") = 1;
+  m.attr("ABI") = 2;
 
   m.def("set_threads", [](int n) { thread_count = n; });
   m.def("threads", [] { return int(thread_count); });

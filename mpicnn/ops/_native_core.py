@@ -7,22 +7,22 @@ found wherever `mpicnn` itself is imported from, be it a source tree that comes 
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 # The signatures that the functions of this package expect: module.cpp has the same number.
-ABI = 1
+ABI = 2
 
 
 def _import_core() -> Any:
     """Return the module of kernels; raises ImportError where none, or another version, is built."""
     core: Any = import_module("_mpicnn_core")
     if core.has_x86_64_v3():
-        try:
+        # a compiler without -march=x86-64-v3 built the general variant alone
+        with suppress(ImportError):
             core = import_module("_mpicnn_core_v3")
-        except ImportError:
-            pass  # a compiler without -march=x86-64-v3 built the general variant alone
     if ABI != core.ABI:
         raise ImportError(
             f"{core.__file__} was built from another version of mpicnn: install it again"
@@ -33,8 +33,8 @@ def _import_core() -> Any:
 def _use_blas(core: Any) -> bool:
     """Hand the core the matrix products of OpenBLAS; return whether there is one.
 
-    The library is a copy of its own beside NumPy's: kept at one thread, because the core's threads
-    call it side by side, without any effect on NumPy.
+    The library is a copy of its own beside NumPy's: the core keeps it at one thread, because the
+    core's threads call it side by side, without any effect on NumPy.
     """
     try:
         import scipy_openblas32 as openblas
@@ -43,11 +43,14 @@ def _use_blas(core: Any) -> bool:
     path = Path(openblas.get_lib_dir()) / openblas.get_library(fullname=True)
     try:
         library = ctypes.CDLL(str(path))
-        library.scipy_openblas_set_num_threads(1)
-        gemms = library.scipy_cblas_sgemm, library.scipy_cblas_dgemm
+        functions = (
+            library.scipy_cblas_sgemm,
+            library.scipy_cblas_dgemm,
+            library.scipy_openblas_set_num_threads,
+        )
     except (OSError, AttributeError):
         return False
-    core.use_blas(*(ctypes.cast(gemm, ctypes.c_void_p).value for gemm in gemms))
+    core.use_blas(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
     return True
 
 
