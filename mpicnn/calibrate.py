@@ -164,8 +164,9 @@ def kept(file: str) -> str:
 
 
 def save(found: Calibration, file: str) -> None:
-    """Write the calibration; raises UserError where that is not possible."""
+    """Write the calibration if there is a name; raises UserError where that is not possible."""
     try:
-        Path(file).write_text(found.to_json())
+        if file:
+            Path(file).write_text(found.to_json())
     except OSError as error:
         raise UserError(f"calibration {file}: cannot be written: {error.strerror}") from None

@@ -59,6 +59,8 @@ def step_costs(
         found.append((weight.name.rsplit(".", 1)[0], _weight(weight, grid, coords, itemsize)))
     held: dict[str, int] = {}
     for weight in program.weights:
+        if weight.buffer:
+            continue
         layer = weight.name.rsplit(".", 1)[0]
         items = prod(local_shape(weight.param.shape, weight.home, coords))
         held[layer] = held.get(layer, 0) + items

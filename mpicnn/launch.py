@@ -80,6 +80,30 @@ def agree(comm: MPI.Intracomm, function: Callable[P, R], *args: P.args, **kwargs
     return result
 
 
+def from_root(
+    comm: MPI.Intracomm, function: Callable[P, str | None], *args: P.args, **kwargs: P.kwargs
+) -> str:
+    """Call `function` on rank 0 alone and return its text on every rank ("" for None).
+
+    A `UserError` that it raises is raised on all of them.
+    """
+    failure: UserError | None = None
+    text = ""
+    if comm.rank == 0:
+        try:
+            text = function(*args, **kwargs) or ""
+        except UserError as error:
+            failure, text = error, str(error)
+    code = array("q", [failure.code if failure else 0])
+    wait(comm.Ibcast([code, MPI.INT64_T], root=0))
+    text = broadcast_text(comm, text)
+    if code[0]:
+        agreed = UserError(text)
+        agreed.code = code[0]
+        raise agreed from failure
+    return text
+
+
 def same(comm: MPI.Intracomm, what: str, digest: bytes) -> None:
     """Raise `UserError` on every rank, naming the odd ranks, unless `digest` is the same on all."""
     mine = hashlib.sha256(digest).digest()

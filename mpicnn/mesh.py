@@ -168,7 +168,8 @@ class Mesh:
     def library(self) -> str:
         """Return the MPI library's name and version in a few words."""
         first = MPI.Get_library_version().splitlines()[0].strip(" \0")
-        return " ".join(first.replace("Version:", "").replace(",", " ").split()[:4])
+        words = first.replace("Version:", "").replace(",", " ").split()
+        return " ".join(words[: words.index("package:")] if "package:" in words else words[:4])
 
     @property
     def ranks_on_host(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,12 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpicnn.errors import UserError
-from mpicnn.plan import PRESETS, LayerPlan, Plan, Weights, preset
+from mpicnn.plan import LayerPlan, Plan, Weights, preset
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
 
-_TOP = {"preset": str, "scheme": str, "sync": str, "grid": list, "shares": list, "layers": dict}
+_TOP = {
+    "name": str,
+    "preset": str,
+    "scheme": str,
+    "sync": str,
+    "grid": list,
+    "shares": list,
+    "layers": dict,
+}
 _LAYER = {"split": str, "shares": list, "home": str}
 
 
@@ -28,17 +37,20 @@ def load_plan(
 ) -> Plan:
     """Return the plan called `name`: a preset, or a TOML file that starts from one.
 
-    The file may set `preset` (default "data"), `scheme`, `sync`, `grid`, `shares`, and for any
-    layer `[layers.NAME]` with `split`, `shares` and `home`, as in `mpicnn.plan.LayerPlan`.
+    The file may set `name`, `preset` (default "data"), `scheme`, `sync`, `grid`, `shares`, and for
+    any layer `[layers.NAME]` with `split`, `shares` and `home`, as in `mpicnn.plan.LayerPlan`.
     `shares` is one list of numbers, or one list per axis. What the file says goes before what is
     passed here. Raises UserError for anything that is not so.
     """
     if not name.endswith(".toml"):
         return preset(name, model, grid, shares, scheme, sync)
     try:
-        return parse_plan(Path(name).read_text(), name, model, grid, shares, scheme, sync)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"plan {name}: cannot be read: {error}") from None
+        text = Path(name).read_text()
+    except OSError as error:
+        raise UserError(f"plan {name}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"plan {name}: cannot be read: not text") from None
+    return parse_plan(text, name, model, grid, shares, scheme, sync)
 
 
 def parse_plan(
@@ -83,8 +95,8 @@ def parse_plan(
             _shares(at, entry["shares"], grid) if "shares" in entry else None,
             entry.get("home", before.home if before else "use"),
         )
-    is_preset = "layers" not in found and found.get("preset") in PRESETS
-    return replace(start, layers=layers, name=start.name if is_preset else Path(where).stem)
+    own = start.name if "layers" not in found and "preset" in found else Path(where).stem
+    return replace(start, layers=layers, name=found.get("name", own))
 
 
 def _check(where: str, found: Mapping[str, Any], known: Mapping[str, type]) -> None:
@@ -109,7 +121,7 @@ def _shares(where: str, found: list[Any], grid: Sequence[int]) -> tuple[Weights,
 def plan_toml(plan: Plan) -> str:
     """Return the plan as TOML that `parse_plan` reads back as the same division."""
     lines = [
-        f"# {plan.name} on {plan.ranks} rank(s)",
+        f"name = {json.dumps(plan.name)}",
         f'scheme = "{plan.scheme}"',
         f'sync = "{plan.sync}"',
         f"grid = {list(plan.grid)}",

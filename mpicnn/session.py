@@ -19,7 +19,7 @@ from mpicnn.compile import compile
 from mpicnn.config import environment, parse
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.execute import Executor
-from mpicnn.launch import agree, broadcast_text, same
+from mpicnn.launch import agree, from_root, same
 from mpicnn.mesh import Mesh
 from mpicnn.options import Options
 from mpicnn.placement import region
@@ -46,14 +46,12 @@ def read_settings(comm: MPI.Intracomm, command: str, kind: type[AnyOptions]) -> 
     """
 
     def read() -> str:
-        if comm.rank:
-            return ""
         try:
             return _parse(sys.argv[1:], command).to_json()
         except SystemExit:
             return _HELP_SHOWN
 
-    text = broadcast_text(comm, agree(comm, read))
+    text = from_root(comm, read)
     if text == _HELP_SHOWN:
         raise SystemExit(0)
     return kind.from_json(text)
@@ -150,13 +148,13 @@ def speeds(
     comm = mesh.world.comm
     names = mesh.texts(backend.NAME)
 
-    text = broadcast_text(comm, agree(comm, lambda: "" if comm.rank else calibrate.kept(file)))
+    text = from_root(comm, calibrate.kept, file)
     if text:
         found = agree(comm, calibrate.Calibration.from_json, text, file)
         agree(comm, calibrate.check_fits, found, file, model, names, precision)
         return found
     found = calibrate.measure(mesh, backend, model, precision, batch)
-    agree(comm, lambda: calibrate.save(found, file) if file and comm.rank == 0 else None)
+    from_root(comm, calibrate.save, found, file)
     return found
 
 

@@ -81,7 +81,7 @@ def _params(model: Model, name: str) -> list[Param]:
 
 
 def _listed(costs: list[list[LayerCost]]) -> list[tuple[str, list[LayerCost]]]:
-    """Return the ranks to show: all of a few, the busiest and idlest senders of many."""
+    """Return the ranks to show: all of a few, the first ones and the last of many."""
     named = [(str(rank), layers) for rank, layers in enumerate(costs)]
     if len(named) <= RANKS_LISTED:
         return named

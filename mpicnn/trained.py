@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mpicnn.checkpoint import Checkpoints, read_meta
 from mpicnn.config import Settings
 from mpicnn.errors import UserError
-from mpicnn.launch import agree, broadcast_text, say
+from mpicnn.launch import agree, from_root, say
 from mpicnn.mesh import Mesh
 from mpicnn.models import Model
 from mpicnn.plan import Plan
@@ -42,8 +42,8 @@ def open_trained(comm: MPI.Intracomm, checkpoint: str, plan: str, machine: Machi
     Without a `plan`, the run's own is taken where it was made for as many ranks, and division
     of the batch elsewhere. Raises UserError where there is nothing valid to load.
     """
-    path = Path(broadcast_text(comm, agree(comm, _find, comm.rank, Path(checkpoint))))
-    meta = json.loads(broadcast_text(comm, agree(comm, _meta, comm.rank, path)))
+    path = Path(from_root(comm, _find, Path(checkpoint)))
+    meta = json.loads(from_root(comm, lambda: json.dumps(read_meta(path))))
     settings = Settings.from_json(meta["settings"])
     model = Model.from_description(meta["name"], meta["input_shape"], meta["model"])
     mesh = Mesh(comm)
@@ -62,10 +62,8 @@ def open_trained(comm: MPI.Intracomm, checkpoint: str, plan: str, machine: Machi
     return Trained(session, state, settings, meta, path)
 
 
-def _find(rank: int, path: Path) -> str:
-    """Return the checkpoint file meant by `path`; only rank 0 looks."""
-    if rank:
-        return ""
+def _find(path: Path) -> str:
+    """Return the checkpoint file meant by `path`."""
     if path.is_file():
         return str(path)
     inner = path / CHECKPOINTS
@@ -80,10 +78,6 @@ def _find(rank: int, path: Path) -> str:
 def warn(line: str) -> None:
     """Show a warning on stderr."""
     say(None, f"mpicnn: warning: {line}")
-
-
-def _meta(rank: int, path: Path) -> str:
-    return "" if rank else json.dumps(read_meta(path))
 
 
 def _plan(name: str, meta: dict[str, Any], model: Model, grid: tuple[int, ...]) -> Plan:

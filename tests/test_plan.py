@@ -49,7 +49,7 @@ def test_the_input_is_read_as_the_first_layer_wants_it():
     [
         ("preset = ", "not valid TOML"),
         ('preset = "owl"', "no preset 'owl'"),
-        ("schema = 1", "unknown key 'schema'; expected preset"),
+        ("schema = 1", "unknown key 'schema'; expected name, preset"),
         ("scheme = 1", "scheme = 1, expected text"),
         ('scheme = "d"', "scheme 'd' is not one of a, b, c"),
         ('sync = "never"', "sync 'never'"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mpicnn.checkpoint.blocks import Tensor, gather
 from mpicnn.checkpoint.file import compare, fill, make_image, verify
 from mpicnn.errors import UserError
-from mpicnn.launch import agree, broadcast_text
+from mpicnn.launch import agree, from_root
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -80,12 +80,11 @@ class Checkpoints:
             if not _TENSOR.fullmatch(name):
                 raise ValueError(f"a tensor is called section/name, got {name!r}")
         wholes = gather(comm, tensors)
+        from_root(comm, self._prepare, path)
         if comm.rank == 0:
-            agree(comm, self._prepare, path)
             agree(comm, lambda: _put(path, make_image(wholes, meta)))
             self._prune(path)
         else:
-            agree(comm, lambda: None)
             agree(comm, lambda: deque(wholes, maxlen=0))
         return path
 
@@ -98,8 +97,7 @@ class Checkpoints:
         every digest, then each rank reads its own blocks. Raises UserError on all ranks where no
         file is whole, or where the file is of another network or number type.
         """
-        choice = agree(comm, lambda: self._choose(path, tensors) if comm.rank == 0 else None)
-        found: dict[str, Any] = json.loads(broadcast_text(comm, choice))
+        found: dict[str, Any] = json.loads(from_root(comm, self._choose, path, tensors))
         agree(comm, fill, Path(found["path"]), found["digest"], tensors)
         loaded: dict[str, Any] = found["meta"]
         return loaded

@@ -12,7 +12,7 @@ from mpicnn import models
 from mpicnn.checkpoint import Checkpoints
 from mpicnn.config import Settings
 from mpicnn.data.file import Dataset, open_dataset
-from mpicnn.launch import Signals, agree, broadcast_text, same
+from mpicnn.launch import Signals, agree, from_root, same
 from mpicnn.metrics import Metrics
 from mpicnn.outcome import first_lines, outcome
 from mpicnn.planfile import plan_toml
@@ -37,12 +37,12 @@ def main(comm: MPI.Intracomm) -> int:
     with Signals() as signals, agree(comm, open_dataset, settings.data) as data:
         same(comm, f"data {settings.data}", data.digest.encode())
         session = open_session(comm, settings, data)
-        directory = open_directory(comm, settings)
+        directory = Path(from_root(comm, lambda: str(open_run(settings))))
         checkpoints = Checkpoints(directory / CHECKPOINTS, settings.keep, warn)
         training = Training(session, settings, data, checkpoints)
         if settings.resume:
             training.restore()
-        agree(comm, note, comm.rank, training, directory)
+        from_root(comm, note, training, directory)
         return 0 if watch(training, directory, signals) else STOPPED
 
 
@@ -57,20 +57,10 @@ def open_session(comm: MPI.Intracomm, settings: Settings, data: Dataset) -> Sess
     return Session(mesh, backend, model, plan, settings.precision, settings.seed, bucket, threads)
 
 
-def open_directory(comm: MPI.Intracomm, settings: Settings) -> Path:
-    """Return the run's directory on all ranks; rank 0 makes it. Collective."""
-
-    def opened() -> str:
-        return "" if comm.rank else str(open_run(settings))
-
-    return Path(broadcast_text(comm, agree(comm, opened)))
-
-
-def note(rank: int, training: Training, directory: Path) -> None:
-    """Leave settings and plan in the run's directory; only rank 0 writes."""
-    if rank == 0:
-        write_text(directory / CONFIG, training.settings.to_toml())
-        write_text(directory / PLAN, plan_toml(training.session.plan))
+def note(training: Training, directory: Path) -> None:
+    """Leave settings and plan in the run's directory."""
+    write_text(directory / CONFIG, training.settings.to_toml())
+    write_text(directory / PLAN, plan_toml(training.session.plan))
 
 
 def watch(training: Training, directory: Path, signals: Signals) -> bool:
@@ -88,25 +78,14 @@ def watch(training: Training, directory: Path, signals: Signals) -> bool:
         finished = training.run(watcher, signals)
         seconds = perf_counter() - since
     if training.trace:
-        agree(
-            mesh.world.comm,
-            write_trace,
-            root,
-            training.settings.trace,
-            mesh.texts(training.trace.text()),
-        )
+        timelines = mesh.texts(training.trace.text())
+        from_root(mesh.world.comm, write_text, Path(training.settings.trace), merged(timelines))
     ending = summary(outcome(training, directory, begun, seconds))
     if root:
         say(ending, sys.stdout)
         if not finished:
             say(f"stopped by {signals.requested or 'another rank'}, saved", sys.stdout)
     return finished
-
-
-def write_trace(root: bool, file: str, texts: list[str]) -> None:
-    """Write the ranks' timelines as one file; only the root writes."""
-    if root:
-        write_text(Path(file), merged(texts))
 
 
 def reporter(training: Training, directory: Path, stack: ExitStack) -> Reporter:
