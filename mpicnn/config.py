@@ -95,6 +95,10 @@ class Training(Options):
     )
     drop_factor: float = option(0.1, "multiplies the rate at each drop (steps)", gt=0, lt=1)
     warmup: float = option(0.0, "epochs over which the rate first rises", ge=0)
+    fc_rate: float = option(1.0, "learning rate of FC layers, in multiples of rate", ge=0)
+    fc_update: Literal["step", "round"] = option(
+        "step", "when FC weights change, every step or round (owt b, c)"
+    )
     scaling: Scaling = option("none", "how rate follows batch / reference-batch")
     reference_batch: int = option(128, "batch that rate and decay were chosen for", ge=1)
     seed: int = option(1, "of weights, shuffles, crops, flips, dropout", ge=0, le=2**63 - 1)

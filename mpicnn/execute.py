@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from types import ModuleType
@@ -87,19 +88,27 @@ class Executor:
         self._flying: list[Pending] = []
 
     def train(
-        self, program: Program, state: State, x: Array, labels: Array, step: int
+        self,
+        program: Program,
+        state: State,
+        x: Array,
+        labels: Array,
+        step: int,
+        learn: Callable[[Arrays], None] | None = None,
     ) -> tuple[Arrays, Totals]:
         """Return the gradients of the batch's mean loss, home, and this rank's share of the totals.
 
-        `x` holds the examples at `program.positions`, `labels` those of the whole batch. All
-        ranks of the mesh must call together.
+        `x` holds the examples at `program.positions`, `labels` those of the whole batch. With
+        `learn`, the head's gradients are not returned but passed to it after every round, of the
+        mean loss of that round's examples, for it to change the head's parameters in place (OWT's
+        variable batch size). All ranks of the mesh must call together.
         """
         home = Homecoming(self.mesh, self.clock, program.weights, self.bucket)
         weights = Weights(self.mesh, self.clock, program.weights, state)
         batch = Batch(weights, program.count, step, home)
         body = Passing(program.body, x, 0, [])
         self._forward(body, batch)
-        body.value, totals = self._head(program, batch, body.value, labels)
+        body.value, totals, home = self._head(program, batch, body.value, labels, learn)
         self._backward(body, batch, program.body.back_to)
         return home.finish(), totals
 
@@ -127,13 +136,21 @@ class Executor:
         return answers
 
     def _head(
-        self, program: Program, batch: Batch, y: Array, labels: Array
-    ) -> tuple[Array, Totals]:
-        """Run the rounds forward and backward; return the gradient of the body's output.
+        self,
+        program: Program,
+        batch: Batch,
+        y: Array,
+        labels: Array,
+        learn: Callable[[Arrays], None] | None,
+    ) -> tuple[Array, Totals, Homecoming]:
+        """Run the rounds forward and backward.
+
+        Returns the gradient of the body's output, the totals, and where gradients go from then on.
 
         While a round computes, the next one's feed and the last one's gradient travel (OWT).
         """
-        assert batch.home is not None
+        home = batch.home
+        assert home is not None
         totals = Totals()
         dy = self.ops.xp.zeros_like(y)
         stop = 0 if program.body.back_to < len(program.body.steps) else None
@@ -149,14 +166,20 @@ class Executor:
             totals += some
             head.value = self._loss.backward(self.ops, saved, program.count)
             self.clock.add("loss", "other", since)
-            batch.home.last = number + 1 == len(heads)
+            home.last = learn is not None or number + 1 == len(heads)
             self._backward(head, batch, part.chain.back_to if stop is None else stop, self.overlap)
+            if learn is not None:
+                grads = home.finish()
+                learn({name: g * (program.count / part.count) for name, g in grads.items()})
+                batch.weights.renew(grads)
+                home = Homecoming(self.mesh, self.clock, program.weights, self.bucket)
+                batch.home = home
             if returning is not None:
                 self._land(*returning, batch, stop, dy)
             returning = (part, head)
         assert returning is not None
         self._land(*returning, batch, stop, dy)
-        return dy, totals
+        return dy, totals, home
 
     def _land(self, part: Round, head: Passing, batch: Batch, stop: int | None, dy: Array) -> None:
         """End a round's way back and put its gradient where the body's output lay."""
@@ -238,6 +261,7 @@ class Executor:
         """Let MPI make progress with what travels beside the computation."""
         since = perf_counter()
         self._flying = [pending for pending in self._flying if not pending.poll()]
+        batch.weights.poll()
         if batch.home is not None:
             batch.home.poll()
         self.clock.add("progress", "communication", since)

@@ -21,16 +21,29 @@ class Weights:
     """The parameters as layers compute with them; those that live elsewhere set out at once."""
 
     def __init__(self, mesh: Mesh, clock: Clock, weights: Iterable[Weight], state: State) -> None:
+        self.mesh = mesh
         self.clock = clock
+        self.state = state
         self.buffers = state.buffers
         self.here: Arrays = {}
         self.travelling: dict[str, Journey] = {}
-        for weight in weights:
-            value = (state.buffers if weight.buffer else state.params)[weight.name]
+        self.weights = {weight.name: weight for weight in weights}
+        self.renew(self.weights)
+
+    def renew(self, names: Iterable[str]) -> None:
+        """Take up what the named parameters have become at home."""
+        for name in names:
+            weight = self.weights[name]
+            value = (self.state.buffers if weight.buffer else self.state.params)[name]
             if weight.fetch:
-                self.travelling[weight.name] = Journey(mesh, weight.fetch, value)
+                self.travelling[name] = Journey(self.mesh, weight.fetch, value)
             else:
-                self.here[weight.name] = value
+                self.here[name] = value
+
+    def poll(self) -> None:
+        """Let MPI make progress with what is still on its way."""
+        for journey in self.travelling.values():
+            journey.pending.poll()
 
     def of(self, item: Compute) -> Arrays:
         """Return a layer's parameters and buffers by their short names, waiting where needed."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, isfinite
 from pathlib import Path
 from time import perf_counter
@@ -18,9 +20,10 @@ from mpicnn.data.file import Dataset
 from mpicnn.data.loader import Batches
 from mpicnn.errors import UserError
 from mpicnn.execute import Totals
-from mpicnn.launch import broadcast_text
+from mpicnn.launch import from_root
 from mpicnn.optim import Hyper, Schedule, scale, update
 from mpicnn.planfile import plan_toml
+from mpicnn.state import Arrays
 
 if TYPE_CHECKING:
     from mpicnn.config import Settings
@@ -124,6 +127,8 @@ class Training:
         self.steps_per_epoch = ceil(len(data.split("train")) / settings.batch)
         self.steps = max(1, ceil(settings.epochs * self.steps_per_epoch))
         self.hyper = hyper(settings, self.steps_per_epoch)
+        head = [f"{name}." for name, _ in session.model.layers[session.model.fc_start :]]
+        self.head = {w.name for w in session.weights if w.name.startswith(tuple(head))}
         self.specs = {w.name: w.param for w in session.weights if not w.buffer}
         self.last_saved: Path | None = None
         self.images = 0
@@ -135,13 +140,21 @@ class Training:
     def restore(self) -> None:
         """Go on from the newest valid checkpoint, or begin where there is none. Collective."""
         comm = self.session.mesh.world.comm
-        if not broadcast_text(comm, " ".join(map(str, self.checkpoints.paths()))):
+        if not from_root(comm, lambda: " ".join(map(str, self.checkpoints.paths()))):
             return
         meta = self.checkpoints.load(comm, self.session.tensors(self.state))
         if meta["data"] != self.data.digest:
             raise UserError(
                 f"data {self.data.path}: not the data set that the run began with; "
                 "give that one, or begin a new run"
+            )
+        before, now = (tomllib.loads(text) for text in (meta["plan"], plan_toml(self.session.plan)))
+        rounds = ("scheme", "grid", "shares")
+        if self.settings.fc_update == "round" and any(before[k] != now[k] for k in rounds):
+            raise UserError(
+                "fc-update round: the run depends on its rounds, so it goes on with the scheme, "
+                f"ranks and shares it began with: scheme {before['scheme']}, "
+                f"grid {before['grid']}, shares {before['shares']}"
             )
         self.step = int(meta["step"])
 
@@ -225,19 +238,16 @@ class Training:
         batch = next(batches)
         clock.add("data", "other", since)
         program = session.program(batch.count)
+        rate = self.hyper.rate_at(self.step, self.steps)
+        by_round = self.settings.fc_update == "round"
+        learn = partial(self.learn, rate=rate)
         grads, totals = session.executor.train(
-            program, self.state, batch.x, batch.labels, self.step
+            program, self.state, batch.x, batch.labels, self.step, learn if by_round else None
         )
         told = session.mesh.sum(
             np.array([totals.loss, totals.top1, totals.top5, signals.requested is not None])
         )
-        since = perf_counter()
-        rate = self.hyper.rate_at(self.step, self.steps)
-        update(
-            session.ops, self.state.params, self.state.velocity, grads, self.specs,
-            rate, self.hyper.momentum, self.hyper.decay, self.hyper.bias_rate,
-        )  # fmt: skip
-        clock.add("update", "other", since)
+        learn(grads)
         since = perf_counter()
         loss, top1, top5, stop = (float(v) for v in told.wait())
         clock.add("totals", "communication", since)
@@ -250,6 +260,18 @@ class Training:
         score = Score(loss / batch.count, top1 / batch.count, top5 / batch.count)
         watcher.step(self.step, score, batch.count, rate)
         return stop > 0
+
+    def learn(self, grads: Arrays, rate: float) -> None:
+        """Change the parameters that have gradients, the head's at a rate of their own."""
+        since = perf_counter()
+        head = {name: g for name, g in grads.items() if name in self.head}
+        body = {name: g for name, g in grads.items() if name not in self.head}
+        for part, factor in ((body, 1.0), (head, self.settings.fc_rate)):
+            update(
+                self.session.ops, self.state.params, self.state.velocity, part, self.specs,
+                rate * factor, self.hyper.momentum, self.hyper.decay, self.hyper.bias_rate,
+            )  # fmt: skip
+        self.session.executor.clock.add("update", "other", since)
 
     def _diverged(self, what: str) -> NoReturn:
         kept = f"the last checkpoint is {self.last_saved}" if self.last_saved else "none was saved"

@@ -205,6 +205,16 @@ def test_an_existing_run_is_not_overwritten(train, tmp_path):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
 
 
+@pytest.mark.limit(120)
+def test_fc_weights_that_change_by_round_tie_a_run_to_its_rounds(train, tmp_path):
+    run = tmp_path / "run"
+    options = ("--run-dir", run, "--fc-update", "round", "--fc-rate", 0.5, "--scheme", "c")
+    assert train(2, *options, "--plan", "owt", "--epochs", 0.4).code == 0
+    assert train(2, "--run-dir", run, "--resume", "--epochs", 0.8).code == 0
+    other = train(3, "--run-dir", run, "--resume", "--epochs", 1.2)
+    assert "goes on with the scheme, ranks and shares it began with" in error_of(other)
+
+
 @pytest.mark.limit(60)
 def test_help_and_version_are_said_once(subcomm):
     subcomm(1)
