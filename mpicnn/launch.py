@@ -57,6 +57,9 @@ def launch(
         meeting, duplicated = world.Idup()
         wait(duplicated)
         code = _leave(meeting, main)
+        if code:
+            # A launcher that ends the other ranks when the first leaves must not change their code.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except BaseException as error:
         _abort_on(error)
     sys.exit(code)
@@ -189,6 +192,10 @@ def _launcher(environ: Mapping[str, str]) -> tuple[int | None, int]:
 
 def _check_launcher(world: MPI.Intracomm, environ: Mapping[str, str]) -> None:
     size, rank = _launcher(environ)
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
+    if size is None and world.size == 1 and tasks.isdecimal():
+        # srun without an MPI plugin says nothing else; with one, a job of several parts miscounts.
+        size, rank = int(tasks), int(environ.get("SLURM_PROCID", "0"))
     if size is None or size == world.size:
         return
     if rank:  # each process believes to be alone: one of them speaks, the others let it
@@ -197,7 +204,8 @@ def _check_launcher(world: MPI.Intracomm, environ: Mapping[str, str]) -> None:
     library = MPI.Get_library_version().splitlines()[0].strip(" \0")
     raise UserError(
         f"the launcher started {size} processes, but mpi4py's library ({library}) sees "
-        f"{world.size}: mpirun and mpi4py belong to different MPIs; use that library's own mpirun"
+        f"{world.size}: mpirun and mpi4py belong to different MPIs; use that library's own mpirun, "
+        "or the srun --mpi that it needs"
     )
 
 

@@ -172,14 +172,6 @@ class Mesh:
         return " ".join(words[: words.index("package:")] if "package:" in words else words[:4])
 
     @property
-    def ranks_on_host(self) -> int:
-        """Return how many ranks share this rank's host. Collective."""
-        host = self.world.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        size: int = host.Get_size()
-        host.Free()
-        return size
-
-    @property
     def sent(self) -> float:
         """Return the bytes that this rank has sent in the plan's collectives."""
         groups = {id(g): g for g in (self.world, *self.axes)}

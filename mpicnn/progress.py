@@ -129,6 +129,7 @@ class Reporter:
         self._steps_per_epoch, self._tests = steps_per_epoch, tests
         self._every = every or max(1, steps_per_epoch // LOGS_PER_EPOCH)
         self._begun = self._last = time()
+        self._step = 0
         self._sums, self._images, self._seconds, self._rate = [0.0, 0.0, 0.0], 0, 0.0, 0.0
 
     def step(self, step: int, score: Score, count: int, rate: float) -> None:
@@ -138,6 +139,7 @@ class Reporter:
         self._sums = [sum + count * each for sum, each in zip(self._sums, scores, strict=True)]
         self._images += count
         self._rate = rate
+        self._step = step
         self._progress.advance(step)
         if step % self._every == 0:
             self._end_interval(step)
@@ -149,8 +151,9 @@ class Reporter:
         self._tell(step, "test", score.loss, score.top1, score.top5, self._tests / seconds)
 
     def saved(self, path: Path) -> None:
-        """Hear of a checkpoint."""
+        """Hear of a checkpoint; the run may end with it, so no step is kept back."""
         self._lap()
+        self._end_interval(self._step)
         self._progress.note(f"saved {path}")
 
     def _lap(self) -> float:

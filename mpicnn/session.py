@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +19,7 @@ import numpy as np
 from mpicnn import calibrate, ops
 from mpicnn.checkpoint import Tensor
 from mpicnn.compile import compile
-from mpicnn.config import environment, parse
+from mpicnn.config import Settings, environment, parse
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.execute import Executor
 from mpicnn.launch import agree, from_root, same
@@ -26,6 +29,7 @@ from mpicnn.placement import region
 from mpicnn.plan import Plan, Weights, check_batch
 from mpicnn.planfile import load_plan
 from mpicnn.program import Program
+from mpicnn.rundir import CONFIG
 from mpicnn.state import State, initial_state
 
 if TYPE_CHECKING:
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from mpicnn.models import Model
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+SWITCHES = {each.name for _, each in Settings.options() if isinstance(each.default, bool)}
 
 _HELP_SHOWN = "\0"
 
@@ -60,17 +66,31 @@ def read_settings(comm: MPI.Intracomm, command: str, kind: type[AnyOptions]) -> 
 def _parse(argv: list[str], command: str) -> Options:
     """Read the settings; a run that is resumed starts from what it was run with before."""
     settings: Options = parse(argv, command, environment())  # type: ignore[call-overload]
-    if getattr(settings, "resume", False) and argv[0].startswith("-"):
-        before = Path(settings.run_dir) / "config.toml"  # type: ignore[attr-defined]
+    if isinstance(settings, Settings) and settings.resume and not _names_file(argv):
+        before = Path(settings.run_dir) / CONFIG
         if before.is_file():
             return parse([str(before), *argv], command, environment())  # type: ignore[call-overload]
     return settings
 
 
+def _names_file(argv: list[str]) -> bool:
+    """Say whether the arguments hold a file besides options and their values."""
+    value_follows = False
+    for argument in argv:
+        if value_follows:
+            value_follows = False
+        elif argument.startswith("--"):
+            name = argument.removeprefix("--").removeprefix("no-").replace("-", "_")
+            value_follows = "=" not in argument and name not in SWITCHES
+        else:
+            return True
+    return False
+
+
 def load_backend(comm: MPI.Intracomm, machine: Machine) -> tuple[ModuleType, int]:
     """Return this rank's backend and the number of threads that it was set to. Collective.
 
-    Without a number asked for, the cores of the host are divided over its ranks.
+    Without a number asked for, ranks that may use the same cores divide them.
     Raises DeviceError (exit code 69) for a device that is not there.
     """
 
@@ -78,12 +98,22 @@ def load_backend(comm: MPI.Intracomm, machine: Machine) -> tuple[ModuleType, int
         if machine.device == "gpu":
             raise DeviceError("device gpu: no GPU backend is installed; use --device cpu")
         backend = ops.load(machine.backend)
-        threads = machine.threads or max(1, len(os.sched_getaffinity(0)) // here)
+        threads = machine.threads or share
         backend.set_threads(threads)
         return backend, threads
 
-    here = Mesh(comm).ranks_on_host
+    share = cores_per_rank(Mesh(comm))
     return agree(comm, load)
+
+
+def cores_per_rank(mesh: Mesh) -> int:
+    """Return how many cores this rank has: those it may use, divided with the ranks that may too.
+
+    Collective.
+    """
+    mine = {f"{socket.gethostname()}:{core}" for core in os.sched_getaffinity(0)}
+    users = Counter(core for cores in mesh.texts(" ".join(mine)) for core in cores.split())
+    return max(1, int(sum(Fraction(1, users[core]) for core in mine)))
 
 
 def parse_grid(text: str) -> tuple[int, ...]:

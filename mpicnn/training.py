@@ -209,13 +209,14 @@ class Training:
             while self.step < self.steps:
                 stop = self._one(batches, watcher, signals)
                 last = self.step == self.steps
+                if stop and not last:
+                    self.save(watcher)
+                    return False
                 if last or self.step % test_every == 0:
                     self.score = self.test()
                     watcher.tested(self.step, self.score)
-                if last or stop or self.step % save_every == 0:
+                if last or self.step % save_every == 0:
                     self.save(watcher)
-                if stop:
-                    return last
         if self.score is None:
             self.score = self.test()
         return True

@@ -174,6 +174,18 @@ def test_launcher_of_another_mpi_is_refused(subcomm, tmp_path):
     assert job.err.count("\n") == 1
 
 
+def test_srun_without_an_mpi_plugin_is_refused(subcomm, tmp_path):
+    subcomm(1)
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
+    job = mpi_jobs.run(0, program(tmp_path, "print('ran')"), **step)
+    assert (job.code, job.out) == (2, "")
+    assert "the launcher started 2 processes" in job.err and "srun --mpi" in job.err
+    alone = mpi_jobs.run(
+        0, program(tmp_path, "print('ran')"), **step | {"SLURM_STEP_NUM_TASKS": "1"}
+    )
+    assert (alone.code, alone.out) == (0, "ran\n")
+
+
 def test_only_one_process_reports_another_mpi(subcomm, tmp_path):
     subcomm(1)
     job = mpi_jobs.run(0, program(tmp_path, "print('ran')"), PMI_SIZE="4", PMI_RANK="1")

@@ -1,0 +1,52 @@
+"""What commands set up alike: where settings come from, and how many threads a rank gets."""
+
+import os
+import socket
+
+import pytest
+
+from mpicnn import session
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        ([], False),
+        (["--resume", "--run-dir", "runs/a"], False),
+        (["--no-flip", "--rate=3", "--plan", "mine.toml"], False),
+        (["my.toml"], True),
+        (["--resume", "my.toml"], True),
+        (["--run-dir", "runs/a", "my.toml", "--resume"], True),
+    ],
+)
+def test_a_settings_file_is_told_from_an_options_value(argv, expected):
+    assert session._names_file(argv) is expected
+
+
+class Ranks:
+    """Ranks that may use the given cores of hosts; the first is this one."""
+
+    def __init__(self, *others):
+        self.others = others
+
+    def texts(self, mine):
+        return [mine, *self.others]
+
+
+HERE = socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    "cores, others, threads",
+    [
+        ({0, 1, 2, 3}, (), 4),
+        ({0, 1, 2, 3}, (f"{HERE}:0 {HERE}:1 {HERE}:2 {HERE}:3",), 2),
+        ({0, 1}, (f"{HERE}:2 {HERE}:3",), 2),
+        ({0, 1, 2}, (f"{HERE}:1",), 2),
+        ({0, 1}, ("elsewhere:0 elsewhere:1",), 2),
+        ({0}, (f"{HERE}:0", f"{HERE}:0"), 1),
+    ],
+)
+def test_ranks_divide_the_cores_that_they_share(monkeypatch, cores, others, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    assert session.cores_per_rank(Ranks(*others)) == threads
