@@ -63,7 +63,7 @@ def _module(entry: Mapping[str, Any], shape: Sequence[int], before: str) -> nn.M
             return nn.MaxPool2d(found.pop("kernel"), **found)
         case "avgpool":
             # Where nothing is padded this changes nothing, but torch.compile's gradient of windows
-            # that overhang the image is wrong without it (PyTorch's issue 198119).
+            # that overhang the image is wrong without it.
             found["count_include_pad"] &= found["padding"] != (0, 0)
             return nn.AvgPool2d(found.pop("kernel"), **found)
         case "lrn":

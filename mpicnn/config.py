@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, overload
@@ -275,29 +274,3 @@ def parse(argv: list[str], command: str, environ: Environ) -> Options:
 def environment() -> Environ:
     """Return the environment, read now."""
     return dict(os.environ)
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Say what surrounds the process: the SLURM job and whether a person watches.
-
-    `job` is "" outside SLURM; `restarts` counts requeues; `end` is when SLURM stops it (Unix
-    time, s), where known.
-    """
-
-    job: str
-    restarts: int
-    end: float | None
-    terminal: bool
-
-    @classmethod
-    def read(cls, environ: Environ) -> Environment:
-        """Read it from `environ` and standard output."""
-        restarts = environ.get("SLURM_RESTART_COUNT", "")
-        end = environ.get("SLURM_JOB_END_TIME", "")
-        return cls(
-            job=environ.get("SLURM_JOB_ID", ""),
-            restarts=int(restarts) if restarts.isdigit() else 0,
-            end=float(end) if end.isdigit() else None,
-            terminal=sys.stdout.isatty(),
-        )

@@ -27,6 +27,7 @@ from typing import Any, Final, NoReturn, ParamSpec, Self, TypeVar
 
 from mpi4py import MPI
 
+from mpicnn.config import environment
 from mpicnn.errors import UserError
 from mpicnn.polling import wait
 
@@ -53,7 +54,7 @@ def launch(
     faulthandler.enable()
     threading.excepthook = _abort_from_thread
     try:
-        _check_launcher(world, os.environ if environ is None else environ)
+        _check_launcher(world, environment() if environ is None else environ)
         meeting, duplicated = world.Idup()
         wait(duplicated)
         code = _leave(meeting, main)
@@ -172,11 +173,6 @@ class Signals:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
-
-
-def launcher_size(environ: Mapping[str, str]) -> int | None:
-    """Return how many ranks the launcher says it started; None when nothing says so."""
-    return _launcher(environ)[0]
 
 
 def _launcher(environ: Mapping[str, str]) -> tuple[int | None, int]:

@@ -118,9 +118,8 @@ class Outcome:
     """Say how a run ended. `splits` and `memory` have an entry per rank.
 
     `steps` and `images` are those of this process, so without the run before a resume, as are
-    `seconds`, which include tests and checkpoints. `test` is missing where none was made,
-    `predicted` where nothing was; it is of the slowest rank. `launcher` is what stands before
-    `python` in commands, like "mpirun -n 4".
+    `seconds`, which include tests and checkpoints. `test` is missing where none was made.
+    `launcher` is what stands before `python` in commands, like "mpirun -n 4".
     """
 
     run_dir: str
@@ -130,7 +129,6 @@ class Outcome:
     test: Score | None
     splits: Sequence[TimeSplit]
     memory: Sequence[Memory]
-    predicted: TimeSplit | None = None
     launcher: str = ""
 
 
@@ -145,7 +143,7 @@ def summary(outcome: Outcome) -> str:
             f"top-5 {100 * test.top5:.2f} %"
         )
     if outcome.splits:
-        lines += ["", *_time_table(outcome.splits, outcome.predicted)]
+        lines += ["", *_time_table(outcome.splits)]
     if outcome.memory:
         lines += ["", *_memory_table(outcome.memory)]
     run, before = quote(outcome.run_dir), f"{outcome.launcher} python -m mpicnn.".lstrip()
@@ -159,22 +157,22 @@ def summary(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _time_table(splits: Sequence[TimeSplit], predicted: TimeSplit | None) -> list[str]:
-    """Return the slowest rank's step by kind of work, beside the other ranks' and the prediction.
+def _time_table(splits: Sequence[TimeSplit]) -> list[str]:
+    """Return the slowest rank's step by kind of work, beside the other ranks'.
 
     The slowest rank is the one that computes longest: the others wait for it, and waiting counts
     as communication.
     """
     slowest = max(range(len(splits)), key=lambda r: splits[r].convolution + splits[r].other)
     head = ["one step, ms", f"rank {slowest}", "%", "least", "most"]
-    rows = [[*head, "predicted"] if predicted else head]
+    rows = [head]
     for kind in ("communication", "convolution", "other", "total"):
         times = [getattr(split, kind) for split in splits]
         share = times[slowest] / splits[slowest].total if splits[slowest].total else 0.0
         row = [kind, _ms(times[slowest]), f"{100 * share:.1f}", _ms(min(times)), _ms(max(times))]
-        rows.append([*row, _ms(getattr(predicted, kind))] if predicted else row)
+        rows.append(row)
     if len(splits) == 1:
-        rows = [row[:3] + row[5:] for row in rows]
+        rows = [row[:3] for row in rows]
     return columns(rows)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mpicnn import config
-from mpicnn.config import Environment, PlanSettings, Settings
+from mpicnn.config import PlanSettings, Settings
 from mpicnn.errors import UserError
 
 Write = Callable[[str], str]
@@ -247,11 +247,3 @@ def test_other_ranks_do_not_import_pydantic() -> None:
         "sys.exit(any(name.startswith('pydantic') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_environment_is_read_from_the_mapping() -> None:
-    slurm = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "2", "SLURM_JOB_END_TIME": "1700000000"}
-    found = Environment.read(slurm)
-    assert (found.job, found.restarts, found.end) == ("17", 2, 1.7e9)
-    nothing = Environment.read({"SLURM_RESTART_COUNT": ""})
-    assert (nothing.job, nothing.restarts, nothing.end) == ("", 0, None)

@@ -8,7 +8,7 @@ import mpi_jobs
 import pytest
 
 from mpicnn.errors import DeviceError, UserError
-from mpicnn.launch import Signals, agree, broadcast_text, launcher_size, same, say
+from mpicnn.launch import Signals, _launcher, agree, broadcast_text, same, say
 
 SECONDS = 20  # a job of 3 ranks takes about 1 s, with the grace period 3 s; the machine may be busy
 BEGIN = "sys.stdout.write(f'begun {comm.rank}\\n')\n"
@@ -221,15 +221,15 @@ def test_other_broken_pipes_are_errors(subcomm, tmp_path):
     assert "BrokenPipeError" in job.err
 
 
-@pytest.mark.parametrize("environ, size", [
-    ({}, None),
-    ({"PMI_SIZE": "8", "PMI_RANK": "3"}, 8),
-    ({"OMPI_COMM_WORLD_SIZE": "5"}, 5),
-    ({"PMI_SIZE": ""}, None),
-    ({"SLURM_NTASKS": "4"}, None),
+@pytest.mark.parametrize("environ, size_and_rank", [
+    ({}, (None, 0)),
+    ({"PMI_SIZE": "8", "PMI_RANK": "3"}, (8, 3)),
+    ({"OMPI_COMM_WORLD_SIZE": "5"}, (5, 0)),
+    ({"PMI_SIZE": ""}, (None, 0)),
+    ({"SLURM_NTASKS": "4"}, (None, 0)),
 ])  # fmt: skip
-def test_launcher_size(environ, size):
-    assert launcher_size(environ) == size
+def test_what_launchers_tell(environ, size_and_rank):
+    assert _launcher(environ) == size_and_rank
 
 
 def fail_on(rank, failing, kind=UserError):

@@ -161,7 +161,6 @@ def test_dropout_follows_positions_not_places(ops):
 
 def test_channels_flatten_to_ranges_of_features(ops):
     x = ops.xp.asarray(rng.standard_normal((6, 5, 2, 3)))
-    assert Flatten.merges_space
     whole, _ = Flatten().forward(ops, x, {}, run_of((0, 30)))
     part, saved = Flatten().forward(ops, x[:, 2:4], {}, run_of((12, 24)))
     np.testing.assert_array_equal(host(part), host(whole)[:, 12:24])

@@ -260,7 +260,6 @@ OUTCOME = Outcome(
     test=Score(0.43121, 0.84125, 0.99),
     splits=[TimeSplit(0.04, 0.05, 0.01), TimeSplit(0.015, 0.07, 0.015)],
     memory=[Memory(4_000_000, 2_000_000, 210_000_000), Memory(4_000_000, 0, 260_000_000)],
-    predicted=TimeSplit(0.01, 0.08, 0.02),
     launcher="mpirun -n 2",
 )
 
@@ -271,11 +270,11 @@ def test_summary() -> None:
         "632 steps in 3:24, 396 images/s",
         "test: loss 0.4312, top-1 84.12 %, top-5 99.00 %",
         "",
-        "one step, ms   rank 1      %   least    most  predicted",
-        "communication   15.00   15.0   15.00   40.00      10.00",
-        "convolution     70.00   70.0   50.00   70.00      80.00",
-        "other           15.00   15.0   10.00   15.00      20.00",
-        "total          100.00  100.0  100.00  100.00     110.00",
+        "one step, ms   rank 1      %   least    most",
+        "communication   15.00   15.0   15.00   40.00",
+        "convolution     70.00   70.0   50.00   70.00",
+        "other           15.00   15.0   10.00   15.00",
+        "total          100.00  100.0  100.00  100.00",
         "",
         "memory per rank, MB  least   most",
         "parameters             4.0    4.0",
@@ -292,15 +291,13 @@ def test_summary() -> None:
 
 def test_summary_tables_fit_80_columns_and_ascii() -> None:
     slow = TimeSplit(12.3456, 1234.5678, 99.9)
-    text = summary(replace(OUTCOME, splits=[slow] * 1024, predicted=slow))
+    text = summary(replace(OUTCOME, splits=[slow] * 1024))
     assert text.isascii()
     assert max(len(line) for line in text.splitlines() if "python" not in line) <= 80
 
 
 def test_summary_of_little() -> None:
-    alone = replace(
-        OUTCOME, splits=OUTCOME.splits[:1], predicted=None, launcher="", memory=OUTCOME.memory[:1]
-    )
+    alone = replace(OUTCOME, splits=OUTCOME.splits[:1], launcher="", memory=OUTCOME.memory[:1])
     assert "one step, ms   rank 0      %" in summary(alone).splitlines()
     assert "  evaluate  python -m mpicnn.evaluate 'runs/default 001'" in summary(alone).splitlines()
     assert "peak resident  210.0" in summary(alone).splitlines()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 from mpicnn.layers.base import Array, Layer, Run, Shape
 
@@ -14,11 +14,9 @@ from mpicnn.layers.base import Array, Layer, Run, Shape
 class Flatten(Layer):
     """Return x (n, c, h, w) as (n, c * h * w); features of one channel lie together.
 
-    `merges_space` says that one input channel becomes h * w output channels: channels lo … hi - 1
-    are features lo * h * w … hi * h * w - 1.
+    One input channel becomes h * w output channels: channels lo … hi - 1 are features
+    lo * h * w … hi * h * w - 1.
     """
-
-    merges_space: ClassVar[bool] = True
 
     def out_shape(self, shape: Shape) -> Shape:
         """Return (c * h * w,) for (c, h, w)."""
