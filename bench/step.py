@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import platform
+import socket
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
@@ -193,7 +194,7 @@ def main(comm: MPI.Intracomm) -> None:
     backend.set_threads(options.threads)
     cores = Cores(mesh)
     without = ""
-    if options.peer and mesh.ranks_on_host < comm.size:
+    if options.peer and len(set(mesh.texts(socket.gethostname()))) > 1:
         without = "the ranks run on several hosts: mpicnn is timed alone"
     elif options.peer and find_spec("torch") is None:
         without = "PyTorch is not installed: mpicnn is timed alone"
