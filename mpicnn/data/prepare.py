@@ -14,7 +14,8 @@ from tqdm import tqdm
 from mpicnn.data.layout import SPLITS, Array, Index
 from mpicnn.data.source import Source, check_source, first_per_class
 from mpicnn.data.write import Writer, check_target, writing
-from mpicnn.launch import agree
+from mpicnn.launch import agree, same
+from mpicnn.polling import wait
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -34,11 +35,13 @@ def prepare(
 ) -> None:
     """Write the image file `target` from the source that `make` opens; collective.
 
-    Rank 0 opens the source and writes; every rank reads its share of the images. `per_class`
+    Every rank opens the source and reads its share of the images; rank 0 writes. `per_class`
     takes only the first so many training and test images of each class. Whatever goes wrong on
     one rank is raised on all of them: UserError naming the file.
     """
-    source, chosen = comm.bcast(agree(comm, open_on_root, comm, target, make, per_class, overwrite))
+    source, chosen = agree(comm, open_source, target, make, per_class, overwrite)
+    outline = repr((source.shape, source.classes)).encode()
+    same(comm, "source", outline + b"".join(source.labels[s].tobytes() for s in SPLITS))
     labels = {split: source.labels[split][chosen[split]] for split in SPLITS}
     with contextlib.ExitStack() as stack:
         writer: Writer | None = agree(
@@ -69,16 +72,13 @@ def copy_split(
             bar.update(int(edges[-1] - edges[0]))
 
 
-def open_on_root(
-    comm: MPI.Intracomm,
+def open_source(
     target: Path,
     make: Callable[[], Source],
     per_class: tuple[int, int] | None,
     overwrite: bool,
-) -> tuple[Source, dict[str, Index]] | None:
-    """Return, on rank 0, the source and the places of the images to take from each split."""
-    if comm.rank:
-        return None
+) -> tuple[Source, dict[str, Index]]:
+    """Return the source and the places of the images to take from each split."""
     check_target(target, overwrite)
     source = make()
     check_source(source)
@@ -99,7 +99,7 @@ def gather(comm: MPI.Intracomm, images: Array, counts: Index) -> Array | None:
     shape = images.shape[1:]
     whole = np.empty((int(counts.sum()), *shape), np.uint8) if comm.rank == 0 else None
     sizes = (counts * math.prod(shape)).tolist()
-    comm.Gatherv(np.ascontiguousarray(images), None if whole is None else [whole, sizes])
+    wait(comm.Igatherv(np.ascontiguousarray(images), None if whole is None else [whole, sizes]))
     return whole
 
 
