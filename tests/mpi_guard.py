@@ -10,9 +10,12 @@ import faulthandler
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -66,7 +69,9 @@ class Guard:
         self.grace = grace
         # Pytest captures fd 2 while tests run; at configuration it is still the real one.
         self.stderr = os.dup(2)
-        faulthandler.register(signal.SIGUSR2, file=self.stderr, all_threads=False)
+        # In a file a stack stays whole; the launcher may cut the lines of two ranks into another.
+        self.stack = tempfile.NamedTemporaryFile(prefix="stack-", suffix=".txt")  # noqa: SIM115
+        faulthandler.register(signal.SIGUSR2, file=self.stack, all_threads=False)
         # A context of its own: its messages cannot match those of the tests.
         self.comm, duplicated = MPI.COMM_WORLD.Idup()
         self.rank, self.size = self.comm.rank, self.comm.size
@@ -75,7 +80,9 @@ class Guard:
             if time.monotonic() > end:
                 self.abort("another rank did not start its tests")
             time.sleep(NAP_S)
-        self.peers = self.comm.allgather((MPI.Get_processor_name(), os.getpid()))
+        self.main = threading.main_thread().ident
+        mine = (MPI.Get_processor_name(), os.getpid(), Path(self.stack.name))
+        self.peers = self.comm.allgather(mine)
         self.sent = []
         self.round = 0
         self.collection_errors = []
@@ -111,7 +118,7 @@ class Guard:
         # The last resort where every rank is stuck: dumps the stack even inside a blocking call.
         faulthandler.dump_traceback_later(limit + 2 * self.grace, exit=True, file=self.stderr)
         overdue = f"{item.nodeid}: not finished after {limit:g} s"
-        notice = threading.Timer(limit + self.grace, self.say, [overdue])
+        notice = threading.Timer(limit + self.grace, self.say_where, [overdue])
         notice.start()
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
@@ -170,12 +177,15 @@ class Guard:
         if text:
             self.say(text)
         for rank in missing:
-            host, process = self.peers[rank]
+            host, process, stack = self.peers[rank]
             if host == MPI.Get_processor_name():
-                self.say(f"rank {rank} is at:")
                 os.kill(process, signal.SIGUSR2)
-                time.sleep(0.3)
+                self.say(f"rank {rank} is at:\n{settled(stack, self.grace)}")
         self.abort("run ended")
+
+    def say_where(self, text):
+        frames = traceback.format_stack(sys._current_frames()[self.main])
+        self.say(text + "\n" + "".join(frames[-5:]))
 
     def say(self, text):
         marked = "".join(f"[rank {self.rank}] {line}\n" for line in text.splitlines())
@@ -187,6 +197,17 @@ class Guard:
         time.sleep(0.3)  # an aborted launcher drops the output it has not passed on yet
         MPI.COMM_WORLD.Abort(1)
         os._exit(1)
+
+
+def settled(path, seconds):
+    """Return the text of the file at `path` once it grows no more, at the latest in `seconds`."""
+    text, end = "", time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.1)
+        before, text = text, path.read_text() if path.exists() else ""
+        if text and text == before:
+            break
+    return text
 
 
 def summarize(item, reports):

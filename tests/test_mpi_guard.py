@@ -100,7 +100,7 @@ def test_all_ranks_stuck_end_the_run(scratch):
     job = suite(2, scratch, body, *QUICK)
     assert job.code != 0
     assert "test_suite.py::test_odd: not finished after 2 s" in job.err
-    assert "line 6 in test_odd" in job.err
+    assert "line 6, in test_odd" in job.err
 
 
 def test_limit_of_a_test(scratch):
