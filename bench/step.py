@@ -20,6 +20,7 @@ from task import HYPER, Ours, Task
 from turns import Cores, Side, measure, rest, within
 
 from mpicnn import ops
+from mpicnn.config import Division
 from mpicnn.errors import UserError
 from mpicnn.launch import agree, broadcast_text, launch
 from mpicnn.mesh import Mesh
@@ -69,7 +70,7 @@ def compare(
 ) -> tuple[dict[str, list[float]], list[str]]:
     """Return the seconds per step of every side, and rank 0's remarks. Collective."""
     comm = mesh.world.comm
-    plan = agree(comm, load_plan, options.plan, task.model, mesh.grid, None)
+    plan = agree(comm, load_plan, Division(plan=options.plan), task.model, comm.size)
     agree(comm, check_batch, task.model, plan, options.batch)
     sides = [Side("mpicnn", Ours(mesh, backend, task, plan).step, together=True)]
     notes: list[str] = []

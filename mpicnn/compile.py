@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,44 +30,44 @@ from mpicnn.program import (
     Chain,
     Compute,
     Hop,
+    MicroBatch,
     Positions,
     Program,
     Redistribute,
     Round,
     Step,
+    Transfer,
     Weight,
 )
-from mpicnn.schedule import parts
+from mpicnn.schedule import parts, turns
 from mpicnn.strategy import BATCH, CHANNEL, Row, row
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
 
 
-def compile(model: Model, plan: Plan, coords: Sequence[int], count: int) -> Program:
-    """Return the program of the rank at mesh `coords` for a global batch of `count` examples.
+def compile(model: Model, plan: Plan, coords: Sequence[int], count: int, stage: int = 0) -> Program:
+    """Return the program of the rank at `coords` of a stage, for a batch of `count` examples.
 
     Pure: the same on every rank and without MPI, so that prediction and simulation can look at
     all ranks. Raises UserError where the plan does not fit the network.
     """
-    build = _Builder(model, plan, tuple(coords), resolve(model, plan))
-    whole = np.arange(count)
-    entry = build.layout(
-        (count, *model.input_shape), build.choices[INPUT], _INPUT_ROWS, "x", least=0
+    build = _Builder(model, plan, tuple(coords), resolve(model, plan), stage)
+    bounds = weighted_bounds(count, (1.0,) * plan.micro_batches)
+    read: list[Positions] = []
+    micro_batches = []
+    for lo, hi in pairwise(bounds):
+        if lo < hi:
+            mine, micro = build.micro_batch(np.arange(lo, hi), sum(p.size for p in read))
+            read.append(mine)
+            micro_batches.append(micro)
+    return Program(
+        count,
+        np.concatenate(read),
+        tuple(micro_batches),
+        tuple(turns(plan.order, plan.depth, stage, len(micro_batches))),
+        tuple(build.weights.values()),
     )
-    split_at = model.fc_start
-    body = build.chain(range(split_at), entry, (count, *model.input_shape), whole)
-    rounds = []
-    before = list(build.choices.values())[split_at]
-    for part in parts(plan, before, body.exit, body.exit_shape, tuple(coords)):
-        shape = (part.positions.size, *body.exit_shape[1:])
-        head = build.chain(
-            range(split_at, len(model.layers)), part.entry, shape, part.positions, loss=True
-        )
-        lo, hi = region(head.exit_shape, head.exit, coords)[BATCH]
-        rounds.append(Round(part.rows, part.positions.size, head, part.positions[lo:hi]))
-    lo, hi = region((count, *model.input_shape), entry, coords)[BATCH]
-    return Program(count, whole[lo:hi], body, tuple(rounds), tuple(build.weights.values()))
 
 
 _INPUT_ROWS = {
@@ -82,14 +83,62 @@ class _Builder:
     plan: Plan
     coords: tuple[int, ...]
     choices: dict[str, Choice]
+    stage: int
 
     def __post_init__(self) -> None:
+        layers = self.model.layers
+        names = [name for name, _ in layers]
+        starts = [0, *(names.index(name) for name in self.plan.stages), len(layers)]
+        self.start, self.stop = starts[self.stage : self.stage + 2]
+        self.last = self.stop == len(layers)
         self.weights: dict[str, Weight] = {}
         self.of_layer: dict[str, dict[str, str]] = {}
-        for (name, layer), shape in zip(self.model.layers, self.model.shapes(), strict=False):
+        for (name, layer), shape in zip(layers, self.model.shapes(), strict=False):
             self._add_weights(name, layer, shape)
-        with_weights = [i for i, (name, _) in enumerate(self.model.layers) if self.of_layer[name]]
-        self.first = with_weights[0] if with_weights else len(self.model.layers)
+        with_weights = [i for i, name in enumerate(names) if self.of_layer[name]]
+        self.first = with_weights[0] if with_weights else len(layers)
+        own = [n for name in names[self.start : self.stop] for n in self.of_layer[name].values()]
+        self.weights = {full: self.weights[full] for full in own}
+
+    def micro_batch(self, positions: Positions, at: int) -> tuple[Positions, MicroBatch]:
+        """Return the examples that this rank reads of those at `positions`, and what it does.
+
+        What it reads before them are `at` examples.
+        """
+        whole = (positions.size, *self.model.input_shape)
+        entry = self.layout(whole, self.choices[INPUT], _INPUT_ROWS, "x", least=0)
+        lo, hi = (0, 0) if self.stage else region(whole, entry, self.coords)[BATCH]
+        head_at = max(self.start, self.model.fc_start) if self.last else self.stop
+        body = self.body(range(self.start, head_at), entry, positions)
+        rounds = self.rounds(range(head_at, self.stop), body, positions) if self.last else []
+        return positions[lo:hi], MicroBatch(slice(at, at + hi - lo), body, tuple(rounds))
+
+    def body(self, indices: range, entry: Layout, positions: Positions) -> Chain:
+        """Return what a stage does up to the head, with what it has to do with other stages."""
+        whole = (positions.size, *self.model.input_shape)
+        before = self.chain(range(indices.start), entry, whole, positions)
+        own = self.chain(indices, before.exit, before.exit_shape, positions)
+        steps, back_to = own.steps, own.back_to
+        if self.stage:
+            arrives = local_shape(before.exit_shape, before.exit, self.coords)
+            steps = (Transfer(self.model.layers[self.start][0], arrives, out=False), *steps)
+            back_to = 0 if self.first < self.start else back_to + 1
+        if not self.last:
+            leaves = local_shape(own.exit_shape, own.exit, self.coords)
+            nothing = back_to == len(steps)
+            steps = (*steps, Transfer(self.model.layers[self.stop][0], leaves, out=True))
+            back_to += nothing
+        return replace(own, entry=before.exit, steps=steps, back_to=back_to)
+
+    def rounds(self, indices: range, body: Chain, positions: Positions) -> Iterator[Round]:
+        """Yield the rounds of the head."""
+        before = list(self.choices.values())[indices.start]
+        for part in parts(self.plan, before, body.exit, body.exit_shape, self.coords):
+            shape = (part.positions.size, *body.exit_shape[1:])
+            places = positions[part.positions]
+            head = self.chain(indices, part.entry, shape, places, loss=True)
+            lo, hi = region(head.exit_shape, head.exit, self.coords)[BATCH]
+            yield Round(part.rows, places.size, head, places[lo:hi])
 
     def layout(
         self, shape: Shape, choice: Choice, rows: dict[str, Row], role: str, least: int

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 from mpicnn.errors import UserError
-from mpicnn.options import Options, extents, option, rising, shares_text
+from mpicnn.options import Options, extents, option, rising, shares_text, stages_text
 from mpicnn.options import differences as differences
 
 Environ = Mapping[str, str]
@@ -137,6 +137,13 @@ class Division(Options):
     grid: str = option(
         "", "ranks as data x model axes, like 2x4", "DxM", unset="one axis", check=extents("2x4")
     )
+    stages: str = option(
+        "1", "pipeline stages: how many, or the layers they begin at", "N|X,X", check=stages_text
+    )
+    micro_batches: int = option(
+        0, "parts of the batch", "N", ge=0, unset="1; 4 per stage of a pipeline"
+    )
+    order: Literal["1f1b", "gpipe"] = option("1f1b", "of micro-batches in a stage")
     scheme: Literal["a", "b", "c"] = option("a", "how FC layers get the batch (owt)")
     sync: Literal["allreduce", "sharded"] = option("allreduce", "how weights are kept equal")
     bucket_mb: float = option(4.0, "gradients joined in one message, MB", gt=0)

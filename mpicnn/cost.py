@@ -8,7 +8,7 @@ from math import prod
 
 from mpicnn.move import SUM
 from mpicnn.placement import local_shape
-from mpicnn.program import Compute, Hop, Program, Step, Weight
+from mpicnn.program import Compute, Hop, Program, Step, Transfer, Weight
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,11 @@ def step_costs(
     the layer. Bytes agree with what `Group.sent` counts in the same step.
     """
     found: list[tuple[str, Work]] = []
-    body_learns = program.body.back_to < len(program.body.steps)
     here = {w.name: prod(local_shape(w.param.shape, w.use, coords)) for w in program.weights}
-    for chain in (program.body, *(part.chain for part in program.rounds)):
-        whole_way = chain is not program.body and body_learns
-        back_to = 0 if whole_way else chain.back_to
-        for at, step in enumerate(chain.steps):
-            found.append((step.name, _step(step, at >= back_to, here, grid, coords, itemsize)))
+    for micro in program.micro_batches:
+        for chain, back_to in micro.passes:
+            for at, step in enumerate(chain.steps):
+                found.append((step.name, _step(step, at >= back_to, here, grid, coords, itemsize)))
     for weight in program.weights:
         found.append((weight.name.rsplit(".", 1)[0], _weight(weight, grid, coords, itemsize)))
     held: dict[str, int] = {}
@@ -75,6 +73,9 @@ def _step(
 ) -> Work:  # fmt: skip
     if isinstance(step, Compute):
         return _compute(step, back, here, grid, itemsize)
+    if isinstance(step, Transfer):
+        sends = step.out or back
+        return Work(bytes_sent=sends * prod(step.shape) * itemsize, messages=sends)
     work = _hop(step.hop, grid, coords, itemsize)
     if back:
         adjoint = replace(step.hop, move=step.hop.move.adjoint)

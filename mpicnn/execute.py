@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from types import ModuleType
@@ -15,8 +15,8 @@ from mpicnn.clock import Clock
 from mpicnn.layers.base import Run
 from mpicnn.layers.loss import SoftmaxCrossEntropy
 from mpicnn.mesh import Mesh, Pending
-from mpicnn.move import SUM, Move
-from mpicnn.program import Chain, Compute, Program, Redistribute, Round
+from mpicnn.move import SUM
+from mpicnn.program import Chain, Compute, MicroBatch, Program, Redistribute, Round, Transfer
 from mpicnn.state import Arrays, State
 from mpicnn.traffic import Homecoming, Weights
 
@@ -52,7 +52,8 @@ class Batch:
 class Passing:
     """A chain on its way forward or backward: the value at step `at`, and what was saved.
 
-    `pending` is the value's redistribution, where it was started and not yet waited for.
+    `pending` is the value on its way to other ranks or from them, where that was started and not
+    yet waited for.
     """
 
     chain: Chain
@@ -106,11 +107,26 @@ class Executor:
         home = Homecoming(self.mesh, self.clock, program.weights, self.bucket)
         weights = Weights(self.mesh, self.clock, program.weights, state)
         batch = Batch(weights, program.count, step, home)
-        body = Passing(program.body, x, 0, [])
-        self._forward(body, batch)
-        body.value, totals, home = self._head(program, batch, body.value, labels, learn)
-        self._backward(body, batch, program.body.back_to)
-        return home.finish(), totals
+        totals = Totals()
+        ways = self._ways(program, x)
+        self._expect(ways, program.order[:1])
+        for at, (direction, index) in enumerate(program.order):
+            self._expect(ways, program.order[at + 1 : at + 2])
+            way, micro = ways[index], program.micro_batches[index]
+            if direction == "F":
+                self._forward(way, batch)
+                continue
+            final = at + 1 == len(program.order)
+            if micro.rounds:
+                totals += self._head(program, micro, way, batch, labels, final, learn)
+            assert batch.home is not None
+            batch.home.last = final
+            self._backward(way, batch, micro.body.back_to)
+            way.value = x[:0]
+        assert batch.home is not None
+        grads = batch.home.finish()
+        self._settle()
+        return grads, totals
 
     def evaluate(self, program: Program, state: State, x: Array, labels: Array) -> Totals:
         """Return this rank's share of the totals of a batch, without dropout or any change."""
@@ -120,44 +136,71 @@ class Executor:
         return totals
 
     def predict(self, program: Program, state: State, x: Array) -> Array:
-        """Return the logits of the examples at the rounds' `labels`, one after the other."""
-        return np.concatenate([logits for _, logits in self._answers(program, state, x)])
+        """Return the logits of the examples at `program.answers`, one row each."""
+        answers = [logits for _, logits in self._answers(program, state, x)]
+        return np.concatenate(answers) if answers else np.zeros((0, 0), x.dtype)
 
     def _answers(self, program: Program, state: State, x: Array) -> list[tuple[Round, Array]]:
         weights = Weights(self.mesh, self.clock, program.weights, state)
         batch = Batch(weights, program.count, step=0)
-        body = Passing(program.body, x, 0, [])
-        self._forward(body, batch)
         answers = []
-        for part in program.rounds:
-            head = Passing(part.chain, body.value[part.rows], 0, [])
-            self._forward(head, batch)
-            answers.append((part, head.value))
+        for micro, way in zip(program.micro_batches, self._ways(program, x), strict=True):
+            self._forward(way, batch)
+            for part in micro.rounds:
+                head = Passing(part.chain, way.value[part.rows], 0, [])
+                self._forward(head, batch)
+                answers.append((part, head.value))
+            way.tape.clear()
+        self._settle()
         return answers
+
+    def _ways(self, program: Program, x: Array) -> list[Passing]:
+        return [Passing(micro.body, x[micro.rows], 0, []) for micro in program.micro_batches]
+
+    def _expect(self, ways: Sequence[Passing], turns: Sequence[tuple[str, int]]) -> None:
+        """Begin to receive what another stage sends for these turns, as far as they can begin."""
+        for direction, index in turns:
+            way, forward = ways[index], direction == "F"
+            steps = way.chain.steps if forward or way.chain.back_to < way.at else ()
+            item = steps[0 if forward else -1] if steps else None
+            if isinstance(item, Transfer) and item.out != forward:
+                self._start(way, item, forward)
+
+    def _settle(self) -> None:
+        """Wait until everything that other stages were sent has left."""
+        since = perf_counter()
+        for pending in self._flying:
+            if not pending.poll():
+                pending.wait()
+        self._flying.clear()
+        self.clock.add("stages", "communication", since)
 
     def _head(
         self,
         program: Program,
+        micro: MicroBatch,
+        way: Passing,
         batch: Batch,
-        y: Array,
         labels: Array,
+        final: bool,
         learn: Callable[[Arrays], None] | None,
-    ) -> tuple[Array, Totals, Homecoming]:
-        """Run the rounds forward and backward.
+    ) -> Totals:
+        """Run a micro-batch's rounds forward and backward; return the totals.
 
-        Returns the gradient of the body's output, the totals, and where gradients go from then on.
-
-        While a round computes, the next one's feed and the last one's gradient travel (OWT).
+        The gradient of the body's output takes its place on the way, unless nothing wants it.
+        While a round computes, the next one's feed and the last one's gradient travel (OWT). With
+        `final`, gradients set out in the last round.
         """
         home = batch.home
         assert home is not None
         totals = Totals()
+        y = way.value
         dy = self.ops.xp.zeros_like(y)
-        stop = 0 if program.body.back_to < len(program.body.steps) else None
-        heads = [Passing(part.chain, y[part.rows], 0, []) for part in program.rounds]
+        stop = 0 if micro.learns else None
+        heads = [Passing(part.chain, y[part.rows], 0, []) for part in micro.rounds]
         returning: tuple[Round, Passing] | None = None
         self._forward(heads[0], batch, to_feed=True)
-        for number, (part, head) in enumerate(zip(program.rounds, heads, strict=True)):
+        for number, (part, head) in enumerate(zip(micro.rounds, heads, strict=True)):
             if self.overlap and number + 1 < len(heads):
                 self._forward(heads[number + 1], batch, to_feed=True)
             self._forward(head, batch)
@@ -166,7 +209,7 @@ class Executor:
             totals += some
             head.value = self._loss.backward(self.ops, saved, program.count)
             self.clock.add("loss", "other", since)
-            home.last = learn is not None or number + 1 == len(heads)
+            home.last = learn is not None or (final and number + 1 == len(heads))
             self._backward(head, batch, part.chain.back_to if stop is None else stop, self.overlap)
             if learn is not None:
                 grads = home.finish()
@@ -179,7 +222,8 @@ class Executor:
             returning = (part, head)
         assert returning is not None
         self._land(*returning, batch, stop, dy)
-        return dy, totals, home
+        way.value = dy
+        return totals
 
     def _land(self, part: Round, head: Passing, batch: Batch, stop: int | None, dy: Array) -> None:
         """End a round's way back and put its gradient where the body's output lay."""
@@ -196,9 +240,9 @@ class Executor:
         steps = way.chain.steps
         while way.at < len(steps):
             item = steps[way.at]
-            if isinstance(item, Redistribute):
+            if not isinstance(item, Compute):
                 if way.pending is None:
-                    self._start(way, item, item.hop.move, to_feed)
+                    self._start(way, item, forward=True, flying=to_feed)
                     if to_feed:
                         return
                 self._end(way, item)
@@ -223,9 +267,9 @@ class Executor:
         while way.at > stop:
             at = way.at - 1
             item = way.chain.steps[at]
-            if isinstance(item, Redistribute):
+            if not isinstance(item, Compute):
                 if way.pending is None:
-                    self._start(way, item, item.hop.move.adjoint, to_feed)
+                    self._start(way, item, forward=False, flying=to_feed)
                     if to_feed and at == feed:
                         return
                 self._end(way, item)
@@ -241,15 +285,32 @@ class Executor:
                 self._poll(batch)
             way.at = at
 
-    def _start(self, way: Passing, item: Redistribute, move: Move, flying: bool) -> None:
+    def _start(
+        self, way: Passing, item: Redistribute | Transfer, forward: bool, flying: bool = False
+    ) -> None:
         since = perf_counter()
-        group = self.mesh.axes[item.hop.axis]
-        way.pending = move.start(group, way.value, item.hop.shape)
+        if isinstance(item, Transfer):
+            way.pending = self._transfer(way.value, item, forward)
+        else:
+            group = self.mesh.axes[item.hop.axis]
+            move = item.hop.move if forward else item.hop.move.adjoint
+            way.pending = move.start(group, way.value, item.hop.shape)
         if flying:
             self._flying.append(way.pending)
         self.clock.add(item.name, "communication", since)
 
-    def _end(self, way: Passing, item: Redistribute) -> None:
+    def _transfer(self, value: Array, item: Transfer, forward: bool) -> Pending:
+        """Begin to send `value` to another stage, or to receive what is to take its place."""
+        link = self.mesh.behind if item.out else self.mesh.before
+        assert link is not None
+        if item.out != forward:
+            pending = link.receive(item.shape, value.dtype)
+            self._flying.append(pending)
+            return pending
+        self._flying.append(link.send(value))
+        return Pending.done(value[:0])
+
+    def _end(self, way: Passing, item: Redistribute | Transfer) -> None:
         since = perf_counter()
         assert way.pending is not None
         way.value = way.pending.wait()

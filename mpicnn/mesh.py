@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from math import prod
 from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
 from mpi4py import MPI
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from mpicnn.polling import wait
 
 Array = NDArray[Any]
+
+_STAGE = 42  # the tag of what passes between stages
 
 
 class Pending:
@@ -102,6 +105,31 @@ class Group:
         self.messages += self.size > 1
 
 
+class Link:
+    """The rank at this rank's place in the stage before or behind this one.
+
+    What is sent in one direction arrives in the order in which it was sent.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, rank: int) -> None:
+        self.comm = comm
+        self.rank = rank
+        self.sent = 0.0
+        self.messages = 0
+
+    def send(self, x: Array) -> Pending:
+        """Begin to send `x`, which must stay unchanged until that has ended."""
+        flat = np.ascontiguousarray(x).reshape(-1)
+        self.sent += flat.nbytes
+        self.messages += 1
+        return Pending(self.comm.Isend(flat, self.rank, _STAGE), lambda: flat)
+
+    def receive(self, shape: Sequence[int], dtype: DTypeLike) -> Pending:
+        """Begin to receive what the other rank sends next."""
+        x = np.empty(tuple(shape), dtype)
+        return Pending(self.comm.Irecv(x.reshape(-1), self.rank, _STAGE), lambda: x)
+
+
 def _starts(counts: Sequence[int]) -> list[int]:
     return [0, *accumulate(counts)][:-1]
 
@@ -113,21 +141,32 @@ def _only(counts: Sequence[int]) -> int | None:
 
 
 class Mesh:
-    """The ranks of a job as a grid.
+    """The ranks of a job as a grid, or as one grid for each of `depth` pipeline stages.
 
     `grid` has one length per axis: (K,) in ordinary use, (data, model) at scale; ranks count
-    along the last axis first. `axes` are the groups of ranks that differ in one coordinate only,
-    `world` is all of them.
-    Raises ValueError where the grid does not have as many places as there are ranks.
+    along the last axis first, then along the other, then the stages. `world` is all ranks, `peers`
+    those of this rank's `stage`, `axes` the groups of them that differ in one coordinate only.
+    `before` and `behind` lead to the neighbouring stages where there are any.
+    Raises ValueError where there are not as many places as ranks.
     """
 
-    def __init__(self, comm: MPI.Intracomm, grid: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, grid: Sequence[int] | None = None, depth: int = 1
+    ) -> None:
         self.world = Group(comm)
-        self.grid: tuple[int, ...] = tuple(grid) if grid else (self.world.size,)
-        if np.prod(self.grid) != self.world.size:
-            raise ValueError(f"a grid of {self.grid} does not hold {self.world.size} ranks")
-        self.coords = coordinates(self.world.rank, self.grid)
-        self.axes: tuple[Group, ...] = (self.world,)
+        self.grid: tuple[int, ...] = tuple(grid) if grid else (self.world.size // depth,)
+        places = prod(self.grid)
+        if places * depth != self.world.size:
+            raise ValueError(f"{depth} grid(s) of {self.grid} do not hold {self.world.size} ranks")
+        self.stage, place = divmod(self.world.rank, places)
+        self.coords = coordinates(place, self.grid)
+        self.peers = self.world
+        self.before = self.behind = None
+        if depth > 1:
+            self.peers = Group(cast(MPI.Intracomm, comm.Split(self.stage, place)))
+            self.before = Link(comm, self.world.rank - places) if self.stage else None
+            self.behind = Link(comm, self.world.rank + places) if self.stage + 1 < depth else None
+        self.axes: tuple[Group, ...] = (self.peers,)
         if len(self.grid) > 1:
             self.axes = tuple(self._along(axis) for axis in range(len(self.grid)))
 
@@ -135,14 +174,14 @@ class Mesh:
         others = [c for a, c in enumerate(self.coords) if a != axis]
         lengths = [n for a, n in enumerate(self.grid) if a != axis]
         color = int(np.ravel_multi_index(others, lengths))
-        return Group(cast(MPI.Intracomm, self.world.comm.Split(color, self.coords[axis])))
+        return Group(cast(MPI.Intracomm, self.peers.comm.Split(color, self.coords[axis])))
 
     def group(self, axes: Sequence[int]) -> Group:
-        """Return the group of ranks that differ in the given axes: one axis, or all."""
+        """Return the group of a stage's ranks that differ in the given axes: one axis, or all."""
         if len(axes) == 1:
             return self.axes[axes[0]]
         if len(axes) == len(self.axes):
-            return self.world
+            return self.peers
         raise ValueError(f"no group of ranks for axes {tuple(axes)}")
 
     def sum(self, values: Array) -> Pending:
@@ -173,9 +212,9 @@ class Mesh:
 
     @property
     def sent(self) -> float:
-        """Return the bytes that this rank has sent in the plan's collectives."""
-        groups = {id(g): g for g in (self.world, *self.axes)}
-        return sum(g.sent for g in groups.values())
+        """Return the bytes that this rank has sent as the plan says."""
+        ways = {id(w): w for w in (self.peers, *self.axes, self.before, self.behind) if w}
+        return sum(w.sent for w in ways.values())
 
 
 def coordinates(rank: int, grid: Sequence[int]) -> tuple[int, ...]:

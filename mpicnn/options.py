@@ -39,6 +39,15 @@ def shares_text(value: object) -> str:
     return text.replace(" ", "")
 
 
+def stages_text(value: object) -> str:
+    """Return the number of stages, at least 1, or layer names joined by commas, as text."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    names = [part.strip() for part in text.split(",")]
+    if not all(names) or (names[0].isdigit() and (len(names) > 1 or int(names[0]) < 1)):
+        raise ValueError("a number of stages, or layers like conv3,fc6")
+    return ",".join(names)
+
+
 def extents(example: str) -> Callable[[object], str]:
     """Return a check for text like `example`: whole numbers above 0 joined by x, or nothing."""
 

@@ -57,6 +57,10 @@ def describe(plan: Plan) -> str:
         words.append(f"{plan.sync} weights")
     if len(plan.grid) > 1:
         words.append(f"grid {'x'.join(map(str, plan.grid))}")
+    if plan.stages:
+        words.append(f"{plan.depth} stages from {', '.join(plan.stages)} ({plan.order})")
+    if plan.micro_batches > 1:
+        words.append(f"{plan.micro_batches} micro-batches")
     for weights in plan.shares:
         if len(set(weights)) > 1:
             parts = " + ".join(f"{100 * w / sum(weights):.1f}" for w in weights)

@@ -19,6 +19,7 @@ PRESETS = ("data", "owt", "filter", "master-worker", "fc-output", "fc-input")
 SCHEMES = ("a", "b", "c")
 SYNCS = ("allreduce", "sharded")
 HOMES = ("use", "first")
+ORDERS = ("1f1b", "gpipe")
 INPUT, LOSS = "input", "loss"
 INPUT_LETTERS = ("n", "m", "r")
 
@@ -51,6 +52,10 @@ class Plan:
     part of every rank's examples. `sync` says how replicated parameters are kept equal:
     "allreduce", or "sharded": the gradient is reduce-scattered, every rank updates its own part
     and the parts are gathered at the next step (OWT).
+
+    `stages` names the first layer of every pipeline stage after the first (survey): each stage has
+    a grid of its own, and the batch passes through in `micro_batches` parts, in the order "1f1b"
+    or "gpipe" (`mpicnn.schedule`).
     """
 
     grid: tuple[int, ...]
@@ -59,11 +64,19 @@ class Plan:
     scheme: str = "a"
     sync: str = "allreduce"
     name: str = "data"
+    stages: tuple[str, ...] = ()
+    micro_batches: int = 1
+    order: str = "1f1b"
+
+    @property
+    def depth(self) -> int:
+        """Return the number of pipeline stages."""
+        return 1 + len(self.stages)
 
     @property
     def ranks(self) -> int:
         """Return the number of ranks that the plan divides the work over."""
-        return prod(self.grid)
+        return self.depth * prod(self.grid)
 
 
 @dataclass(frozen=True)
@@ -193,6 +206,7 @@ def _check_form(model: Model, plan: Plan) -> None:
     if len(plan.grid) not in (1, 2):
         raise UserError(f"plan: a grid has one or two axes, got {len(plan.grid)}")
     check_shares("plan", plan.shares, plan.grid)
+    _check_stages(model, plan)
     if plan.scheme != "a" and model.fc_start == len(model.layers):
         raise UserError(
             f"plan: scheme ({plan.scheme}) feeds fully connected layers in rounds, "
@@ -215,6 +229,34 @@ def _check_form(model: Model, plan: Plan) -> None:
             check_shares(where, layer.shares, plan.grid)
 
 
+def _check_stages(model: Model, plan: Plan) -> None:
+    """Raise UserError for stages, micro-batches or rounds that the network cannot run in."""
+    if plan.order not in ORDERS:
+        raise UserError(f"plan: order {plan.order!r} is not one of {', '.join(ORDERS)}")
+    if plan.micro_batches < 1:
+        raise UserError(f"plan: micro-batches must be at least 1, got {plan.micro_batches}")
+    names = [name for name, _ in model.layers]
+    unknown = [name for name in plan.stages if name not in names[1:]]
+    if unknown:
+        raise UserError(
+            f"plan: stages: no stage can begin at {unknown[0]!r}; expected layers of {model.name} "
+            f"after the first, out of {', '.join(names[1:])}"
+        )
+    starts = [names.index(name) for name in plan.stages]
+    if starts != sorted(set(starts)):
+        raise UserError(f"plan: stages {', '.join(plan.stages)} are not in the network's order")
+    parted = {"micro-batches above 1": 0} if plan.micro_batches > 1 else {}
+    if plan.scheme != "a":
+        parted[f"scheme ({plan.scheme})"] = model.fc_start
+    for what, start in parted.items():
+        for (name, layer), shape in list(zip(model.layers, model.shapes(), strict=False))[start:]:
+            if any(layer.batch_sums(shape)):
+                raise UserError(
+                    f"plan: layer {name} normalises over the whole batch, which {what} would cut "
+                    "up; use micro-batches 1 and scheme a"
+                )
+
+
 def check_shares(where: str, shares: Sequence[Weights], grid: Sequence[int]) -> None:
     """Raise UserError unless there is one usable weight for every rank of every axis."""
     if tuple(len(s) for s in shares) != tuple(grid):
@@ -229,7 +271,13 @@ def check_shares(where: str, shares: Sequence[Weights], grid: Sequence[int]) -> 
 
 
 def check_batch(model: Model, plan: Plan, batch: int) -> None:
-    """Raise UserError unless a full batch has an example for every rank that is to share it."""
+    """Raise UserError unless a full batch has an example for every rank that is to share it,
+    and for every micro-batch."""
+    if batch < plan.micro_batches:
+        raise UserError(
+            f"micro-batches {plan.micro_batches}: more than the {batch} examples of a batch; "
+            "use fewer, or a larger batch"
+        )
     for name, choice in resolve(model, plan).items():
         sharing = 1
         for letter, shares in zip(choice.split, choice.shares, strict=True):
@@ -239,6 +287,12 @@ def check_batch(model: Model, plan: Plan, batch: int) -> None:
                 f"batch {batch}: fewer examples than the {sharing} ranks that share them "
                 f"in layer {name}; use a larger batch, fewer ranks or shares of 0"
             )
+
+
+if __name__ == "__main__":
+    from mpicnn.commands import start
+
+    start("plan")
 
 
 if __name__ == "__main__":

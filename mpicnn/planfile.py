@@ -6,14 +6,21 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpicnn.errors import UserError
-from mpicnn.plan import LayerPlan, Plan, Weights, preset
+from mpicnn.plan import LayerPlan, Plan, Weights, equal_shares, preset
+from mpicnn.stages import cut
 
 if TYPE_CHECKING:
+    from mpicnn.config import Division
     from mpicnn.models import Model
+
+PARTS_PER_STAGE = 4
+"""Micro-batches for each stage where none are asked for: a fifth of the time is then the filling
+and draining of the pipeline (survey; Huang et al. 2019 advise at least as many)."""
 
 _TOP = {
     "name": str,
@@ -22,45 +29,44 @@ _TOP = {
     "sync": str,
     "grid": list,
     "shares": list,
+    "stages": list,
+    "micro_batches": int,
+    "order": str,
     "layers": dict,
 }
 _LAYER = {"split": str, "shares": list, "home": str}
 
 
 def load_plan(
-    name: str,
-    model: Model,
-    grid: Sequence[int],
-    shares: tuple[Weights, ...] | None,
-    scheme: str = "a",
-    sync: str = "allreduce",
+    asked: Division, model: Model, ranks: int, speeds: Sequence[float] | None = None
 ) -> Plan:
-    """Return the plan called `name`: a preset, or a TOML file that starts from one.
+    """Return the plan that the settings ask for: a preset, or a TOML file that starts from one.
 
-    The file may set `name`, `preset` (default "data"), `scheme`, `sync`, `grid`, `shares`, and for
-    any layer `[layers.NAME]` with `split`, `shares` and `home`, as in `mpicnn.plan.LayerPlan`.
-    `shares` is one list of numbers, or one list per axis. What the file says goes before what is
-    passed here. Raises UserError for anything that is not so.
+    The file may set `name`, `preset` (default "data"), `scheme`, `sync`, `grid`, `shares`,
+    `stages` (names of layers), `micro_batches`, `order`, and for any layer `[layers.NAME]` with
+    `split`, `shares` and `home`, as in `mpicnn.plan.LayerPlan`. `shares` is one list of numbers,
+    or one list per axis. What the file says goes before the settings, and `speeds`, one weight
+    for each rank of the last axis, before the settings' shares.
+    Raises UserError for anything that is not so, or does not suit the number of ranks.
     """
-    if not name.endswith(".toml"):
-        return preset(name, model, grid, shares, scheme, sync)
+    if not asked.plan.endswith(".toml"):
+        return _divide({}, asked.plan, asked, model, ranks, speeds)
     try:
-        text = Path(name).read_text()
+        text = Path(asked.plan).read_text()
     except OSError as error:
-        raise UserError(f"plan {name}: cannot be read: {error.strerror}") from None
+        raise UserError(f"plan {asked.plan}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"plan {name}: cannot be read: not text") from None
-    return parse_plan(text, name, model, grid, shares, scheme, sync)
+        raise UserError(f"plan {asked.plan}: cannot be read: not text") from None
+    return parse_plan(text, asked.plan, asked, model, ranks, speeds)
 
 
 def parse_plan(
     text: str,
     where: str,
+    asked: Division,
     model: Model,
-    grid: Sequence[int],
-    shares: tuple[Weights, ...] | None = None,
-    scheme: str = "a",
-    sync: str = "allreduce",
+    ranks: int,
+    speeds: Sequence[float] | None = None,
 ) -> Plan:
     """Return the plan that a TOML text says; see `load_plan`."""
     try:
@@ -68,19 +74,7 @@ def parse_plan(
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"plan {where}: not valid TOML: {error}") from None
     _check(where, found, _TOP)
-    if tuple(found.get("grid", grid)) != tuple(grid):
-        raise UserError(
-            f"plan {where}: made for a grid of {'x'.join(map(str, found['grid']))} ranks, "
-            f"this run has {'x'.join(map(str, grid))}; take out grid to divide anew"
-        )
-    start = preset(
-        found.get("preset", "data"),
-        model,
-        grid,
-        _shares(where, found["shares"], grid) if "shares" in found else shares,
-        found.get("scheme", scheme),
-        found.get("sync", sync),
-    )
+    start = _divide(found, found.get("preset", "data"), asked, model, ranks, speeds, where)
     layers = dict(start.layers)
     for layer, entry in found.get("layers", {}).items():
         at = f"{where}: layers.{layer}"
@@ -92,11 +86,63 @@ def parse_plan(
             raise UserError(f"plan {at}: needs split, a letter per axis out of n, o, c, m")
         layers[layer] = LayerPlan(
             entry.get("split", before.split if before else ""),
-            _shares(at, entry["shares"], grid) if "shares" in entry else None,
+            _shares(at, entry["shares"], start.grid) if "shares" in entry else None,
             entry.get("home", before.home if before else "use"),
         )
     own = start.name if "layers" not in found and "preset" in found else Path(where).stem
     return replace(start, layers=layers, name=found.get("name", own))
+
+
+def _divide(
+    found: Mapping[str, Any],
+    preset_name: str,
+    asked: Division,
+    model: Model,
+    ranks: int,
+    speeds: Sequence[float] | None,
+    where: str = "",
+) -> Plan:
+    """Return a preset over the ranks: with what a file's table says, or else the settings."""
+    stages = found["stages"] if "stages" in found else asked.stages.split(",")
+    if len(stages) == 1 and str(stages[0]).isdigit():
+        stages = cut(model, int(stages[0]))
+    depth = 1 + len(stages)
+    if ranks % depth:
+        raise UserError(
+            f"stages: {ranks} ranks cannot form {depth} stages of as many ranks each; "
+            f"start a multiple of {depth}"
+        )
+    whole = ranks // depth
+    grid = tuple(found.get("grid") or (int(n) for n in asked.grid.split("x") if n)) or (whole,)
+    if prod(grid) != whole:
+        lengths, each = "x".join(map(str, grid)), " in each stage" if stages else ""
+        if "grid" in found:
+            raise UserError(
+                f"plan {where}: made for a grid of {lengths} ranks, this run has {whole}{each}; "
+                "take out grid to divide anew"
+            )
+        raise UserError(f"grid {lengths} has {prod(grid)} places, but {whole} ranks run{each}")
+    if "shares" in found:
+        shares = _shares(where, found["shares"], grid)
+    elif speeds or asked.shares != "equal":
+        inner = speeds or [float(part) for part in asked.shares.split(",")]
+        shares = (*equal_shares(grid[:-1]), tuple(inner))
+    else:
+        shares = equal_shares(grid)
+    parts = found.get("micro_batches") or asked.micro_batches
+    return replace(
+        preset(
+            preset_name,
+            model,
+            grid,
+            shares,
+            found.get("scheme", asked.scheme),
+            found.get("sync", asked.sync),
+        ),
+        stages=tuple(stages),
+        micro_batches=parts or (1 if depth == 1 else PARTS_PER_STAGE * depth),
+        order=found.get("order", asked.order),
+    )
 
 
 def _check(where: str, found: Mapping[str, Any], known: Mapping[str, type]) -> None:
@@ -104,7 +150,9 @@ def _check(where: str, found: Mapping[str, Any], known: Mapping[str, type]) -> N
         if key not in known:
             raise UserError(f"plan {where}: unknown key {key!r}; expected {', '.join(known)}")
         if not isinstance(value, known[key]):
-            kinds: dict[type, str] = {str: "text", list: "a list of numbers", dict: "a table"}
+            kinds: dict[type, str] = {
+                str: "text", int: "a whole number", list: "a list", dict: "a table"
+            }  # fmt: skip
             raise UserError(f"plan {where}: {key} = {value!r}, expected {kinds[known[key]]}")
 
 
@@ -126,6 +174,9 @@ def plan_toml(plan: Plan) -> str:
         f'sync = "{plan.sync}"',
         f"grid = {list(plan.grid)}",
         f"shares = {_lists(plan.shares)}",
+        f"stages = {json.dumps(plan.stages)}",
+        f"micro_batches = {plan.micro_batches}",
+        f'order = "{plan.order}"',
     ]
     for name, layer in plan.layers.items():
         lines += ["", f"[layers.{name}]", f'split = "{layer.split}"']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +66,21 @@ class Compute:
         )
 
 
-Step = Compute | Redistribute
+@dataclass(frozen=True)
+class Transfer:
+    """A step that hands the activations, of local `shape`, to the stage behind this one, or takes
+    them from the stage before it; layer `name` is the first behind the border.
+
+    Every rank deals with the one at its own place in the other stage's grid. The backward pass is
+    the same step in the other direction.
+    """
+
+    name: str
+    shape: Shape
+    out: bool
+
+
+Step = Compute | Redistribute | Transfer
 
 
 @dataclass(frozen=True)
@@ -122,16 +137,48 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """What one rank does with one part of the batch.
+
+    The body runs forward once; then every round runs the head forward and backward; then the body
+    runs backward. The head is the fully connected segment and the loss, or what of it lies in the
+    last pipeline stage; other stages have no rounds. `rows` index the examples that this rank
+    reads.
+    """
+
+    rows: slice
+    body: Chain
+    rounds: tuple[Round, ...]
+
+    @property
+    def learns(self) -> bool:
+        """Say whether the gradient of the body's output is wanted."""
+        return self.body.back_to < len(self.body.steps)
+
+    @property
+    def passes(self) -> Iterator[tuple[Chain, int]]:
+        """Yield every chain with the last step that its backward pass visits."""
+        yield self.body, self.body.back_to
+        for part in self.rounds:
+            yield part.chain, 0 if self.learns else part.chain.back_to
+
+
+@dataclass(frozen=True)
 class Program:
     """What one rank does in one training step of a batch of `count` examples.
 
-    The body (the layers up to the fully connected segment) runs forward once; then every round
-    runs the head (the segment and the loss) forward and backward; then the body runs backward.
-    `positions` are the examples of the batch that this rank reads.
+    `order` holds ("F", i) and ("B", i): the body of micro-batch i forward; its head, and its body
+    backward. `positions` are the examples of the batch that this rank reads.
     """
 
     count: int
     positions: Positions
-    body: Chain
-    rounds: tuple[Round, ...]
+    micro_batches: tuple[MicroBatch, ...]
+    order: tuple[tuple[str, int], ...]
     weights: tuple[Weight, ...]
+
+    @property
+    def answers(self) -> Positions:
+        """Return the places in the batch of the examples on which this rank has the loss."""
+        parts = [part.labels for micro in self.micro_batches for part in micro.rounds]
+        return np.concatenate([np.zeros(0, np.int64), *parts])

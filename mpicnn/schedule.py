@@ -1,7 +1,8 @@
-"""In which parts, and in which order, the head of a network sees the batch."""
+"""In which parts, and in which order, a stage and the head of a network see the batch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,6 +12,23 @@ from numpy.typing import NDArray
 from mpicnn.errors import UserError
 from mpicnn.placement import Layout, Shape, Split, region, weighted_bounds
 from mpicnn.plan import Choice, Plan
+
+
+def turns(order: str, depth: int, stage: int, count: int) -> Iterator[tuple[str, int]]:
+    """Yield what stage `stage` of `depth` does with `count` micro-batches: ("F" | "B", index).
+
+    "gpipe" (Huang et al. 2019) goes forward with all of them, then backward. "1f1b" (PipeDream,
+    Narayanan et al. 2019, with one update per batch) begins to go backward as soon as it can, so
+    that a stage holds the activations of `depth - stage` micro-batches at most. Gradients are
+    summed in the same order either way.
+    """
+    ahead = count if order == "gpipe" else min(count, depth - stage - 1)
+    for index in range(ahead):
+        yield "F", index
+    for index in range(count):
+        if ahead + index < count:
+            yield "F", ahead + index
+        yield "B", index
 
 
 @dataclass(frozen=True)

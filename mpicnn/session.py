@@ -6,8 +6,7 @@ import os
 import socket
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +19,13 @@ from mpicnn import calibrate, ops
 from mpicnn.checkpoint import Tensor
 from mpicnn.compile import compile
 from mpicnn.config import Settings, environment, parse
-from mpicnn.errors import DeviceError, UserError
+from mpicnn.errors import DeviceError
 from mpicnn.execute import Executor
 from mpicnn.launch import agree, from_root, same
 from mpicnn.mesh import Mesh
 from mpicnn.options import Options
-from mpicnn.placement import region
-from mpicnn.plan import Plan, Weights, check_batch
+from mpicnn.placement import box_shape, region
+from mpicnn.plan import Plan, check_batch
 from mpicnn.planfile import load_plan
 from mpicnn.program import Program
 from mpicnn.rundir import CONFIG
@@ -116,56 +115,28 @@ def cores_per_rank(mesh: Mesh) -> int:
     return max(1, int(sum(Fraction(1, users[core]) for core in mine)))
 
 
-def parse_grid(text: str) -> tuple[int, ...]:
-    """Return the lengths of the axes that `text` ("2x4", or "" for none) names."""
-    return tuple(int(n) for n in text.split("x")) if text else ()
-
-
-def given_shares(text: str, grid: Sequence[int]) -> tuple[Weights, ...] | None:
-    """Return the shares that `text` ("equal" or "2,1,1") gives the ranks of the last axis."""
-    if text == "equal":
-        return None
-    outer = tuple((1.0,) * n for n in grid[:-1])
-    return (*outer, tuple(float(part) for part in text.split(",")))
-
-
-def open_grid(comm: MPI.Intracomm, text: str) -> Mesh:
-    """Return the ranks as the grid that `text` names, or as one axis.
-
-    Raises UserError where it does not have as many places as there are ranks.
-    """
-    grid = parse_grid(text) or (comm.size,)
-    if np.prod(grid) != comm.size:
-        raise UserError(f"grid {text} has {np.prod(grid)} places, but {comm.size} ranks run")
-    return Mesh(comm, grid)
-
-
 def make_plan(
-    mesh: Mesh, backend: ModuleType, model: Model, division: Division, batch: int, precision: str
+    comm: MPI.Intracomm,
+    backend: ModuleType,
+    model: Model,
+    division: Division,
+    batch: int,
+    precision: str,
 ) -> Plan:
     """Return the plan that the settings ask for, after measuring speeds where they want them.
 
     Collective. Raises UserError where the plan does not fit network, ranks or batch.
     """
-    comm = mesh.world.comm
-    shares = _shares(mesh, backend, model, division, batch, precision)
-    plan = agree(
-        comm, load_plan, division.plan, model, mesh.grid, shares, division.scheme, division.sync
-    )
+    equal = replace(division, shares="equal") if division.shares == "measured" else division
+    plan = agree(comm, load_plan, equal, model, comm.size)
+    if division.shares == "measured":
+        found = speeds(Mesh(comm), backend, model, division.calibration, batch, precision)
+        times = np.array([sum(row) for row in found.seconds]).reshape(-1, plan.grid[-1])
+        # A coordinate of the last axis is as fast as the slowest rank that has it.
+        measured = calibrate.shares_of(times.max(axis=0).tolist())
+        plan = agree(comm, load_plan, equal, model, comm.size, measured)
     agree(comm, check_batch, model, plan, batch)
     return plan
-
-
-def _shares(
-    mesh: Mesh, backend: ModuleType, model: Model, division: Division, batch: int, precision: str
-) -> tuple[Weights, ...] | None:
-    if division.shares != "measured":
-        return given_shares(division.shares, mesh.grid)
-    found = speeds(mesh, backend, model, division.calibration, batch, precision)
-    times = np.array([sum(row) for row in found.seconds]).reshape(-1, mesh.grid[-1])
-    # A coordinate of the last axis is as fast as the slowest rank that has it.
-    measured = calibrate.shares_of(times.max(axis=0).tolist())
-    return (*((1.0,) * n for n in mesh.grid[:-1]), measured)
 
 
 def speeds(
@@ -190,9 +161,12 @@ def speeds(
 
 @dataclass
 class Session:
-    """A network divided over a mesh by a plan: programs for any batch, state, checkpoints."""
+    """A network divided over a job's ranks by a plan: programs for any batch, state, checkpoints.
 
-    mesh: Mesh
+    Collective, as it makes the mesh.
+    """
+
+    comm: MPI.Intracomm
     ops: ModuleType
     model: Model
     plan: Plan
@@ -200,9 +174,11 @@ class Session:
     seed: int = 0
     bucket: int = 4 << 20
     threads: int = 1
+    mesh: Mesh = field(init=False)
     executor: Executor = field(init=False)
 
     def __post_init__(self) -> None:
+        self.mesh = Mesh(self.comm, self.plan.grid, self.plan.depth)
         self.executor = Executor(self.mesh, self.ops, self.seed, self.bucket)
         self.program = lru_cache(maxsize=8)(self._compile)
         self.weights = agree(self.mesh.world.comm, self.program, 1).weights
@@ -210,23 +186,34 @@ class Session:
         same(self.mesh.world.comm, "network, plan or NumPy version", text.encode())
 
     def _compile(self, count: int) -> Program:
-        return compile(self.model, self.plan, self.mesh.coords, count)
+        return compile(self.model, self.plan, self.mesh.coords, count, self.mesh.stage)
 
     def initial(self) -> State:
         """Return this rank's part of the state at the start of a run."""
         return initial_state(self.weights, self.mesh.coords, self.seed, self.precision)
 
     def tensors(self, state: State) -> dict[str, Tensor]:
-        """Return the state as blocks of global arrays, for checkpoints to fill or to save."""
+        """Return the state as blocks of global arrays, for checkpoints to fill or to save.
+
+        Of what lies in other stages the block is empty.
+        """
+        homes = {weight.name: weight.home for weight in self.weights}
+        kinds = (
+            ("params", self.model.param_specs(), state.params),
+            ("velocity", self.model.param_specs(), state.velocity),
+            ("buffers", self.model.buffer_specs(), state.buffers),
+        )
         found = {}
-        for weight in self.weights:
-            box = region(weight.param.shape, weight.home, self.mesh.coords)
-            block = tuple(slice(lo, hi) for lo, hi in box)
-            parts = {"params": state.params, "velocity": state.velocity}
-            if weight.buffer:
-                parts = {"buffers": state.buffers}
-            for section, arrays in parts.items():
-                found[f"{section}/{weight.name}"] = Tensor(
-                    weight.param.shape, np.dtype(self.precision), block, arrays[weight.name]
+        for section, specs, arrays in kinds:
+            for name, spec in specs.items():
+                box = ((0, 0),) * len(spec.shape)
+                if name in homes:
+                    box = region(spec.shape, homes[name], self.mesh.coords)
+                array = arrays.get(name)
+                if array is None:
+                    array = np.empty(box_shape(box), self.precision)
+                block = tuple(slice(lo, hi) for lo, hi in box)
+                found[f"{section}/{name}"] = Tensor(
+                    spec.shape, np.dtype(self.precision), block, array
                 )
         return found

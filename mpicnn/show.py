@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
@@ -23,10 +24,14 @@ RANKS_LISTED = 16
 
 def all_costs(model: Model, plan: Plan, batch: int, itemsize: int) -> list[list[LayerCost]]:
     """Return every rank's costs of one training step, layer by layer."""
-    places = [coordinates(rank, plan.grid) for rank in range(plan.ranks)]
+    places = [
+        (stage, coordinates(rank, plan.grid))
+        for stage in range(plan.depth)
+        for rank in range(prod(plan.grid))
+    ]
     return [
-        step_costs(compile(model, plan, place, batch), plan.grid, place, itemsize)
-        for place in places
+        step_costs(compile(model, plan, coords, batch, stage), plan.grid, coords, itemsize)
+        for stage, coords in places
     ]
 
 
@@ -41,7 +46,7 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
     choices = resolve(model, plan)
     names = list(dict.fromkeys(cost.name for rank in costs for cost in rank))
     order = [INPUT, *(name for name, _ in model.layers), LOSS]
-    rows = [("layer", "split", "shares", "parameters", "GFLOP", "MB sent")]
+    rows: list[tuple[str, ...]] = [("layer", "split", "shares", "parameters", "GFLOP", "MB sent")]
     for name in sorted(set(names) | {INPUT}, key=order.index):
         work = [cost.work for rank in costs for cost in rank if cost.name == name]
         params = sum(prod(p.shape) for p in _params(model, name))
@@ -67,12 +72,24 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
                 str(sum(w.messages for w in total)),
             )
         )
-    grid = " x ".join(map(str, plan.grid))
+    grid = " x ".join(map(str, (plan.depth, *plan.grid) if plan.stages else plan.grid))
     title = (
         f"{model.name} under plan {plan.name} on {grid} rank(s), batch {batch}, {precision}, "
         f"scheme ({plan.scheme}), {plan.sync}"
     )
-    return "\n".join([title, "", *_columns(rows, 3), "", *_columns(summary, 1)])
+    if plan.micro_batches > 1:
+        title += f", {plan.micro_batches} micro-batches"
+    if plan.stages:
+        title += f" ({plan.order})"
+        names = [name for name, _ in model.layers]
+        starts = [names.index(name) for name in plan.stages]
+        stage_of = {name: bisect(starts, at) for at, name in enumerate(names)}
+        stage_of |= {INPUT: 0, LOSS: len(starts)}
+        rows = [
+            ("stage" if at == 0 else str(stage_of[row[0]]), *row) for at, row in enumerate(rows)
+        ]
+    left = 4 if plan.stages else 3
+    return "\n".join([title, "", *_columns(rows, left), "", *_columns(summary, 1)])
 
 
 def _params(model: Model, name: str) -> list[Param]:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpicnn.checkpoint import Checkpoints, read_meta
-from mpicnn.config import Settings
+from mpicnn.config import Division, Settings
 from mpicnn.errors import UserError
 from mpicnn.launch import agree, from_root, say
-from mpicnn.mesh import Mesh
 from mpicnn.models import Model
 from mpicnn.plan import Plan
 from mpicnn.planfile import load_plan, parse_plan
@@ -46,13 +45,12 @@ def open_trained(comm: MPI.Intracomm, checkpoint: str, plan: str, machine: Machi
     meta = json.loads(from_root(comm, lambda: json.dumps(read_meta(path))))
     settings = Settings.from_json(meta["settings"])
     model = Model.from_description(meta["name"], meta["input_shape"], meta["model"])
-    mesh = Mesh(comm)
     backend, threads = load_backend(comm, machine)
     session = Session(
-        mesh,
+        comm,
         backend,
         model,
-        agree(comm, _plan, plan, meta, model, mesh.grid),
+        agree(comm, _plan, plan, meta, model, comm.size),
         settings.precision,
         settings.seed,
         threads=threads,
@@ -80,10 +78,10 @@ def warn(line: str) -> None:
     say(None, f"mpicnn: warning: {line}")
 
 
-def _plan(name: str, meta: dict[str, Any], model: Model, grid: tuple[int, ...]) -> Plan:
+def _plan(name: str, meta: dict[str, Any], model: Model, ranks: int) -> Plan:
     if name:
-        return load_plan(name, model, grid, None)
+        return load_plan(Division(plan=name), model, ranks)
     try:
-        return parse_plan(meta["plan"], "of the run", model, grid)
+        return parse_plan(meta["plan"], "of the run", Division(), model, ranks)
     except UserError:
-        return load_plan("data", model, grid, None)
+        return load_plan(Division(), model, ranks)

@@ -9,6 +9,8 @@ can be run for any number of ranks where a test runs, with or without MPI.
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,11 +27,41 @@ class _Board:
         self.barrier = threading.Barrier(size)
         self.slots: list[Any] = [None] * size
         self.split: dict[Any, _Board] = {}
+        self.sent: defaultdict[Any, list[Any]] = defaultdict(list)
+        self.received: Counter[Any] = Counter()
+
+    def abort(self) -> None:
+        self.barrier.abort()
+        for inner in self.split.values():
+            inner.abort()
 
 
 class _Done:
     def Test(self) -> bool:
         return True
+
+
+class _Arrival:
+    """A message to be received; there once the sender has put it on the board."""
+
+    def __init__(self, board: _Board, key: Any, buffer: Any) -> None:
+        self._board, self._key, self._buffer = board, key, buffer
+        self._number = board.received[key]  # messages go to receives in the order they were posted
+        board.received[key] += 1
+        self._end = time.monotonic() + DEADLINE
+        self._done = False
+
+    def Test(self) -> bool:
+        if not self._done:
+            if self._board.barrier.broken or time.monotonic() > self._end:
+                raise threading.BrokenBarrierError
+            messages = self._board.sent[self._key]
+            if len(messages) > self._number:
+                value, messages[self._number] = messages[self._number], None
+                assert value.shape == self._buffer.shape
+                self._buffer[...] = value
+                self._done = True
+        return self._done
 
 
 class ThreadComm:
@@ -59,6 +91,13 @@ class ThreadComm:
             self._board.split[color] = _Board(len(members))
         self._board.barrier.wait(DEADLINE)
         return ThreadComm(self._board.split[color], members.index((key, self._rank)))
+
+    def Isend(self, buffer: Any, dest: int, tag: int) -> _Done:
+        self._board.sent[self._rank, dest, tag].append(buffer.copy())
+        return _Done()
+
+    def Irecv(self, buffer: Any, source: int, tag: int) -> _Arrival:
+        return _Arrival(self._board, (source, self._rank, tag), buffer)
 
     def Iallgatherv(self, send: Any, recv: Any) -> _Done:
         buffer, (counts, starts) = recv
@@ -118,9 +157,7 @@ def run_ranks(size: int, main: Callable[[Any], Any]) -> list[Any]:
             results[rank] = main(ThreadComm(board, rank))
         except BaseException as error:
             errors[rank] = error
-            board.barrier.abort()
-            for inner in board.split.values():
-                inner.barrier.abort()
+            board.abort()
 
     threads = [threading.Thread(target=body, args=(r,)) for r in range(size)]
     for thread in threads:

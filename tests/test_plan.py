@@ -4,6 +4,7 @@ import pytest
 
 from mpicnn import models
 from mpicnn.compile import compile
+from mpicnn.config import Division
 from mpicnn.cost import step_costs
 from mpicnn.errors import UserError
 from mpicnn.plan import PRESETS, LayerPlan, Plan, check_batch, equal_shares, preset, resolve
@@ -13,15 +14,15 @@ from mpicnn.show import all_costs, plan_table
 MODEL = models.load("cuda-convnet", (3, 32, 32), 10)
 
 
-def plan_of(text, grid=(3,), **kwargs):
-    return parse_plan(text, "my.toml", MODEL, grid, **kwargs)
+def plan_of(text, ranks=3, **asked):
+    return parse_plan(text, "my.toml", Division(**asked), MODEL, ranks)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("grid, shares", [((3,), ((2, 1, 0),)), ((2, 2), ((1, 3), (1, 1)))])
 def test_a_written_plan_reads_back_as_the_same_division(name, grid, shares):
     plan = preset(name, MODEL, grid, shares, sync="sharded")
-    again = parse_plan(plan_toml(plan), "plan.toml", MODEL, grid)
+    again = plan_of(plan_toml(plan), plan.ranks)
     assert resolve(MODEL, again) == resolve(MODEL, plan)
     assert (again.scheme, again.sync, again.grid) == (plan.scheme, plan.sync, plan.grid)
 
@@ -76,7 +77,7 @@ def test_wrong_plan_files_are_refused(text, message):
 
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match="plan nowhere.toml: cannot be read"):
-        load_plan("nowhere.toml", MODEL, (2,), None)
+        load_plan(Division(plan="nowhere.toml"), MODEL, 2)
 
 
 def test_more_ranks_than_columns_needs_explicit_idlers():

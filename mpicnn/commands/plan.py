@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
 from mpicnn import models
@@ -10,22 +9,13 @@ from mpicnn.config import PlanSettings
 from mpicnn.data.file import open_dataset
 from mpicnn.errors import UserError
 from mpicnn.launch import agree, say
-from mpicnn.plan import Plan, check_batch
+from mpicnn.plan import check_batch
 from mpicnn.planfile import load_plan
-from mpicnn.session import (
-    given_shares,
-    load_backend,
-    make_plan,
-    open_grid,
-    parse_grid,
-    read_settings,
-)
+from mpicnn.session import load_backend, make_plan, read_settings
 from mpicnn.show import plan_table
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from mpicnn.models import Model
 
 
 def main(comm: MPI.Intracomm) -> None:
@@ -37,27 +27,14 @@ def main(comm: MPI.Intracomm) -> None:
     if settings.shares == "measured":
         if ranks != comm.size:
             raise UserError(f"shares measured: start the {ranks} ranks that are to be measured")
-        mesh = open_grid(comm, settings.grid)
         backend, _ = load_backend(comm, settings)
-        plan = make_plan(mesh, backend, model, settings, settings.batch, settings.precision)
+        plan = make_plan(comm, backend, model, settings, settings.batch, settings.precision)
     else:
-        plan = agree(comm, imagined, settings, model, ranks)
+        plan = agree(comm, load_plan, settings, model, ranks)
+        agree(comm, check_batch, model, plan, settings.batch)
     table = agree(comm, plan_table, model, plan, settings.batch, settings.precision)
     if comm.rank == 0:
         say(None, table, fd=1)
-
-
-def imagined(settings: PlanSettings, model: Model, ranks: int) -> Plan:
-    """Return a plan for any number of ranks, whether they run or not."""
-    grid = parse_grid(settings.grid) or (ranks,)
-    if prod(grid) != ranks:
-        raise UserError(
-            f"grid {settings.grid} has {prod(grid)} places, but there are {ranks} ranks"
-        )
-    shares = given_shares(settings.shares, grid)
-    plan = load_plan(settings.plan, model, grid, shares, settings.scheme, settings.sync)
-    check_batch(model, plan, settings.batch)
-    return plan
 
 
 def subject(settings: PlanSettings) -> tuple[tuple[int, ...], int]:

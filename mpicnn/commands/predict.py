@@ -30,7 +30,7 @@ def main(comm: MPI.Intracomm) -> None:
     logits = session.executor.predict(program, trained.state, x).astype(np.float64)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     table = np.zeros((len(settings.images), session.model.classes))
-    table[program.positions] = odds / odds.sum(axis=1, keepdims=True)
+    table[program.answers] = odds / odds.sum(axis=1, keepdims=True)
     table = session.mesh.sum(table).wait()
     if comm.rank == 0:
         classes = trained.meta["classes"]

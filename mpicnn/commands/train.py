@@ -19,7 +19,7 @@ from mpicnn.planfile import plan_toml
 from mpicnn.progress import Progress, Reporter, say
 from mpicnn.report import summary
 from mpicnn.rundir import CHECKPOINTS, CONFIG, METRICS, PLAN, open_run, write_text
-from mpicnn.session import Session, load_backend, make_plan, open_grid, read_settings
+from mpicnn.session import Session, load_backend, make_plan, read_settings
 from mpicnn.trace import merged
 from mpicnn.trained import warn
 from mpicnn.training import Silent, Training, Watcher, augmentation
@@ -50,11 +50,10 @@ def open_session(comm: MPI.Intracomm, settings: Settings, data: Dataset) -> Sess
     """Divide the network over the ranks as the settings say. Collective."""
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
     model = agree(comm, models.load, settings.model, shape, len(data.classes))
-    mesh = open_grid(comm, settings.grid)
     backend, threads = load_backend(comm, settings)
-    plan = make_plan(mesh, backend, model, settings, settings.batch, settings.precision)
+    plan = make_plan(comm, backend, model, settings, settings.batch, settings.precision)
     bucket = int(settings.bucket_mb * 1e6)
-    return Session(mesh, backend, model, plan, settings.precision, settings.seed, bucket, threads)
+    return Session(comm, backend, model, plan, settings.precision, settings.seed, bucket, threads)
 
 
 def note(training: Training, directory: Path) -> None:
