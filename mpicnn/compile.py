@@ -10,26 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpicnn.errors import UserError
-from mpicnn.layers.base import Layer, Param
-from mpicnn.move import Move
-from mpicnn.placement import (
-    Bounds,
-    Layout,
-    Partial,
-    Placement,
-    Replicated,
-    Shape,
-    Split,
-    local_shape,
-    on_first,
-    region,
-    weighted_bounds,
-)
+from mpicnn.layers.base import Layer
+from mpicnn.layout import Site
+from mpicnn.placement import Layout, Shape, local_shape, region, weighted_bounds
 from mpicnn.plan import INPUT, LOSS, Choice, Plan, resolve
 from mpicnn.program import (
     Chain,
     Compute,
-    Hop,
     MicroBatch,
     Positions,
     Program,
@@ -52,7 +39,7 @@ def compile(model: Model, plan: Plan, coords: Sequence[int], count: int, stage: 
     Pure: the same on every rank and without MPI, so that prediction and simulation can look at
     all ranks. Raises UserError where the plan does not fit the network.
     """
-    build = _Builder(model, plan, tuple(coords), resolve(model, plan), stage)
+    build = _Builder(model, Site(plan, tuple(coords)), resolve(model, plan), stage)
     bounds = weighted_bounds(count, (1.0,) * plan.micro_batches)
     read: list[Positions] = []
     micro_batches = []
@@ -80,12 +67,12 @@ _INPUT_ROWS = {
 @dataclass
 class _Builder:
     model: Model
-    plan: Plan
-    coords: tuple[int, ...]
+    site: Site
     choices: dict[str, Choice]
     stage: int
 
     def __post_init__(self) -> None:
+        self.plan, self.coords = self.site.plan, self.site.coords
         layers = self.model.layers
         names = [name for name, _ in layers]
         starts = [0, *(names.index(name) for name in self.plan.stages), len(layers)]
@@ -106,7 +93,7 @@ class _Builder:
         What it reads before them are `at` examples.
         """
         whole = (positions.size, *self.model.input_shape)
-        entry = self.layout(whole, self.choices[INPUT], _INPUT_ROWS, "x", least=0)
+        entry = self.site.layout(whole, self.choices[INPUT], _INPUT_ROWS, "x", least=0)
         lo, hi = (0, 0) if self.stage else region(whole, entry, self.coords)[BATCH]
         head_at = max(self.start, self.model.fc_start) if self.last else self.stop
         body = self.body(range(self.start, head_at), entry, positions)
@@ -140,28 +127,6 @@ class _Builder:
             lo, hi = region(head.exit_shape, head.exit, self.coords)[BATCH]
             yield Round(part.rows, places.size, head, places[lo:hi])
 
-    def layout(
-        self, shape: Shape, choice: Choice, rows: dict[str, Row], role: str, least: int
-    ) -> Layout:
-        """Return how a tensor of a layer lies: its role's dimension divided on every axis."""
-        extent = shape
-        placements: list[Placement] = []
-        for axis, letter in enumerate(choice.split):
-            placement = self._place(extent, rows[letter], role, choice.shares[axis], axis, least)
-            extent = tuple(hi - lo for lo, hi in placement.box(extent, self.coords[axis]))
-            placements.append(placement)
-        return tuple(placements)
-
-    def _place(
-        self, extent: Shape, rule: Row, role: str, shares: Sequence[float], axis: int, least: int
-    ) -> Placement:
-        dim: int | None = getattr(rule, role)
-        if dim is None:
-            return Partial() if rule.total and role == "y" else Replicated()
-        if rule.alone:
-            return Split(dim, on_first(extent[dim], self.plan.grid[axis]))
-        return Split(dim, weighted_bounds(extent[dim], shares, least))
-
     def _add_weights(self, name: str, layer: Layer, shape: Shape) -> None:
         choice = self.choices[name]
         rows = {letter: row(layer.kind, letter) for letter in choice.split}
@@ -170,71 +135,7 @@ class _Builder:
             for short, param in specs.items():
                 full = f"{name}.{short}"
                 self.of_layer[name][short] = full
-                self.weights[full] = self._weight(full, param, choice, rows, buffer)
-
-    def _weight(
-        self, full: str, param: Param, choice: Choice, rows: dict[str, Row], buffer: bool
-    ) -> Weight:
-        vectors = {a: replace(r, w=0) if r.total else r for a, r in rows.items()}
-        try:
-            held = self.layout(param.shape, choice, vectors if len(param.shape) == 1 else rows,
-                               "w", least=1)  # fmt: skip
-        except ValueError as error:
-            raise UserError(
-                f"plan: {full} of shape {param.shape} cannot be shared: {error}; "
-                "give the ranks that shall stay idle a share of 0"
-            ) from None
-        use = held
-        if len(param.shape) == 1:
-            use = tuple(
-                Partial() if rows[letter].total else p
-                for p, letter in zip(held, choice.split, strict=True)
-            )
-        home = held
-        if choice.home == "first" and not buffer:
-            home = tuple(Split(0, on_first(param.shape[0], k)) for k in self.plan.grid[-1:])
-            home = held[:-1] + home
-        elif self.plan.sync == "sharded" and not buffer:
-            home = self._sharded(param.shape, held)
-        fetch = self.route(param.shape, home, use)
-        bring = self.route(param.shape, tuple(p.dual for p in use), home)
-        return Weight(full, param, home, use, fetch, bring, buffer)
-
-    def _sharded(self, shape: Shape, held: Layout) -> Layout:
-        """Divide equally on every axis on which all ranks hold the same.
-
-        The dimension is the first that `held` leaves whole; where there is none, as for a bias
-        whose channels another axis divides, all ranks go on to hold the same.
-        """
-        taken = {p.dim for p in held if isinstance(p, Split)}
-        free = next((d for d in range(len(shape)) if d not in taken), None)
-        extent = shape
-        home: list[Placement] = []
-        for axis, placement in enumerate(held):
-            if isinstance(placement, Replicated) and free is not None:
-                equal = (1.0,) * self.plan.grid[axis]
-                placement = Split(free, weighted_bounds(extent[free], equal))
-            extent = tuple(hi - lo for lo, hi in placement.box(extent, self.coords[axis]))
-            home.append(placement)
-        return tuple(home)
-
-    def route(self, shape: Shape, src: Layout, dst: Layout) -> tuple[Hop, ...]:
-        """Return the hops that carry a tensor of whole `shape` from one layout to another.
-
-        Axes that divide the same dimension are undone from the inner one and made from the outer.
-        """
-        axes = range(len(src))
-        now = list(src)
-        hops = []
-        for axis in axes if _nested(dst) else reversed(axes):
-            if now[axis] == dst[axis] or self.plan.grid[axis] == 1:
-                now[axis] = dst[axis]
-                continue
-            others = tuple(Replicated() if a == axis else p for a, p in enumerate(now))
-            seen = local_shape(shape, others, self.coords)
-            hops.append(Hop(axis, Move(now[axis], dst[axis]), seen))
-            now[axis] = dst[axis]
-        return tuple(hops)
+                self.weights[full] = self.site.weight(full, param, choice, rows, buffer)
 
     def chain(
         self, indices: range, entry: Layout, shape: Shape, positions: Positions, loss: bool = False
@@ -247,10 +148,9 @@ class _Builder:
             name, layer = self.model.layers[index]
             choice = self.choices[name]
             rows = {letter: row(layer.kind, letter) for letter in choice.split}
-            wanted = layout if choice.follows else self.layout(shape, choice, rows, "x", least=0)
-            steps += [Redistribute(name, hop) for hop in self.route(shape, layout, wanted)]
+            wanted = self.arrive(name, rows, shape, layout, steps)
             y_shape = (shape[0], *layer.out_shape(shape[1:]))
-            after = self._leave(wanted, shape, y_shape, choice, rows)
+            after = self.site.leave(wanted, y_shape, choice, rows)
             if index >= self.first and back_to is None:
                 back_to = len(steps)
             steps.append(
@@ -259,36 +159,19 @@ class _Builder:
             layout, shape = after, y_shape
         if loss:
             rows = {letter: row("examplewise", letter) for letter in self.choices[LOSS].split}
-            layout = self.arrive(LOSS, shape, layout, rows, steps)
+            layout = self.arrive(LOSS, rows, shape, layout, steps)
         return Chain(tuple(steps), entry, layout, shape, len(steps) if back_to is None else back_to)
 
     def arrive(
-        self, name: str, shape: Shape, layout: Layout, rows: dict[str, Row], steps: list[Step]
+        self, name: str, rows: dict[str, Row], shape: Shape, layout: Layout, steps: list[Step]
     ) -> Layout:
         """Add the moves that bring a layer's input where it is wanted; return how it then lies."""
         choice = self.choices[name]
         if choice.follows:
             return layout
-        wanted = self.layout(shape, choice, rows, "x", least=0)
-        steps += [Redistribute(name, hop) for hop in self.route(shape, layout, wanted)]
+        wanted = self.site.layout(shape, choice, rows, "x", least=0)
+        steps += [Redistribute(name, hop) for hop in self.site.route(shape, layout, wanted)]
         return wanted
-
-    def _leave(
-        self, x: Layout, shape: Shape, y_shape: Shape, choice: Choice, rows: dict[str, Row]
-    ) -> Layout:
-        """Return the layout of a layer's output, given that of its input."""
-        after: list[Placement] = []
-        extent = y_shape
-        for axis, letter in enumerate(choice.split):
-            rule = rows[letter]
-            placement = x[axis]
-            if rule.y != rule.x or rule.total:
-                placement = self._place(extent, rule, "y", choice.shares[axis], axis, least=1)
-            elif isinstance(placement, Split) and placement.dim == CHANNEL:
-                placement = Split(CHANNEL, _scaled(placement.bounds, y_shape[1]))
-            extent = tuple(hi - lo for lo, hi in placement.box(extent, self.coords[axis]))
-            after.append(placement)
-        return tuple(after)
 
     def _compute(
         self, index: int, choice: Choice, rows: dict[str, Row],
@@ -321,14 +204,3 @@ class _Builder:
             ),
             first=index == self.first,
         )  # fmt: skip
-
-
-def _nested(layout: Layout) -> bool:
-    dims = [p.dim for p in layout if isinstance(p, Split)]
-    return len(dims) > len(set(dims))
-
-
-def _scaled(bounds: Bounds, length: int) -> Bounds:
-    """Return channel bounds where every channel has become `length / bounds[-1]` features."""
-    each = length // max(1, bounds[-1])
-    return tuple(b * each for b in bounds)
