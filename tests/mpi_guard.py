@@ -22,6 +22,7 @@ from _pytest.runner import runtestprotocol
 from mpi4py import MPI
 
 NAP_S = 1e-3
+MEET_S = 60  # between tests ranks may lag by this much: a busy machine starts them seconds apart
 TEXT_LIMIT = 20_000  # characters of one rank's failures: stays an eager message
 BYSTANDER = pytest.StashKey[bool]()
 
@@ -75,7 +76,7 @@ class Guard:
         # A context of its own: its messages cannot match those of the tests.
         self.comm, duplicated = MPI.COMM_WORLD.Idup()
         self.rank, self.size = self.comm.rank, self.comm.size
-        end = time.monotonic() + limit
+        end = time.monotonic() + MEET_S
         while not duplicated.Test():
             if time.monotonic() > end:
                 self.abort("another rank did not start its tests")
@@ -95,12 +96,12 @@ class Guard:
         names = "\n".join(item.nodeid for item in session.items)
         outcome = "failed" if self.collection_errors else "passed"
         text = "\n".join(self.collection_errors)
-        accounts = self.meet(Account("collection", outcome, text), self.limit)
+        accounts = self.meet(Account("collection", outcome, text), MEET_S)
         if any(each.failed for each in accounts):
             if not accounts[self.rank].failed:
                 pytest.exit(marked_failures(accounts), returncode=pytest.ExitCode.INTERRUPTED)
             return
-        collected = self.meet(Account("collected tests", names), self.limit)
+        collected = self.meet(Account("collected tests", names), MEET_S)
         differing = [r for r, each in enumerate(collected) if each != collected[0]]
         if differing:
             sets = [set(each.outcome.split("\n")) for each in collected]
@@ -134,7 +135,7 @@ class Guard:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session, exitstatus):
-        accounts = self.meet(Account("end of the run", str(int(exitstatus))), self.limit)
+        accounts = self.meet(Account("end of the run", str(int(exitstatus))), MEET_S)
         session.exitstatus = max(int(each.outcome) for each in accounts)
 
     @pytest.hookimpl(tryfirst=True)
