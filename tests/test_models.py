@@ -58,6 +58,9 @@ def shape_after(model: Model, name: str) -> Shape:
         ("alexnet", CROP, 1000, 60_965_224),
         # "133 million" in the paper's table 2.
         ("vgg11", CROP, 1000, 132_863_336),
+        # Kernels of 5x5, then of 3x3, and 32 maps of 4x4, or of 3x3 from 28x28.
+        ("alexnet-cifar", CIFAR, 10, 76 * 16 + 41_616 + 513 * 512 + 513 * 512 + 513 * 10),
+        ("alexnet-cifar", GRAY, 10, 26 * 16 + 41_616 + 289 * 512 + 513 * 512 + 513 * 10),
     ],
 )
 def test_published_numbers_of_weights(
@@ -79,6 +82,8 @@ def test_published_numbers_of_weights(
         ("alexnet-owt", CROP, "conv1", (64, 55, 55)),
         ("alexnet-owt", CROP, "conv4", (384, 13, 13)),
         ("alexnet", CROP, "pool5", (256, 6, 6)),
+        ("alexnet-cifar", CIFAR, "pool5", (32, 4, 4)),
+        ("alexnet-cifar", GRAY, "pool5", (32, 3, 3)),
         ("vgg11", CROP, "pool8", (512, 7, 7)),
         ("vgg11", (3, 64, 64), "pool8", (512, 2, 2)),
     ],
@@ -367,6 +372,7 @@ def torch_layer(torch: Any, entry: dict[str, Any], shape: Shape) -> Any:
     [
         ("default", GRAY, 1),
         ("cuda-convnet", CIFAR, 1),
+        ("alexnet-cifar", (3, 15, 17), 2),
         ("alexnet", (3, 67, 71), 16),
         ("alexnet-owt", (3, 63, 63), 16),
         ("vgg11", (3, 33, 35), 16),

@@ -107,8 +107,7 @@ def alexnet_owt(conv4: int, input_shape: Shape, classes: int) -> list[Named]:
     image instead of padding it; padding 2 gives the same 55x55 maps. Its LRN is the one here:
     5 channels, scale 1e-4 over the sum's mean, power 0.75, constant 2.
     """
-    norm = LRN(5, alpha=1e-4, beta=0.75, k=2.0)
-    return _alexnet((64, 192, 384, conv4, 256), 1, norm, classes)
+    return _alexnet((64, 192, 384, conv4, 256), 1, _LRN_OWT, classes)
 
 
 def alexnet(input_shape: Shape, classes: int) -> list[Named]:
@@ -121,6 +120,30 @@ def alexnet(input_shape: Shape, classes: int) -> list[Named]:
     return _alexnet((96, 256, 384, 384, 256), 2, _LRN_2012, classes)
 
 
+def alexnet_cifar(input_shape: Shape, classes: int) -> list[Named]:
+    """Build a network of OWT's shape, small enough to try things out on images of 32x32 or 28x28.
+
+    Five convolutions 16-32-48-32-32, the first of 5x5 with stride 1, the others of 3x3, LRN after
+    the first two, 3x3/2 max pools whose last window may overhang the image, and two hidden fully
+    connected layers of 512 with dropout 0.5. As in OWT most weights (93 % for 3x32x32 and 10
+    classes) are fully connected and most of the work is in the convolutions.
+    """
+    pool = MaxPool(3, 2, ceil_mode=True)
+    return [
+        *_conv(1, Conv(16, 5, padding=2)),
+        ("norm1", _LRN_OWT),
+        ("pool1", pool),
+        *_conv(2, Conv(32, 3, padding=1)),
+        ("norm2", _LRN_OWT),
+        ("pool2", pool),
+        *_conv(3, Conv(48, 3, padding=1)),
+        *_conv(4, Conv(32, 3, padding=1)),
+        *_conv(5, Conv(32, 3, padding=1)),
+        ("pool5", pool),
+        *_classifier(6, 512, classes),
+    ]
+
+
 def vgg11(input_shape: Shape, classes: int) -> list[Named]:
     """Build configuration A of Simonyan and Zisserman (2014), for images of 32x32 and larger."""
     layers: list[Named] = []
@@ -131,7 +154,7 @@ def vgg11(input_shape: Shape, classes: int) -> list[Named]:
             number += 1
             layers += _conv(number, Conv(o, 3, padding=1))
         layers.append((f"pool{number}", MaxPool(2)))
-    return [*layers, *_classifier(number + 1, classes)]
+    return [*layers, *_classifier(number + 1, 4096, classes)]
 
 
 def _alexnet(widths: tuple[int, ...], groups: int, norm: LRN, classes: int) -> list[Named]:
@@ -148,21 +171,21 @@ def _alexnet(widths: tuple[int, ...], groups: int, norm: LRN, classes: int) -> l
         *_conv(4, Conv(o4, 3, padding=1, groups=groups)),
         *_conv(5, Conv(o5, 3, padding=1, groups=groups)),
         ("pool5", MaxPool(3, 2)),
-        *_classifier(6, classes),
+        *_classifier(6, 4096, classes),
     ]
 
 
-def _classifier(first: int, classes: int) -> list[Named]:
-    """Build the 4096-4096-classes segment, dropout 0.5 after the hidden layers.
+def _classifier(first: int, width: int, classes: int) -> list[Named]:
+    """Build the width-width-classes segment, dropout 0.5 after the hidden layers.
 
     The last layer starts with the deviation 0.01 that the papers use throughout, so that the first
     loss is near log(classes); the others start from He's weights.
     """
     return [
         ("flatten", Flatten()),
-        *_fc(first, Linear(4096)),
+        *_fc(first, Linear(width)),
         (f"drop{first}", Dropout(0.5)),
-        *_fc(first + 1, Linear(4096)),
+        *_fc(first + 1, Linear(width)),
         (f"drop{first + 1}", Dropout(0.5)),
         (f"fc{first + 2}", Linear(classes, init=0.01)),
     ]
@@ -178,6 +201,7 @@ def _fc(number: int, linear: Linear) -> list[Named]:
 
 # The paper of 2012 multiplies the window's sum of squares by 1e-4; LRN's alpha is divided by size.
 _LRN_2012 = LRN(5, alpha=5e-4, beta=0.75, k=2.0)
+_LRN_OWT = LRN(5, alpha=1e-4, beta=0.75, k=2.0)
 
 ZOO: Mapping[str, Builder] = MappingProxyType(
     {
@@ -191,6 +215,7 @@ ZOO: Mapping[str, Builder] = MappingProxyType(
         "alexnet-owt": partial(alexnet_owt, 384),
         "alexnet-owt-code": partial(alexnet_owt, 256),
         "alexnet": alexnet,
+        "alexnet-cifar": alexnet_cifar,
         "vgg11": vgg11,
     }
 )
