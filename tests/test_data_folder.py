@@ -43,6 +43,19 @@ def test_folder(folder: Path, tmp_path: Path) -> None:
         assert data.classes == ("B", "a")
 
 
+def test_val_is_for_testing_where_there_is_no_test(folder: Path, tmp_path: Path) -> None:
+    command("prepare", "folder", folder, tmp_path / "test.h5")
+    (folder / "test").rename(folder / "val")
+    command("prepare", "folder", folder, tmp_path / "val.h5")
+    assert (tmp_path / "val.h5").read_bytes() == (tmp_path / "test.h5").read_bytes()
+    refused("in: has val/", tmp_path / "a.h5", "folder", folder, tmp_path / "a.h5",
+            "--test-fraction", 0.5)  # fmt: skip
+    # With both, val is not looked at.
+    (folder / "test").mkdir()
+    refused("in/test: expected a directory for each class", tmp_path / "a.h5", "folder", folder,
+            tmp_path / "a.h5")  # fmt: skip
+
+
 def test_folder_divided_by_fraction(folder: Path, tmp_path: Path) -> None:
     root = folder / "train"
     for i in range(100, 195):

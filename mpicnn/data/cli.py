@@ -33,7 +33,8 @@ KINDS = {
     " t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each plain or .gz",
     "cifar10": "the binary version of CIFAR-10, unpacked (data_batch_1.bin, …)",
     "cifar100": "the binary version of CIFAR-100, unpacked (train.bin, test.bin); fine labels",
-    "folder": "image files in SOURCE/train/CLASS/ and SOURCE/test/CLASS/, or in SOURCE/CLASS/;"
+    "folder": "image files in SOURCE/train/CLASS/ and SOURCE/test/CLASS/ (or val/CLASS/), or in"
+    " SOURCE/CLASS/;"
     " classes are numbered in the order of their sorted names",
 }
 
@@ -150,7 +151,8 @@ def add_folder_options(one: Parser) -> None:
         type=positive,
         metavar="PIXELS",
         help="cut out the centered square and scale it to PIXELS x PIXELS (bilinear, averaging"
-        " when made smaller); without it all images must be of one size",
+        " when made smaller), which is scaling the shorter side to PIXELS and keeping the centered"
+        " square; without it all images must be of one size",
     )
     one.add_argument("--gray", action="store_true", help="one channel instead of red, green, blue")
     one.add_argument(

@@ -58,20 +58,21 @@ def open_folder(
 ) -> FolderSource:
     """Return the files of ROOT/train/CLASS/… and ROOT/test/CLASS/…, or of ROOT/CLASS/….
 
-    In the second case `test_fraction` of every class (rounded, at least one image, never all),
-    drawn with `seed`, is for testing. Labels are places in the sorted class names; directories
-    in classes are searched too. Raises UserError for classes without images, for unlike classes
-    in the two splits, and for `test_fraction` where there is a test split already.
+    Without ROOT/test, ROOT/val is for testing, as ImageNet is often laid out. Without either,
+    `test_fraction` of every class (rounded, at least one image, never all), drawn with `seed`, is.
+    Labels are places in the sorted class names; directories in classes are searched too. Raises
+    UserError for classes without images, for unlike classes in the two splits, and for
+    `test_fraction` where there are images for testing already.
     """
-    if all((root / split).is_dir() for split in SPLITS):
+    tests = next((name for name in ("test", "val") if (root / name).is_dir()), None)
+    if tests and (root / "train").is_dir():
         if test_fraction is not None:
-            raise UserError(f"{root}: has test/; --test-fraction is for a directory without")
-        files = {split: class_files(root / split) for split in SPLITS}
+            raise UserError(f"{root}: has {tests}/; --test-fraction is for a directory without")
+        places = dict(zip(SPLITS, ("train", tests), strict=True))
+        files = {split: class_files(root, place) for split, place in places.items()}
         odd = set(files["train"]) ^ set(files["test"])
         if odd:
-            raise UserError(f"{root}: only one of train and test has {some(sorted(odd))}")
-        # From here on relative to the root, as in the other case.
-        files = {s: {k: [f"{s}/{p}" for p in v] for k, v in f.items()} for s, f in files.items()}
+            raise UserError(f"{root}: only one of train and {tests} has {some(sorted(odd))}")
     else:
         fraction = DEFAULT_TEST_FRACTION if test_fraction is None else test_fraction
         files = divide(root, class_files(root), fraction, seed)
@@ -85,27 +86,28 @@ def open_folder(
     return FolderSource(str(root), classes, labels, paths, (c, h, w), decoding)
 
 
-def class_files(root: Path) -> dict[str, list[str]]:
-    """Return the sorted paths, relative to `root`, of the image files of every class in it.
+def class_files(root: Path, place: str = "") -> dict[str, list[str]]:
+    """Return the sorted paths, relative to `root`, of the image files of every class in `place`.
 
     Hidden files and directories, and files without the suffix of an image, are not looked at.
     """
+    within = root / place
     try:
-        names = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
+        names = sorted(e.name for e in os.scandir(within) if e.is_dir() and e.name[0] != ".")
     except OSError as error:
-        raise UserError(f"{root}: could not be read ({error.strerror})") from error
+        raise UserError(f"{within}: could not be read ({error.strerror})") from error
     if not names:
-        raise UserError(f"{root}: expected a directory for each class, found none")
+        raise UserError(f"{within}: expected a directory for each class, found none")
     files = {}
     for name in names:
         files[name] = sorted(
-            str((Path(place) / file).relative_to(root))
-            for place, _, found in os.walk(root / name)
+            str((Path(directory) / file).relative_to(root))
+            for directory, _, found in os.walk(within / name)
             for file in found
             if file[0] != "." and Path(file).suffix.lower() in SUFFIXES
         )
         if not files[name]:
-            raise UserError(f"{root / name}: no images; expected {', '.join(sorted(SUFFIXES))}")
+            raise UserError(f"{within / name}: no images; expected {', '.join(sorted(SUFFIXES))}")
     return files
 
 
