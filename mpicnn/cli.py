@@ -25,6 +25,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from mpicnn import recipes
 from mpicnn.errors import UserError
 from mpicnn.options import Options, describe, kebab, one_of, version
 
@@ -62,7 +63,8 @@ def read(
         raise UserError(f"{name}: {what}{nearest(name, '--', options)}")
     flags = set(vars(found))
     path = vars(found).pop("CONFIG", None)
-    values = file_values(path, options, skipped) if path is not None else {}
+    path = None if path is None else recipes.or_file(path)
+    values = {} if path is None else file_values(path, options, skipped)
     # Past the source, which would split names of files at commas.
     values |= {name: vars(found).pop(name) for name in options if positional(options[name])}
     try:
@@ -85,6 +87,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')} (see --help)")
+
+
+class Recipes(argparse.Action):
+    """List the recipes, or print the one that is named, and exit as `--help` does."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: Any, name: Any, option: Any = None
+    ) -> None:
+        """Print. Raises UserError for a name that no recipe has."""
+        print(recipes.text(name) if name else recipes.listed(), end="")
+        parser.exit()
 
 
 class Sources(BaseSettings):
@@ -144,8 +157,12 @@ def add_options(
     groups = {heading: parser.add_argument_group(heading) for heading, _ in owners.values()}
     if kind.reads_file:
         general.add_argument(
-            "CONFIG", nargs="?", metavar="CONFIG.toml", default=argparse.SUPPRESS,
-            help="options in a file, by name without dashes; flags override it",
+            "CONFIG", nargs="?", metavar="CONFIG", default=argparse.SUPPRESS,
+            help="options in a file, by name without dashes, or a recipe's name; flags override it",
+        )  # fmt: skip
+        general.add_argument(
+            "--recipes", nargs="?", action=Recipes, metavar="NAME", default=argparse.SUPPRESS,
+            help="list the recipes, or print one as a file to change, and leave",
         )  # fmt: skip
     general.add_argument(
         "-h", "--help", action="help", help="show this; [in brackets]: what holds if not given"
@@ -186,7 +203,7 @@ def placeholder(each: Field[Any], hint: Any) -> str:
 def arguments(kind: type[Options], options: Collection[Field[Any]]) -> Iterator[str]:
     """Yield the arguments without a name as the usage line shows them."""
     if kind.reads_file:
-        yield "[CONFIG.toml]"
+        yield "[CONFIG]"
     for each in filter(positional, options):
         yield flag(each)
 
@@ -235,8 +252,7 @@ def file_values(
         with open(path, "rb") as file:
             found = tomllib.load(file)
     except OSError as error:
-        name = path or "''"
-        raise UserError(f"{name}: {error.strerror}; expected a TOML file of settings") from None
+        raise UserError(f"{path}: {error.strerror}; expected a TOML file of settings") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not text in UTF-8; expected a TOML file of settings") from None
     except tomllib.TOMLDecodeError as error:

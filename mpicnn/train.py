@@ -1,4 +1,4 @@
-"""`mpirun -n K python -m mpicnn.train [CONFIG.toml] [--option value …]`: train a network."""
+"""`mpirun -n K python -m mpicnn.train [CONFIG] [--option value …]`: train a network."""
 
 from mpicnn.commands import start
 

@@ -110,7 +110,7 @@ def test_shares_may_be_a_list_in_the_file(write: Write) -> None:
         ("--batc 3", ["--batc", "did you mean --batch"]),
         ("--qqq", ["--qqq", "no such option", "--help"]),
         ("a.toml b.toml", ["b.toml", "too many"]),
-        ("missing.toml", ["missing.toml", "No such file"]),
+        ("missing.toml", ["missing.toml", "no such file or recipe"]),
         ("--pad 4", ["pad", "crop"]),
         ("--schedule steps --drops []", ["steps", "drops"]),
         ("--resume", ["resume", "run-dir"]),
