@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpicnn import recipes
 from mpicnn.checkpoint import read_meta, read_tensors
 from mpicnn.metrics import read_rows
 
@@ -162,6 +163,13 @@ WRONG = {
         ("--plan", "owt", "--shares", "1,1", "--model", "{one}"), "cannot be shared",
     ),
     "rounds without fc": (("--scheme", "c", "--plan", "owt", "--model", "{conv}"), "scheme (c)"),
+    "rounds without a scheme": (
+        ("--plan", "owt", "--fc-update", "round"), "fc-update round: scheme (a) has one round",
+    ),
+    "more rounds than examples": (
+        ("--plan", "owt", "--scheme", "c", "--fc-update", "round", "--batch", 2),
+        "batch 2 leaves 1 of the 2 rounds of scheme (c) without examples",
+    ),
     "no GPU": (("--device", "gpu"), "no GPU"),
     "run directory is a file": (("--run-dir", "{one}"), "exists already"),
     "run directory below a file": (("--run-dir", "{one}/run"), "cannot be made"),
@@ -190,6 +198,55 @@ def test_wrong_input_is_one_line_and_leaves_nothing(train, tmp_path, case):
     assert message in error_of(job, 69 if case == "no GPU" else 2)
     assert sorted(tmp_path.iterdir()) == before
     assert job.seconds < 20
+
+
+@pytest.mark.limit(60)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scheme", "b", "--plan", "owt", "--model", "{conv}"), "conv has none; use scheme a"),
+        (("--crop", 21, "--pad", 4), "crop of 21 x 21 does not fit images of 12 x 12 padded by 4"),
+        (("{recipe}",), "recipe.toml: bacth: no such setting; did you mean batch"),
+        (("alexnet-smal",), "'alexnet-smal': no such file or recipe"),
+        (("--fc-update", "round"), "scheme (a) has one round a step"),
+    ],
+    ids=["no fc", "crop", "key of a recipe", "recipe", "one round"],
+)
+def test_wrong_input_is_one_line_on_any_number_of_ranks(train, tmp_path, ranks, options, message):
+    files = {"conv": tmp_path / "conv.toml", "recipe": tmp_path / "recipe.toml"}
+    files["conv"].write_text(CONV)
+    files["recipe"].write_text(recipes.text("alexnet-small") + "bacth = 3\n")
+    options = [str(option).format(**files) for option in options]
+    assert message in error_of(train(ranks, "--run-dir", tmp_path / "run", *options))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.limit(60)
+def test_fewer_examples_than_rounds_leave_rounds_out(train, tmp_path):
+    runs = {ranks: tmp_path / str(ranks) for ranks in (1, 3)}
+    options = ("--batch", 4, "--epochs", 0.1, "--plan", "owt", "--scheme", "c")
+    for ranks, run in runs.items():
+        assert train(ranks, "--run-dir", run, *options).code == 0
+    one, three = (read_rows(run / "metrics.csv")[-1].loss for run in runs.values())
+    assert three == pytest.approx(one, rel=1e-12)  # sums of float64 in another order
+
+
+@pytest.mark.limit(60)
+def test_fc_rate_is_that_of_fc_weights_alone(train, tmp_path):
+    # OWT's on four GPUs: convolutions 0.04, fully connected layers 0.01. One step from equal
+    # weights, so that gradients are equal too.
+    rates = {"both": (0.04, 0.25), "high": (0.04, 1), "low": (0.01, 1)}
+    after = {}
+    for name, (rate, fc_rate) in rates.items():
+        options = ("--rate", rate, "--fc-rate", fc_rate, "--epochs", 0.2, "--plan", "owt")
+        assert train(2, "--run-dir", tmp_path / name, *options).code == 0
+        after[name] = read_tensors(tmp_path / name / "checkpoints" / "step-00000001.h5")
+    for key, array in after["both"].items():
+        right, wrong = ("low", "high") if "/fc" in key else ("high", "low")
+        # The product of rate and fc-rate is rounded, and nothing else differs.
+        np.testing.assert_allclose(array, after[right][key], rtol=1e-14, err_msg=key)
+        assert not np.allclose(array, after[wrong][key], rtol=1e-6, atol=0), key
 
 
 @pytest.mark.limit(120)

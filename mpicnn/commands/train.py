@@ -12,6 +12,7 @@ from mpicnn import models
 from mpicnn.checkpoint import Checkpoints
 from mpicnn.config import Settings
 from mpicnn.data.file import Dataset, open_dataset
+from mpicnn.errors import UserError
 from mpicnn.launch import Signals, agree, from_root, same
 from mpicnn.metrics import Metrics
 from mpicnn.outcome import first_lines, outcome
@@ -53,7 +54,31 @@ def open_session(comm: MPI.Intracomm, settings: Settings, data: Dataset) -> Sess
     backend, threads = load_backend(comm, settings)
     plan = make_plan(comm, backend, model, settings, settings.batch, settings.precision)
     bucket = int(settings.bucket_mb * 1e6)
-    return Session(comm, backend, model, plan, settings.precision, settings.seed, bucket, threads)
+    session = Session(
+        comm, backend, model, plan, settings.precision, settings.seed, bucket, threads
+    )
+    if settings.fc_update == "round":
+        agree(comm, check_rounds, session, settings.batch)
+    return session
+
+
+def check_rounds(session: Session, batch: int) -> None:
+    """Raise UserError unless a full batch is divided into the rounds that FC weights change in.
+
+    A rank without work has no round under scheme (b). Elsewhere a missing round is a mistake: the
+    rate was chosen for a K-th of the batch. Only the last pipeline stage has rounds and can tell.
+    """
+    plan, ranks = session.plan, session.plan.grid[-1]
+    if plan.scheme == "a" and plan.micro_batches == 1:
+        raise UserError(
+            "fc-update round: scheme (a) has one round a step; use scheme b or c, or fc-update step"
+        )
+    for micro in session.program(batch).micro_batches:
+        if plan.scheme == "c" and 0 < len(micro.rounds) < ranks:
+            raise UserError(
+                f"fc-update round: batch {batch} leaves {ranks - len(micro.rounds)} of the {ranks} "
+                "rounds of scheme (c) without examples; use a larger batch, fewer ranks or scheme b"
+            )
 
 
 def note(training: Training, directory: Path) -> None:
