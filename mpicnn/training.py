@@ -122,11 +122,6 @@ class Training:
         self.data = data
         self.checkpoints = checkpoints
         self.augment = augmentation(settings)
-        if settings.fc_update == "round" and session.plan.micro_batches > 1:
-            raise UserError(
-                "fc-update round: FC weights change after every round of a whole batch; use "
-                "micro-batches 1"
-            )
         self.state = session.initial()
         self.step = 0
         self.steps_per_epoch = ceil(len(data.split("train")) / settings.batch)

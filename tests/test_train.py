@@ -210,8 +210,9 @@ def test_wrong_input_is_one_line_and_leaves_nothing(train, tmp_path, case):
         (("{recipe}",), "recipe.toml: bacth: no such setting; did you mean batch"),
         (("alexnet-smal",), "'alexnet-smal': no such file or recipe"),
         (("--fc-update", "round"), "scheme (a) has one round a step"),
+        (("--fc-update", "round", "--micro-batches", 2), "a whole batch; use micro-batches 1"),
     ],
-    ids=["no fc", "crop", "key of a recipe", "recipe", "one round"],
+    ids=["no fc", "crop", "key of a recipe", "recipe", "one round", "micro-batches"],
 )
 def test_wrong_input_is_one_line_on_any_number_of_ranks(train, tmp_path, ranks, options, message):
     files = {"conv": tmp_path / "conv.toml", "recipe": tmp_path / "recipe.toml"}

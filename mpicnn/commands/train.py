@@ -69,16 +69,21 @@ def check_rounds(session: Session, batch: int) -> None:
     rate was chosen for a K-th of the batch. Only the last pipeline stage has rounds and can tell.
     """
     plan, ranks = session.plan, session.plan.grid[-1]
-    if plan.scheme == "a" and plan.micro_batches == 1:
+    if plan.micro_batches > 1:
+        raise UserError(
+            "fc-update round: FC weights change after every round of a whole batch; use "
+            "micro-batches 1"
+        )
+    if plan.scheme == "a":
         raise UserError(
             "fc-update round: scheme (a) has one round a step; use scheme b or c, or fc-update step"
         )
-    for micro in session.program(batch).micro_batches:
-        if plan.scheme == "c" and 0 < len(micro.rounds) < ranks:
-            raise UserError(
-                f"fc-update round: batch {batch} leaves {ranks - len(micro.rounds)} of the {ranks} "
-                "rounds of scheme (c) without examples; use a larger batch, fewer ranks or scheme b"
-            )
+    rounds = len(session.program(batch).micro_batches[0].rounds)
+    if plan.scheme == "c" and 0 < rounds < ranks:
+        raise UserError(
+            f"fc-update round: batch {batch} leaves {ranks - rounds} of the {ranks} rounds of "
+            "scheme (c) without examples; use a larger batch, fewer ranks or scheme b"
+        )
 
 
 def note(training: Training, directory: Path) -> None:
