@@ -25,8 +25,8 @@ from mpicnn.errors import UserError
 from mpicnn.launch import agree, broadcast_text, launch
 from mpicnn.mesh import Mesh
 from mpicnn.options import version
-from mpicnn.plan import check_batch
 from mpicnn.planfile import load_plan
+from mpicnn.resolve import check_batch
 
 VARIANTS = ("eager", "channels-last", "compiled", "compiled-cl")
 TOLERANCE = 1e-4  # between the losses of both sides, absolute or relative

@@ -13,7 +13,7 @@ from mpicnn.errors import UserError
 from mpicnn.layers.base import Layer
 from mpicnn.layout import Site
 from mpicnn.placement import Layout, Shape, local_shape, region, weighted_bounds
-from mpicnn.plan import INPUT, LOSS, Choice, Plan, resolve
+from mpicnn.plan import INPUT, LOSS, Plan
 from mpicnn.program import (
     Chain,
     Compute,
@@ -26,6 +26,7 @@ from mpicnn.program import (
     Transfer,
     Weight,
 )
+from mpicnn.resolve import Choice, resolve
 from mpicnn.schedule import parts, turns
 from mpicnn.strategy import BATCH, CHANNEL, Row, row
 

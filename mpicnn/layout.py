@@ -20,8 +20,9 @@ from mpicnn.placement import (
     on_first,
     weighted_bounds,
 )
-from mpicnn.plan import Choice, Plan
+from mpicnn.plan import Plan
 from mpicnn.program import Hop, Weight
+from mpicnn.resolve import Choice
 from mpicnn.strategy import CHANNEL, Row
 
 

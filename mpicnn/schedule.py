@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from mpicnn.errors import UserError
 from mpicnn.placement import Layout, Shape, Split, region, weighted_bounds
-from mpicnn.plan import Choice, Plan
+from mpicnn.plan import Plan
+from mpicnn.resolve import Choice
 
 
 def turns(order: str, depth: int, stage: int, count: int) -> Iterator[tuple[str, int]]:

@@ -25,9 +25,10 @@ from mpicnn.launch import agree, from_root, same
 from mpicnn.mesh import Mesh
 from mpicnn.options import Options
 from mpicnn.placement import box_shape, region
-from mpicnn.plan import Plan, check_batch
+from mpicnn.plan import Plan
 from mpicnn.planfile import load_plan
 from mpicnn.program import Program
+from mpicnn.resolve import check_batch
 from mpicnn.rundir import CONFIG
 from mpicnn.state import State, initial_state
 

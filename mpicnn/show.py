@@ -14,7 +14,8 @@ from mpicnn.cost import LayerCost, step_costs
 from mpicnn.layers.base import Param
 from mpicnn.mesh import coordinates
 from mpicnn.placement import weighted_bounds
-from mpicnn.plan import INPUT, LOSS, Choice, Plan, resolve
+from mpicnn.plan import INPUT, LOSS, Plan
+from mpicnn.resolve import Choice, resolve
 
 if TYPE_CHECKING:
     from mpicnn.models import Model

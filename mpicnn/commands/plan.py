@@ -9,8 +9,8 @@ from mpicnn.config import PlanSettings
 from mpicnn.data.file import open_dataset
 from mpicnn.errors import UserError
 from mpicnn.launch import agree, say
-from mpicnn.plan import check_batch
 from mpicnn.planfile import load_plan
+from mpicnn.resolve import check_batch
 from mpicnn.session import load_backend, make_plan, read_settings
 from mpicnn.show import plan_table
 
