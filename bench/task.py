@@ -67,6 +67,7 @@ def _natural(name: str) -> tuple[tuple[int, int, int], int]:
         ("cuda-convnet", (3, 32, 32), 10),
         ("marques", (3, 32, 32), 10),
         ("vgg11", (3, 64, 64), 10),
+        ("alexnet-cifar", (3, 32, 32), 10),
         ("alexnet", (3, 224, 224), 1000),
     ):
         if name in models.NAMES and name.startswith(start):
