@@ -119,8 +119,9 @@ def _gather(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     counts = [_volume(box) for box in boxes]
     whole = move.dst.box(shape, group.rank)
     flat = np.empty(prod(shape), x.dtype)
-    request = group.allgather(np.ascontiguousarray(x).reshape(-1), flat, counts)
-    return Pending(request, lambda: _unpack(flat, boxes, whole))
+    send = np.ascontiguousarray(x).reshape(-1)
+    request = group.allgather(send, flat, counts)
+    return Pending(request, lambda: _unpack(flat, boxes, whole), send)
 
 
 def _exchange(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
@@ -129,12 +130,11 @@ def _exchange(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     mine, goal = move.src.box(shape, group.rank), move.dst.box(shape, group.rank)
     outgoing = [intersect(mine, move.dst.box(shape, r)) for r in range(group.size)]
     incoming = [intersect(move.src.box(shape, r), goal) for r in range(group.size)]
-    flat = np.empty(_volume(goal), x.dtype)
+    send, flat = _pack(x, outgoing, mine), np.empty(_volume(goal), x.dtype)
     request = group.alltoall(
-        _pack(x, outgoing, mine), [_volume(b) for b in outgoing],
-        flat, [_volume(b) for b in incoming],
-    )  # fmt: skip
-    return Pending(request, lambda: _unpack(flat, incoming, goal))
+        send, [_volume(b) for b in outgoing], flat, [_volume(b) for b in incoming]
+    )
+    return Pending(request, lambda: _unpack(flat, incoming, goal), send)
 
 
 def _sum(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
@@ -146,11 +146,9 @@ def _sum(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
 def _sum_and_split(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     whole = move.src.box(shape, group.rank)
     boxes = [move.dst.box(shape, r) for r in range(group.size)]
-    mine = np.empty(box_shape(boxes[group.rank]), x.dtype)
-    request = group.reduce_scatter(
-        _pack(x, boxes, whole), mine.reshape(-1), [_volume(b) for b in boxes]
-    )
-    return Pending(request, lambda: mine)
+    send, mine = _pack(x, boxes, whole), np.empty(box_shape(boxes[group.rank]), x.dtype)
+    request = group.reduce_scatter(send, mine.reshape(-1), [_volume(b) for b in boxes])
+    return Pending(request, lambda: mine, send)
 
 
 _Start = Callable[[Move, Group, Array, Shape], Pending]

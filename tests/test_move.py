@@ -1,6 +1,9 @@
 """Every entry of the table of moves: what it does, its adjoint, and its bytes."""
 
 import itertools
+import time
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,3 +115,53 @@ def test_bytes_predicted_are_bytes_sent(ranks, src, dst):
     sent = run_ranks(ranks, main)
     expected = [4 * move.items_sent(SHAPE, ranks, r) for r in range(ranks)]
     assert sent == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("src", "dst"),
+    [
+        (Split(0, (0, 3, 7)), Replicated()),
+        (Split(0, (0, 3, 7)), Split(1, (0, 2, 5))),
+        (Partial(), Split(0, (0, 3, 7))),
+        (Partial(), Split(1, (0, 2, 5))),
+        (Partial(), Replicated()),
+    ],
+    ids=lambda placement: name(placement),
+)
+def test_memory_under_way_is_kept_until_the_end(src, dst):
+    """MPI libraries read it late, mpi4py does not always keep it, and its owner may be gone."""
+    ended, sent = [], []
+
+    def begin(send, *_):
+        sent.append(weakref.ref(send if send.base is None else send.base))
+        return SimpleNamespace(Test=lambda: bool(ended))
+
+    group = SimpleNamespace(
+        size=2, rank=0, allgather=begin, alltoall=begin, reduce_scatter=begin, allreduce=begin
+    )
+    # Every other column, so that what is sent is a copy that nobody else has.
+    shape = box_shape(src.box(SHAPE, 0))
+    x = np.zeros((*shape[:-1], 2 * shape[-1]))[..., ::2]
+    pending = Move(src, dst).start(group, x, SHAPE)
+    del x
+    assert not pending.poll()
+    assert sent[0]() is not None
+    ended.append(True)
+    assert pending.poll()
+    assert isinstance(dst, Replicated) or sent[0]() is None
+
+
+@pytest.mark.mpi(min_size=2)
+def test_sums_of_memory_that_is_used_again(comm):
+    """Large enough that MPI reads what is sent after the call that begins the sum."""
+    rows = 300_000
+    bounds = weighted_bounds(rows, (1,) * comm.size)
+    move = Move(Partial(), Split(0, bounds))
+    for turn in range(5):
+        # A rank that comes late finds what the others sent long ago.
+        if comm.rank == turn % comm.size:
+            time.sleep(0.05)
+        pending = move.start(Group(comm), np.full((rows, 4), 1.0, np.float32), (rows, 4))
+        others = [np.full((rows, 4), np.nan, np.float32) for _ in range(3)]
+        assert (pending.wait() == comm.size).all()
+        del others
