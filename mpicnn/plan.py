@@ -126,8 +126,8 @@ def preset(
             )
         elif rest == "m" or (rest and layer.kind == "examplewise"):
             layers[layer_name] = LayerPlan(outer + rest)
-    if name == "fc-output":
-        scheme = "a"
+    if name == "fc-output" and scheme != "a":
+        raise UserError(f"plan fc-output takes the batch at once; use owt for scheme {scheme}")
     return Plan(tuple(grid), shares or equal_shares(grid), layers, scheme, sync, name)
 
 

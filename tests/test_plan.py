@@ -51,6 +51,7 @@ def test_the_input_is_read_as_the_first_layer_wants_it():
     [
         ("preset = ", "not valid TOML"),
         ('preset = "owl"', "no preset 'owl'"),
+        ('preset = "fc-output"\nscheme = "b"', "plan fc-output takes the batch at once"),
         ("schema = 1", "unknown key 'schema'; expected name, preset"),
         ("scheme = 1", "scheme = 1, expected text"),
         ('scheme = "d"', "scheme 'd' is not one of a, b, c"),
