@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import socket
 from collections.abc import Sequence
-from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+from script import Parser, machine, save, some_of, versions
 from task import HYPER, Ours, Task
 from turns import Cores, Side, measure, rest, within
 
 from mpicnn import ops
 from mpicnn.config import Division
-from mpicnn.errors import UserError
 from mpicnn.launch import agree, broadcast_text, launch
 from mpicnn.mesh import Mesh
-from mpicnn.options import version
 from mpicnn.planfile import load_plan
 from mpicnn.resolve import check_batch
 
@@ -88,53 +83,13 @@ def compare(
     return measure(mesh, cores, sides, options.repeats, options.limit), notes
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
 def parse() -> argparse.Namespace:
     """Return the options of the command line. Raises UserError for wrong ones."""
-
-    def at_least_1(text: str) -> int:
-        if int(text) < 1:
-            raise ValueError
-        return int(text)
-
-    def variants(text: str) -> tuple[str, ...]:
-        chosen = tuple(text.split(","))
-        if not set(chosen) <= set(VARIANTS):
-            raise argparse.ArgumentTypeError(f"{text!r}: expected some of {', '.join(VARIANTS)}")
-        return chosen
-
-    parser = _Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    known = "marques-50-500,cuda-convnet,default,lenet5,vgg11"
-    parser.add_argument("--models", default=known, help="networks by name, joined by commas")
-    parser.add_argument("--batch", type=at_least_1, default=64, help="examples per step")
-    parser.add_argument("--threads", type=at_least_1, default=2, help="per rank")
-    parser.add_argument("--backend", default="auto", help="mpicnn's backend")
+    parser = Parser(__doc__, "marques-50-500,cuda-convnet,default,lenet5,vgg11")
     parser.add_argument("--plan", default="data", help="preset or FILE.toml")
-    parser.add_argument("--repeats", type=at_least_1, default=7, help="turns of every side")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds per side and network")
-    parser.add_argument("--variants", type=variants, default=VARIANTS, help="of PyTorch")
-    parser.add_argument("--no-peer", dest="peer", action="store_false", help="mpicnn alone")
-    parser.add_argument("--out", type=Path, help="CSV file for the rows, one per network and side")
+    parser.add_argument("--variants", type=some_of(VARIANTS), default=VARIANTS, help="of PyTorch")
     return parser.parse_args()
-
-
-def machine() -> dict[str, str]:
-    """Return what the figures depend on besides the options: processor and versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "mpicnn": version(),
-        "torch": metadata.version("torch") if find_spec("torch") else "",
-        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split()),
-    }
 
 
 def rows_of(
@@ -157,19 +112,6 @@ def rows_of(
         }
         for name, taken in rates.items()
     ]
-
-
-def save(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the rows as CSV, if there are any. Raises UserError where that is not possible."""
-    if not rows:
-        return
-    try:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise UserError(f"out {path}: cannot be written: {error.strerror}") from None
 
 
 def line(network: str, cells: Sequence[object]) -> str:
@@ -210,8 +152,7 @@ def main(comm: MPI.Intracomm) -> None:
         "plan": options.plan, "backend": backend.NAME, "cores": len(cores.all), **about,
     }  # fmt: skip
     if comm.rank == 0:
-        versions = ", ".join(f"{k} {v}" for k, v in about.items() if k != "cpu" and v)
-        print(f"{about['cpu']}, {len(cores.all)} cores; {versions}")
+        print(f"{about['cpu']}, {len(cores.all)} cores; {versions(about)}")
         print(f"plan {options.plan}, backend {backend.NAME}; images/s, medians of turns")
         if without:
             print(without)

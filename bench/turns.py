@@ -16,7 +16,7 @@ import numpy as np
 
 from mpicnn.mesh import Mesh
 
-TURN_S = 0.25  # a side's turn is at least one step and about this long
+TURN_S = 0.25  # a side's turn is at least one step and, unless told otherwise, about this long
 PAUSE_S = 0.05  # between turns: threads of OpenMP and OpenBLAS spin on for some milliseconds
 NAP_S = 5e-3  # between two looks of a rank that waits while rank 0 is at work alone
 
@@ -86,9 +86,14 @@ def turn(mesh: Mesh, cores: Cores, side: Side, steps: int) -> float:
 
 
 def measure(
-    mesh: Mesh, cores: Cores, sides: Sequence[Side], repeats: int, limit: float
+    mesh: Mesh,
+    cores: Cores,
+    sides: Sequence[Side],
+    repeats: int,
+    limit: float,
+    turn_s: float = TURN_S,
 ) -> dict[str, list[float]]:
-    """Return seconds per step of every side, sample by sample; the sides take turns.
+    """Return seconds per step of every side, sample by sample; the sides take turns of `turn_s`.
 
     There are fewer samples than `repeats` where each side has had `limit` seconds.
     """
@@ -96,7 +101,7 @@ def measure(
     steps = {}
     for side in sides:
         turn(mesh, cores, side, 1)
-        steps[side.name] = max(1, ceil(TURN_S / turn(mesh, cores, side, 1)))
+        steps[side.name] = max(1, ceil(turn_s / turn(mesh, cores, side, 1)))
     samples: dict[str, list[float]] = {side.name: [] for side in sides}
     for _ in range(repeats):
         for side in sides:

@@ -1,4 +1,4 @@
-"""What bench/step.py compares mpicnn with is the same training, and the script runs."""
+"""What mpicnn is compared with in bench/ is the same, and the scripts run."""
 
 import csv
 import importlib
@@ -104,6 +104,59 @@ def test_what_differs_or_takes_too_long_is_not_timed(subcomm, script):
         script("step").peers(task, [0.5], ["eager"], limit=60)
     sides, notes = script("step").peers(task, [0.5], ["eager"], limit=1e-5)
     assert (sides, notes) == ([], ["eager left out: TimeoutError: not ready within 1e-05 s"])
+
+
+def kinds(calls):
+    return {call.op for call in calls}
+
+
+def test_kernels_are_compared_with_the_same_in_pytorch(subcomm, script, monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    subcomm(1)
+    backend, calls, kernels = ops.load("numpy"), script("calls"), script("kernels")
+    found = calls.of_task(backend, drawn(script, ALL_LAYERS, batch=3))
+    assert kinds(found) == set(backend.__all__) - {"NAME", "set_threads", "topk_correct", "xp"}
+    for call in found:
+        sides = kernels.sides_of(backend, call, peer=True)
+        images = any(getattr(arg, "ndim", 0) == 4 for arg in call.args)
+        assert [side.name for side in sides[1:]] == ["eager", "channels-last"][: 1 + images]
+    # a kernel that is wrong is not timed
+    monkeypatch.setattr(backend, "maxpool_dx", lambda dy, _, x_shape, *rest: np.ones(x_shape))
+    (call,) = (call for call in found if call.op == "maxpool_dx")
+    with pytest.raises(RuntimeError, match="maxpool_dx .* differs"):
+        kernels.sides_of(backend, call, peer=True)
+
+
+def test_kernels_of_a_step_are_counted(subcomm, script):
+    subcomm(1)
+    found = script("calls").of_task(ops.load("numpy"), drawn(script, ALL_LAYERS, batch=3))
+    conv1, *_ = found
+    # 6 maps of 7x10, each from 2 of 4 channels by 3x2 taps
+    assert (conv1.op, conv1.flop) == ("conv2d", 2 * 3 * 6 * 7 * 10 * 2 * 3 * 2)
+    assert conv1.bytes == 4 * (3 * 4 * 13 * 11 + 6 * 2 * 3 * 2 + 6 + 3 * 6 * 7 * 10)
+    for name in ("conv2d_dw", "linear", "linear_dw", "linear_dx"):
+        flops = [call.flop for call in found if call.op == name]
+        assert all(flops) and flops
+    assert sum(call.times for call in found if call.op == "sgd") == len(ALL_LAYERS.param_specs())
+
+
+@pytest.mark.limit(60)
+def test_kernels_are_timed(subcomm, tmp_path):
+    subcomm(1)
+    out = tmp_path / "rows.csv"
+    job = mpi_jobs.run(
+        0, BENCH / "kernels.py", "--no-peer", "--models", "lenet5", "--kernels", "linear,relu",
+        "--batch", "2", "--threads", "1", "--backend", "numpy", "--repeats", "1", "--out", out,
+        seconds=40,
+    )  # fmt: skip
+    assert job.code == 0, job.err
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert [row["kernel"] for row in rows] == ["relu"] * 2 + ["linear", "relu"] * 2 + ["linear"]
+    for row in rows:
+        assert row["unit"] == ("GFLOP/s" if row["kernel"] == "linear" else "GB/s")
+        assert float(row["rate"]) > 0 and float(row["share"]) > 0
+        assert row["ratio"] == row["eager_ms"] == ""
+    assert rows[2]["arguments"] == "2x400 120x400 120"
 
 
 @pytest.mark.limit(60)

@@ -1,0 +1,168 @@
+"""PyTorch's counterpart of every kernel, called with the same arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from calls import Call
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from mpicnn.ops.window import pool_size
+
+Array = NDArray[Any]
+Tensor = torch.Tensor
+aten = torch.ops.aten
+
+VARIANTS = ("eager", "channels-last")
+
+
+def counterpart(call: Call, variant: str) -> Callable[[], Any] | None:
+    """Return a function that does in PyTorch what `call` does; None where the variant is no other.
+
+    Under "channels-last" images lie as n h w c in memory.
+    """
+    laid_out = variant == "channels-last"
+    if laid_out and not any(isinstance(a, np.ndarray) and a.ndim == 4 for a in call.args):
+        return None
+
+    def tensor(array: Array) -> Tensor:
+        # a copy: sgd changes its arguments
+        found = torch.tensor(array)
+        return (
+            found.contiguous(memory_format=torch.channels_last)
+            if found.ndim == 4 and laid_out
+            else found
+        )
+
+    args = [tensor(a) if isinstance(a, np.ndarray) else a for a in call.args]
+    return _MAKERS[call.op](*args)
+
+
+def _conv2d(x: Tensor, w: Tensor, b: Tensor | None, *window: Any) -> Callable[[], Any]:
+    return lambda: functional.conv2d(x, w, b, *window)
+
+
+def _conv2d_gradient(
+    dy: Tensor, x: Tensor, w: Tensor, wanted: list[bool], window: tuple[Any, ...]
+) -> Tensor:
+    stride, padding, dilation, groups = window
+    found = aten.convolution_backward(
+        dy, x, w, None, stride, padding, dilation, False, [0, 0], groups, wanted
+    )
+    return found[wanted.index(True)]
+
+
+def _conv2d_dx(dy: Tensor, w: Tensor, x_shape: Any, *window: Any) -> Callable[[], Any]:
+    x = torch.empty(x_shape, memory_format=_format(dy))
+    return lambda: _conv2d_gradient(dy, x, w, [True, False, False], window)
+
+
+def _conv2d_dw(x: Tensor, dy: Tensor, w_shape: Any, *window: Any) -> Callable[[], Any]:
+    w = torch.empty(w_shape, memory_format=_format(x))
+    return lambda: _conv2d_gradient(dy, x, w, [False, True, False], window)
+
+
+def _maxpool(x: Tensor, *window: Any) -> Callable[[], Any]:
+    *window, ceil_mode = window
+    return lambda: aten.max_pool2d_with_indices(x, *window, [1, 1], ceil_mode)
+
+
+def _maxpool_dx(
+    dy: Tensor, place: Tensor, x_shape: Any, kernel: Any, stride: Any, padding: Any
+) -> Callable[[], Any]:
+    x = torch.empty(x_shape, memory_format=_format(dy))
+    oh, ow = dy.shape[2:]
+    line = torch.arange(oh)[:, None] * stride[0] - padding[0] + place.long() // kernel[1]
+    column = torch.arange(ow) * stride[1] - padding[1] + place.long() % kernel[1]
+    index = (line * x_shape[3] + column).contiguous(memory_format=_format(dy))
+    plain = tuple(
+        pool_size(*axis, False) for axis in zip(x_shape[2:], kernel, stride, padding, strict=True)
+    )
+    ceil_mode = plain != (oh, ow)
+    return lambda: aten.max_pool2d_with_indices_backward(
+        dy, x, kernel, stride, padding, [1, 1], ceil_mode, index
+    )
+
+
+def _avgpool_dx(dy: Tensor, x_shape: Any, *window: Any) -> Callable[[], Any]:
+    x = torch.empty(x_shape, memory_format=_format(dy))
+    return lambda: aten.avg_pool2d_backward(dy, x, *window, None)
+
+
+def _lrn_dx(
+    dy: Tensor, x: Tensor, y: Tensor, scale: Tensor, size: int, alpha: float, beta: float
+) -> Callable[[], Any]:
+    window = x[0, : (size - 1) // 2 + 1, 0, 0]
+    k = float(scale[0, 0, 0, 0] - alpha / size * (window**2).sum())
+    x.requires_grad_()
+    again = functional.local_response_norm(x, size, alpha, beta, k)
+    return lambda: torch.autograd.grad(again, x, dy, retain_graph=True)[0]
+
+
+def _softmax_xent(logits: Tensor, labels: Tensor) -> Callable[[], Any]:
+    logits.requires_grad_()
+
+    def step() -> tuple[Tensor, Tensor]:
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        return losses, torch.autograd.grad(losses.sum(), logits)[0]
+
+    return step
+
+
+def _dropout(x: Tensor, rate: float, *_: Any) -> Callable[[], Any]:
+    return lambda: aten.native_dropout(x, rate, True)
+
+
+def _sgd(
+    w: Tensor, v: Tensor, g: Tensor, rate: float, momentum: float, decay: float
+) -> Callable[[], Any]:
+    return lambda: torch._fused_sgd_(
+        [w], [g], [v], weight_decay=decay, momentum=momentum, lr=rate, dampening=0.0,
+        nesterov=False, maximize=False, is_first_step=False,
+    )  # fmt: skip
+
+
+def _format(like: Tensor) -> torch.memory_format:
+    """Return the memory order of images."""
+    channels_last = not like.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Callable[[], Any]:
+    per_channel = (-1,) + (1,) * (x.ndim - 2)
+    scale, shift = scale.reshape(per_channel), shift.reshape(per_channel)
+    return lambda: torch.addcmul(shift, x, scale)
+
+
+def _sums(a: Tensor, b: Tensor | None = None) -> Callable[[], Any]:
+    axes = [axis for axis in range(a.ndim) if axis != 1]
+    return lambda: (a if b is None else a * b).sum(axes)
+
+
+_MAKERS: dict[str, Callable[..., Callable[[], Any]]] = {
+    "conv2d": _conv2d,
+    "conv2d_dx": _conv2d_dx,
+    "conv2d_dw": _conv2d_dw,
+    "linear": lambda x, w, b: lambda: functional.linear(x, w, b),
+    "linear_dx": lambda dy, w: lambda: dy @ w,
+    "linear_dw": lambda x, dy: lambda: dy.t() @ x,
+    "bias_grad": _sums,
+    "channel_sums": _sums,
+    "scale_shift": _scale_shift,
+    "maxpool": _maxpool,
+    "maxpool_dx": _maxpool_dx,
+    "avgpool": lambda x, *window: lambda: functional.avg_pool2d(x, *window),
+    "avgpool_dx": _avgpool_dx,
+    "lrn": lambda x, *how: lambda: functional.local_response_norm(x, *how),
+    "lrn_dx": _lrn_dx,
+    "relu": lambda x: lambda: torch.relu(x),
+    "relu_dx": lambda dy, y: lambda: aten.threshold_backward(dy, y, 0),
+    "mul": lambda x, mask: lambda: x * mask,
+    "dropout": _dropout,
+    "softmax_xent": _softmax_xent,
+    "sgd": _sgd,
+}
