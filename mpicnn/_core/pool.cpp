@@ -1,8 +1,7 @@
 // Pooling of planes (height, width): every channel of every example is one plane.
 
-#include "common.h"
+#include "cells.h"
 
-#include <limits>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <stdexcept>
@@ -19,19 +18,19 @@ struct PoolShape {
         kw(kernel.second), sh(stride.first), sw(stride.second), ph(padding.first),
         pw(padding.second) {}
 
-  // Calls f(line, tap, offset, begin, end) for the taps ki, kj of output line oy that lie inside the
-  // input, in the window's order: the input line, and the outputs whose tap is at ox * sw + offset.
-  template <class F> void each_tap(i64 oy, F &&f) const {
-    for (i64 ki = 0; ki < kh; ++ki) {
-      const i64 line = oy * sh - ph + ki;
-      if (line < 0 || line >= h) continue;
-      for (i64 kj = 0; kj < kw; ++kj) {
-        const i64 offset = kj - pw;
-        const i64 begin = offset < 0 ? ceil_div(-offset, sw) : 0;
-        const i64 end = offset < w ? std::min(ow, (w - 1 - offset) / sw + 1) : 0;
-        f(line, ki * kw + kj, offset, begin, end);
-      }
-    }
+  // Calls f(place, tap) for the taps of window (oy, ox) inside the input, in the window's order.
+  template <class F> void each_tap(i64 oy, i64 ox, F &&f) const {
+    const i64 top = oy * sh - ph, left = ox * sw - pw;
+    const i64 begin = std::max<i64>(0, -left), end = std::min(kw, w - left);
+    for (i64 ki = std::max<i64>(0, -top); ki < std::min(kh, h - top); ++ki)
+      for (i64 kj = begin; kj < end; ++kj) f((top + ki) * w + left + kj, ki * kw + kj);
+  }
+
+  // Place and tap of the first of them.
+  Pair first_tap(i64 oy, i64 ox) const {
+    const i64 top = oy * sh - ph, left = ox * sw - pw;
+    const i64 ki = std::max<i64>(0, -top), kj = std::max<i64>(0, -left);
+    return {(top + ki) * w + left + kj, ki * kw + kj};
   }
 
   // The number of values that the mean of window (oy, ox) counts, as PyTorch counts them.
@@ -43,111 +42,114 @@ struct PoolShape {
   }
 };
 
-// Calls f(plane, scratch) for every plane; scratch holds two lines of outputs.
-template <class T, class F> void each_plane(const PoolShape &s, F &&f) {
-  // Planes are small: several to a task.
-  const i64 group = std::max<i64>(1, (1 << 14) / std::max<i64>(1, s.h * s.w));
-  parallel_for<T>(ceil_div(s.planes, group), 2 * s.ow, [&](i64 task, T *scratch) {
-    for (i64 p = task * group; p < std::min(s.planes, (task + 1) * group); ++p) f(p, scratch);
-  });
-}
+// Places are compared and chosen beside values of T: integers of the same width.
+template <class T> using Place = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
 
-// One tap against the best so far. Places are kept as T: one width of vector lanes for both, and
-// 65536 fits. The first value counts even if it is -inf; the first NaN beats everything.
-template <class T>
-void compare(i64 begin, i64 end, i64 stride, T tap, const T *__restrict row, T *__restrict best,
-             T *__restrict place) {
-  for (i64 i = begin; i < end; ++i) {
-    const T value = row[stride * i], other = best[i], before = place[i];
-    const bool wins = (value > other) | (before < 0) | ((value != value) & (other == other));
-    best[i] = wins ? value : other;
-    place[i] = wins ? tap : before;
-  }
+// Calls f(plane, count, cells) for the planes, `lanes` of them side by side: plane … plane + count - 1,
+// with room for `size` cells. Whatever the window, all lanes do the same.
+template <class T, class F> void each_group(const PoolShape &s, i64 size, F &&f) {
+  parallel_for<T>(ceil_div(s.planes, lanes), size * lanes, [&](i64 task, T *cells) {
+    f(task * lanes, std::min(lanes, s.planes - task * lanes), cells);
+  });
 }
 
 template <class T, class Index>
 void maxpool(const PoolShape &s, const T *x, T *y, Index *argmax) {
-  constexpr T low = -std::numeric_limits<T>::infinity();
-  each_plane<T>(s, [&](i64 p, T *best) {
-    T *place = best + s.ow;
-    for (i64 oy = 0; oy < s.oh; ++oy) {
-      std::fill_n(best, s.ow, low);
-      std::fill_n(place, s.ow, T(-1));
-      s.each_tap(oy, [&](i64 line, i64 tap, i64 offset, i64 begin, i64 end) {
-        const T *row = x + (p * s.h + line) * s.w + offset;
-        // Constant strides let the compiler make vectors of shuffles.
-        if (s.sw == 1)
-          compare(begin, end, 1, T(tap), row, best, place);
-        else if (s.sw == 2)
-          compare(begin, end, 2, T(tap), row, best, place);
-        else
-          compare(begin, end, s.sw, T(tap), row, best, place);
-      });
-      const i64 at = (p * s.oh + oy) * s.ow;
-      for (i64 ox = 0; ox < s.ow; ++ox) {
-        y[at + ox] = best[ox];
-        argmax[at + ox] = Index(place[ox]);
+  const i64 size = s.h * s.w, outputs = s.oh * s.ow;
+  // Behind the cells of x and y lie those of argmax, which are no larger.
+  each_group<T>(s, size + 2 * outputs, [&](i64 plane, i64 count, T *cells) {
+    T *largest = cells + size * lanes;
+    Index *places = reinterpret_cast<Index *>(largest + outputs * lanes);
+    to_cells(count, size, x + plane * size, cells);
+    for (i64 oy = 0, at = 0; oy < s.oh; ++oy)
+      for (i64 ox = 0; ox < s.ow; ++ox, at += lanes) {
+        // The first value counts even if it is -inf; the first NaN beats everything.
+        const auto [from, tap] = s.first_tap(oy, ox);
+        Cell<T> best = cell(cells + from * lanes);
+        Cell<Place<T>> place = Cell<Place<T>>{} + Place<T>(tap);
+        s.each_tap(oy, ox, [&](i64 from, i64 tap) {
+          const Cell<T> &value = cell(cells + from * lanes);
+          const auto wins = ~(value <= best) & (best == best);
+          best = wins ? value : best;
+          place = wins ? Cell<Place<T>>{} + Place<T>(tap) : place;
+        });
+        cell(largest + at) = best;
+        for (i64 j = 0; j < lanes; ++j) places[at + j] = Index(place[j]);
       }
-    }
+    to_planes(count, outputs, largest, y + plane * outputs);
+    to_planes(count, outputs, places, argmax + plane * outputs);
   });
 }
 
 template <class T, class Index>
 void maxpool_dx(const PoolShape &s, const T *dy, const Index *argmax, T *dx) {
-  std::vector<std::pair<std::int32_t, std::int32_t>> taps;  // divisions are slow
-  for (std::int32_t i = 0; i < s.kh; ++i)
-    for (std::int32_t j = 0; j < s.kw; ++j) taps.emplace_back(i, j);
+  std::vector<i64> offsets;  // divisions are slow
+  for (i64 i = 0; i < s.kh; ++i)
+    for (i64 j = 0; j < s.kw; ++j) offsets.push_back(i * s.w + j);
   std::atomic<bool> outside{false};
-  each_plane<T>(s, [&](i64 p, T *) {
+  const auto add = [&](i64 p) {
+    const Index *places = argmax + p * s.oh * s.ow;
     T *plane = dx + p * s.h * s.w;
     std::fill_n(plane, s.h * s.w, T(0));
-    bool wrong = false;
+    Index largest = 0;
+    for (i64 i = 0; i < s.oh * s.ow; ++i) largest = std::max(largest, places[i]);
+    if (largest >= offsets.size()) return false;
+    const T *gradient = dy + p * s.oh * s.ow;
     for (i64 oy = 0; oy < s.oh; ++oy) {
-      const i64 from = (p * s.oh + oy) * s.ow, top = oy * s.sh - s.ph;
-      for (i64 ox = 0; ox < s.ow; ++ox) {
-        if (argmax[from + ox] >= taps.size()) {
-          wrong = true;
-          continue;
+      const i64 top = oy * s.sh - s.ph;
+      const bool overhangs = top < 0 || top + s.kh > s.h;
+      for (i64 ox = 0; ox < s.ow; ++ox, ++places, ++gradient) {
+        const i64 left = ox * s.sw - s.pw;
+        if (overhangs || left < 0 || left + s.kw > s.w) {
+          const i64 line = top + *places / s.kw, column = left + *places % s.kw;
+          if (line < 0 || column < 0 || line >= s.h || column >= s.w) return false;
         }
-        const auto [ki, kj] = taps[argmax[from + ox]];
-        const i64 line = top + ki, column = ox * s.sw - s.pw + kj;
-        // As unsigned numbers the negative ones are too large as well.
-        if (std::uint64_t(line) < std::uint64_t(s.h) && std::uint64_t(column) < std::uint64_t(s.w))
-          plane[line * s.w + column] += dy[from + ox];
-        else
-          wrong = true;
+        plane[top * s.w + left + offsets[*places]] += *gradient;
       }
     }
-    if (wrong) outside = true;
+    return true;
+  };
+  // Planes are small: several to a task.
+  const i64 group = std::max<i64>(1, (1 << 14) / std::max<i64>(1, s.h * s.w));
+  parallel_for<char>(ceil_div(s.planes, group), 0, [&](i64 task, char *) {
+    for (i64 p = task * group; p < std::min(s.planes, (task + 1) * group); ++p)
+      if (!add(p)) outside = true;
   });
   if (outside) throw std::invalid_argument("argmax: a place lies outside its window or the input");
 }
 
 template <class T> void avgpool(const PoolShape &s, bool padded, const T *x, T *y) {
-  each_plane<T>(s, [&](i64 p, T *sum) {
-    for (i64 oy = 0; oy < s.oh; ++oy) {
-      std::fill_n(sum, s.ow, T(0));
-      s.each_tap(oy, [&](i64 line, i64, i64 offset, i64 begin, i64 end) {
-        const T *row = x + (p * s.h + line) * s.w + offset;
-        for (i64 ox = begin; ox < end; ++ox) sum[ox] += row[s.sw * ox];
-      });
-      for (i64 ox = 0; ox < s.ow; ++ox)
-        y[(p * s.oh + oy) * s.ow + ox] = sum[ox] / T(s.divisor(oy, ox, padded));
-    }
+  const i64 size = s.h * s.w, outputs = s.oh * s.ow;
+  each_group<T>(s, size + outputs, [&](i64 plane, i64 count, T *cells) {
+    T *mean = cells + size * lanes;
+    to_cells(count, size, x + plane * size, cells);
+    for (i64 oy = 0, at = 0; oy < s.oh; ++oy)
+      for (i64 ox = 0; ox < s.ow; ++ox, at += lanes) {
+        Cell<T> sum = {};
+        s.each_tap(oy, ox, [&](i64 from, i64) {
+          sum += cell(cells + from * lanes);
+        });
+        cell(mean + at) = sum / T(s.divisor(oy, ox, padded));
+      }
+    to_planes(count, outputs, mean, y + plane * outputs);
   });
 }
 
 template <class T> void avgpool_dx(const PoolShape &s, bool padded, const T *dy, T *dx) {
-  each_plane<T>(s, [&](i64 p, T *share) {
-    std::fill_n(dx + p * s.h * s.w, s.h * s.w, T(0));
-    for (i64 oy = 0; oy < s.oh; ++oy) {
-      for (i64 ox = 0; ox < s.ow; ++ox)
-        share[ox] = dy[(p * s.oh + oy) * s.ow + ox] / T(s.divisor(oy, ox, padded));
-      s.each_tap(oy, [&](i64 line, i64, i64 offset, i64 begin, i64 end) {
-        T *row = dx + (p * s.h + line) * s.w + offset;
-        for (i64 ox = begin; ox < end; ++ox) row[s.sw * ox] += share[ox];
-      });
-    }
+  const i64 size = s.h * s.w, outputs = s.oh * s.ow;
+  each_group<T>(s, size + outputs, [&](i64 plane, i64 count, T *cells) {
+    T *gradient = cells + size * lanes;
+    to_cells(count, outputs, dy + plane * outputs, gradient);
+    std::fill_n(cells, size * lanes, T(0));
+    for (i64 oy = 0, at = 0; oy < s.oh; ++oy)
+      for (i64 ox = 0; ox < s.ow; ++ox, at += lanes) {
+        const Cell<T> share =
+            cell(gradient + at) / T(s.divisor(oy, ox, padded));
+        s.each_tap(oy, ox, [&](i64 to, i64) {
+          cell(cells + to * lanes) += share;
+        });
+      }
+    to_planes(count, size, cells, dx + plane * size);
   });
 }
 
