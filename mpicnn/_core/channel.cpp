@@ -2,18 +2,25 @@
 
 #include "common.h"
 
-// Sums in double, over `lanes` interleaved partial sums: a single one would wait for itself.
-template <class T, class F> double sum(i64 n, F &&value) {
-  constexpr i64 lanes = 16;
-  double partial[lanes] = {};
-  i64 i = 0;
-  for (; i + lanes <= n; i += lanes)
-    for (i64 lane = 0; lane < lanes; ++lane) partial[lane] += double(value(i + lane));
-  double total = 0;
-  for (i64 lane = 0; lane < lanes; ++lane) total += partial[lane];
-  for (; i < n; ++i) total += double(value(i));
-  return total;
-}
+// A sum in double. Interleaved partial sums, as a single one would wait for itself; they are kept
+// from row to row, as rows may be short.
+struct Sum {
+  static constexpr i64 width = 16;
+  double partial[width] = {};
+
+  template <class F> void add(i64 n, F &&value) {
+    i64 i = 0;
+    for (; i + width <= n; i += width)
+      for (i64 j = 0; j < width; ++j) partial[j] += double(value(i + j));
+    for (i64 j = 0; i < n; ++i, ++j) partial[j] += double(value(i));
+  }
+
+  double total() const {
+    double sum = 0;
+    for (double part : partial) sum += part;
+    return sum;
+  }
+};
 
 // Rank 2, where a channel's values lie apart: whole rows are added, a block of channels to a task.
 template <class T, class F> void column_sums(i64 n, i64 channels, F &&value, T *sums) {
@@ -30,12 +37,12 @@ template <class T, class F> void column_sums(i64 n, i64 channels, F &&value, T *
 template <class T, class F> void channel_sums(i64 n, i64 channels, i64 inner, F &&value, T *sums) {
   if (inner == 1) return column_sums(n, channels, value, sums);
   parallel_for<char>(channels, 0, [&](i64 c, char *) {
-    double total = 0;
+    Sum sum;
     for (i64 i = 0; i < n; ++i) {
       const i64 at = (i * channels + c) * inner;
-      total += sum<T>(inner, [&](i64 p) { return value(at + p); });
+      sum.add(inner, [&](i64 p) { return value(at + p); });
     }
-    sums[c] = T(total);
+    sums[c] = T(sum.total());
   });
 }
 

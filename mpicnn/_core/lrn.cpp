@@ -45,22 +45,27 @@ void lrn(i64 n, i64 c, i64 pixels, i64 size, T alpha, T beta, T k, const T *x, T
 template <class T>
 void lrn_dx(i64 n, i64 c, i64 pixels, i64 size, T alpha, T beta, const T *dy, const T *x, const T *y,
             const T *scale, T *dx) {
-  const i64 cuts = ceil_div(pixels, width);
-  parallel_for<T>(n * cuts, c * width, [&](i64 task, T *ratio) {
+  const i64 cuts = ceil_div(pixels, width), before = (size - 1) / 2, after = size / 2;
+  // The ratios of the channels in a window, in a ring: each is made once, just before it is needed.
+  const i64 ring = std::min(size, c);
+  parallel_for<T>(n * cuts, ring * width, [&](i64 task, T *ratios) {
     const i64 at = task / cuts * c * pixels + task % cuts * width;
     const i64 count = std::min(width, pixels - task % cuts * width);
-    for (i64 j = 0; j < c; ++j) {
-      const i64 here = at + j * pixels;
-      for (i64 p = 0; p < count; ++p)
-        ratio[j * width + p] = dy[here + p] * y[here + p] / scale[here + p];
-    }
     const T factor = -2 * alpha * beta / T(size);
+    i64 made = 0;
     for (i64 i = 0; i < c; ++i) {
+      const i64 end = std::min(c, i + after + 1);
+      for (; made < end; ++made) {
+        const i64 there = at + made * pixels;
+        T *ratio = ratios + made % ring * width;
+        for (i64 p = 0; p < count; ++p) ratio[p] = dy[there + p] * y[there + p] / scale[there + p];
+      }
       T sum[width];
       std::fill_n(sum, count, T(0));
-      const i64 end = std::min(c, i + size / 2 + 1);
-      for (i64 j = std::max<i64>(0, i - (size - 1) / 2); j < end; ++j)
-        for (i64 p = 0; p < count; ++p) sum[p] += ratio[j * width + p];
+      for (i64 j = std::max<i64>(0, i - before); j < end; ++j) {
+        const T *ratio = ratios + j % ring * width;
+        for (i64 p = 0; p < count; ++p) sum[p] += ratio[p];
+      }
       const i64 here = at + i * pixels;
       scaled(count, dy + here, scale + here, beta, dx + here);
       for (i64 p = 0; p < count; ++p) dx[here + p] += factor * x[here + p] * sum[p];
