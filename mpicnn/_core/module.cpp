@@ -2,10 +2,25 @@
 
 #include "common.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+// glibc maps blocks of more than some MB anew for every array and gives them back with it, so that
+// the kernel clears each page of each large result. Results have the same sizes in every step: kept
+// in the heap, they are found there again.
+static void keep_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
+#endif
+}
+
 NB_MODULE(MPICNN_MODULE, m) {
   // Raised with every change of a signature: a source tree may meet a module built from another.
   m.attr("ABI") = 2;
 
+  keep_memory();
   m.def("set_threads", [](int n) { thread_count = n; });
   m.def("threads", [] { return int(thread_count); });
 #ifdef _OPENMP
