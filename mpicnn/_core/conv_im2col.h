@@ -4,6 +4,7 @@
 // are made a block at a time, so that they are still in a cache when the product reads them.
 #pragma once
 
+#include "conv_depthwise.h"
 #include "conv_shape.h"
 #include "gemm.h"
 
@@ -25,8 +26,16 @@ struct Blocks {
   }
 };
 
+// pack (o_group, examples * pixels) <- the outputs of a group in dy (examples, o, pixels)
+template <class T> void side_by_side(const ConvShape &s, i64 examples, const T *dy, T *pack) {
+  for (i64 o = 0; o < s.o_group(); ++o)
+    for (i64 e = 0; e < examples; ++e, pack += s.pixels())
+      std::copy_n(dy + (e * s.o + o) * s.pixels(), s.pixels(), pack);
+}
+
 template <class T>
 void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
+  if (depthwise_method::fits(s)) return depthwise_method::forward(s, x, w, b, y);
   const i64 depth = s.depth(), og = s.o_group(), pixels = s.pixels(), ow = s.ow();
   const Blocks block = Blocks::of(s, depth, T());
   const i64 cuts = ceil_div(s.oh(), block.lines), blocks = ceil_div(s.n, block.examples) * cuts;
@@ -71,6 +80,7 @@ void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
 }
 
 template <class T> void input_gradient(const ConvShape &s, const T *dy, const T *w, T *dx) {
+  if (depthwise_method::fits(s)) return depthwise_method::input_gradient(s, dy, w, dx);
   const i64 depth = s.depth(), og = s.o_group(), cg = s.c_group(), pixels = s.pixels(), ow = s.ow();
   // Channels of dx are independent of each other: blocks of them are tasks of their own.
   const i64 channels = std::clamp<i64>(512 / s.taps(), 1, cg);
@@ -95,10 +105,7 @@ template <class T> void input_gradient(const ConvShape &s, const T *dy, const T 
       gemm<T>(Op::transpose, Op::keep, count, pixels, og, w_c, depth, dy_g, pixels, 0, dx_c, pixels);
       return;
     }
-    if (packed)
-      for (i64 o = 0; o < og; ++o)
-        for (i64 e = 0; e < examples; ++e)
-          std::copy_n(dy_g + (e * s.o + o) * pixels, pixels, pack + (o * examples + e) * pixels);
+    if (packed) side_by_side(s, examples, dy_g, pack);
     const Band image{s, count, 0, s.oh()};
     std::fill_n(bands, examples * image.size(), T(0));
     for (i64 begin = 0; begin < s.oh(); begin += block.lines) {
@@ -113,6 +120,7 @@ template <class T> void input_gradient(const ConvShape &s, const T *dy, const T 
 }
 
 template <class T> void weight_gradient(const ConvShape &s, const T *x, const T *dy, T *dw) {
+  if (depthwise_method::fits(s)) return depthwise_method::weight_gradient(s, x, dy, dw);
   const i64 depth = s.depth(), og = s.o_group(), cg = s.c_group(), pixels = s.pixels(), ow = s.ow();
   // Tasks own blocks of dw's columns. Where dw is too small for that to feed the threads, the
   // examples are shared out as well, over partial sums that are added in order. The number of
@@ -120,33 +128,42 @@ template <class T> void weight_gradient(const ConvShape &s, const T *x, const T 
   constexpr i64 tasks_wanted = 16;
   const i64 fair = ceil_div(cg * s.groups, tasks_wanted);
   const i64 channels = std::clamp<i64>(std::max(fair, 256 / s.taps()), 1, cg);
-  const i64 cuts = ceil_div(cg, channels), lines = Blocks::of(s, channels * s.taps(), T()).lines;
+  const i64 cuts = ceil_div(cg, channels);
   const i64 shares = std::clamp<i64>(tasks_wanted / (cuts * s.groups), 1, s.n);
   const i64 size = s.o * depth;
   std::vector<T> partial(size_t(shares > 1 ? shares * size : 0));
 
-  const i64 band_size = s.pointwise() ? 0 : Band{s, channels, 0, lines}.size();
-  const i64 col_size = s.pointwise() ? 0 : channels * s.taps() * lines * ow;
-  parallel_for<T>(cuts * s.groups * shares, band_size + col_size + Band::overrun, [&](i64 task, T *bands) {
+  const Blocks block = Blocks::of(s, channels * s.taps(), T());
+  const bool packed = block.examples > 1, direct = s.pointwise() && !packed;
+  const i64 columns = packed ? block.examples * pixels : block.lines * ow;
+  const i64 band_size = direct ? 0 : block.examples * Band{s, channels, 0, block.lines}.size();
+  const i64 col_size = direct ? 0 : channels * s.taps() * columns;
+  const i64 scratch = band_size + col_size + (packed ? og * columns : 0) + Band::overrun;
+  parallel_for<T>(cuts * s.groups * shares, scratch, [&](i64 task, T *bands) {
     const i64 c = task % cuts * channels, g = task / cuts % s.groups, share = task / cuts / s.groups;
-    const i64 count = std::min(channels, cg - c);
+    const i64 count = std::min(channels, cg - c), end = s.n * (share + 1) / shares;
     T *dw_c = (shares > 1 ? partial.data() + share * size : dw) + g * og * depth + c * s.taps();
+    T *col = bands + band_size, *pack = col + col_size;
     T beta = 0;
-    for (i64 i = s.n * share / shares; i < s.n * (share + 1) / shares; ++i) {
+    for (i64 i = s.n * share / shares; i < end; i += block.examples) {
+      const i64 examples = std::min(block.examples, end - i);
       const T *x_c = x + (i * s.c + g * cg + c) * s.h * s.w;
       const T *dy_g = dy + (i * s.o + g * og) * pixels;
-      for (i64 begin = 0; begin < s.oh(); begin += lines, beta = 1) {
-        const Band band{s, count, begin, std::min(lines, s.oh() - begin)};
-        const i64 n = band.lines * ow;
-        const T *from = x_c + begin * ow;
-        if (!s.pointwise()) {
-          T *col = bands + band_size;
-          band.pad(x_c, bands);
-          band.im2col(1, bands, col);
-          from = col;
+      for (i64 begin = 0; begin < s.oh(); begin += block.lines, beta = 1) {
+        const Band band{s, count, begin, std::min(block.lines, s.oh() - begin)};
+        const i64 n = examples * band.lines * ow;
+        if (direct) {
+          gemm<T>(Op::keep, Op::transpose, og, count, n, dy_g + begin * ow, pixels, x_c + begin * ow,
+                  pixels, beta, dw_c, depth);
+          continue;
         }
-        gemm<T>(Op::keep, Op::transpose, og, count * s.taps(), n, dy_g + begin * ow, pixels, from,
-                s.pointwise() ? pixels : n, beta, dw_c, depth);
+        for (i64 e = 0; e < examples; ++e)
+          band.pad(x_c + e * s.c * s.h * s.w, bands + e * band.size());
+        band.im2col(examples, bands, col);
+        // Behind col, whose last line may have written there.
+        if (packed) side_by_side(s, examples, dy_g, pack);
+        gemm<T>(Op::keep, Op::transpose, og, count * s.taps(), n, packed ? pack : dy_g + begin * ow,
+                packed ? n : pixels, col, n, beta, dw_c, depth);
       }
     }
   });
