@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from mpicnn.ops import numpy as plain
 
@@ -174,6 +175,14 @@ def test_sgd(shape, contiguous, dtype):
     native.sgd(w, v, g, 0.1, 0.9, 0.01)
     close(w, expected[0])
     close(v, expected[1])
+
+
+def test_numpys_products_have_no_more_threads_than_the_kernels():
+    for count in (2, 1):
+        native.set_threads(count)
+        np.ones((2, 2)) @ np.ones((2, 2))  # some libraries start with their first product
+        counts = {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+        assert counts <= {1, count}
 
 
 def test_strided_arrays_are_taken(dtype):

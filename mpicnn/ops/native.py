@@ -65,12 +65,12 @@ xp = np
 
 
 def set_threads(count: int) -> None:
-    """Let the kernels use `count` threads from now on (1 at first)."""
-    if count < 1:
-        raise ValueError(f"count must be at least 1, not {count}")
+    """Let the kernels, and NumPy's matrix products, use `count` threads from now on.
+
+    Kernels use 1 at first.
+    """
+    plain.set_threads(count)
     core.set_threads(count)
-    if not HAS_BLAS:
-        plain.set_threads(count)
 
 
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
