@@ -157,6 +157,7 @@ class Machine(Options):
     device: Literal["auto", "cpu", "gpu"] = option("auto", "what a rank computes on")
     backend: Literal["auto", "numpy", "native"] = option("auto", "kernels on the CPU")
     threads: int = option(0, "threads per rank", ge=0, unset="cores / ranks on the host")
+    pin: bool = option(False, "divide the cores that ranks of a host share between them")
 
 
 @dataclass(frozen=True, kw_only=True)

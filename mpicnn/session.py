@@ -24,6 +24,7 @@ from mpicnn.execute import Executor
 from mpicnn.launch import agree, from_root, same
 from mpicnn.mesh import Mesh
 from mpicnn.options import Options
+from mpicnn.pinning import pin
 from mpicnn.placement import box_shape, region
 from mpicnn.plan import Plan
 from mpicnn.planfile import load_plan
@@ -98,11 +99,13 @@ def load_backend(comm: MPI.Intracomm, machine: Machine) -> tuple[ModuleType, int
         if machine.device == "gpu":
             raise DeviceError("device gpu: no GPU backend is installed; use --device cpu")
         backend = ops.load(machine.backend)
-        threads = machine.threads or share
         backend.set_threads(threads)
         return backend, threads
 
-    share = cores_per_rank(Mesh(comm))
+    mesh = Mesh(comm)
+    threads = machine.threads or cores_per_rank(mesh)
+    if machine.pin:
+        pin(mesh, threads)
     return agree(comm, load)
 
 
