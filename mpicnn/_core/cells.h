@@ -17,24 +17,35 @@ template <class T> inline const Cell<T> &cell(const T *at) {
 }
 template <class T> inline Cell<T> &cell(T *at) { return *reinterpret_cast<Cell<T> *>(at); }
 
+// Integers of T's width: what comparisons of cells give, and what chooses between them.
+template <class T> using Place = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
+// to <- the lanes numbered `at` of a (0 … 7) and b (8 … 15). Clang's name for it is new in GCC 12.
+template <class T, int... at>
+inline void choose(const Cell<T> &a, const Cell<T> &b, Cell<T> &to) {
+#ifdef __clang__
+  to = __builtin_shufflevector(a, b, at...);
+#else
+  to = __builtin_shuffle(a, b, Cell<Place<T>>{at...});
+#endif
+}
+
 // rows (lanes, lanes) <- their transpose
 template <class T> inline void transpose(Cell<T> *rows) {
   Cell<T> pairs[lanes], fours[lanes];
   for (i64 i = 0; i < lanes; i += 2) {
-    const Cell<T> a = rows[i], b = rows[i + 1];
-    pairs[i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
-    pairs[i + 1] = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    choose<T, 0, 8, 1, 9, 4, 12, 5, 13>(rows[i], rows[i + 1], pairs[i]);
+    choose<T, 2, 10, 3, 11, 6, 14, 7, 15>(rows[i], rows[i + 1], pairs[i + 1]);
   }
   for (i64 i = 0; i < lanes; i += 4)
     for (i64 j = 0; j < 2; ++j) {
-      const Cell<T> a = pairs[i + j], b = pairs[i + 2 + j];
-      fours[i + 2 * j] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
-      fours[i + 2 * j + 1] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+      const Cell<T> &a = pairs[i + j], &b = pairs[i + 2 + j];
+      choose<T, 0, 1, 8, 9, 4, 5, 12, 13>(a, b, fours[i + 2 * j]);
+      choose<T, 2, 3, 10, 11, 6, 7, 14, 15>(a, b, fours[i + 2 * j + 1]);
     }
   for (i64 i = 0; i < lanes / 2; ++i) {
-    const Cell<T> a = fours[i], b = fours[i + lanes / 2];
-    rows[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
-    rows[i + lanes / 2] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    choose<T, 0, 1, 2, 3, 8, 9, 10, 11>(fours[i], fours[i + 4], rows[i]);
+    choose<T, 4, 5, 6, 7, 12, 13, 14, 15>(fours[i], fours[i + 4], rows[i + 4]);
   }
 }
 

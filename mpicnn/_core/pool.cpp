@@ -42,9 +42,6 @@ struct PoolShape {
   }
 };
 
-// Places are compared and chosen beside values of T: integers of the same width.
-template <class T> using Place = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-
 // Calls f(plane, count, cells) for the planes, `lanes` of them side by side: plane … plane + count - 1,
 // with room for `size` cells. Whatever the window, all lanes do the same.
 template <class T, class F> void each_group(const PoolShape &s, i64 size, F &&f) {
