@@ -4,6 +4,7 @@ argument."""
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -65,15 +66,21 @@ def integers(
 
 def pair(name: str, value: Pair, least: int) -> Pair:
     """Return two integers of at least `least`; raises ValueError otherwise."""
-    first, second = (int(number) for number in value)
-    if min(first, second) < least:
-        raise ValueError(f"{name} must be two integers of at least {least}, not {value}")
+    first, second = _integers(name, value, 2, least)
     return first, second
 
 
 def shape4(name: str, value: Shape4) -> Shape4:
     """Return a shape of four axes; raises ValueError for another number or a negative length."""
-    if len(value) != 4 or min(value) < 0:
-        raise ValueError(f"{name} must be four lengths, not {value}")
-    a, b, c, d = (int(number) for number in value)
+    a, b, c, d = _integers(name, value, 4, 0)
     return a, b, c, d
+
+
+def _integers(name: str, value: tuple[int, ...], count: int, least: int) -> list[int]:
+    try:
+        found = [operator.index(number) for number in value]
+    except TypeError:
+        found = []
+    if len(found) != count or min(found) < least:
+        raise ValueError(f"{name} must be {count} integers of at least {least}, not {value}")
+    return found
