@@ -41,8 +41,7 @@ class Executor:
     """Run programs on one rank's mesh and backend.
 
     `bucket` is the number of bytes of gradient that are summed together: large enough to pay for
-    a collective, small enough that the first one starts early. Without `overlap`, every
-    redistribution of the head is waited for at once; results are the same.
+    a collective, small enough that the first one starts early.
     """
 
     def __init__(
@@ -51,13 +50,11 @@ class Executor:
         ops: ModuleType,
         seed: int,
         bucket: int = 4 << 20,
-        overlap: bool = True,
     ) -> None:
         self.mesh = mesh
         self.ops = ops
         self.seed = seed
         self.bucket = bucket
-        self.overlap = overlap
         self.clock = Clock()
         self._loss = SoftmaxCrossEntropy()
 
@@ -159,7 +156,7 @@ class Executor:
         returning: tuple[Round, Passing] | None = None
         walk.forward(heads[0], to_feed=True)
         for number, (part, head) in enumerate(zip(micro.rounds, heads, strict=True)):
-            if self.overlap and number + 1 < len(heads):
+            if number + 1 < len(heads):
                 walk.forward(heads[number + 1], to_feed=True)
             walk.forward(head)
             since = perf_counter()
@@ -168,7 +165,7 @@ class Executor:
             head.value = self._loss.backward(self.ops, saved, program.count)
             self.clock.add("loss", "other", since)
             home.last = learn is not None or (final and number + 1 == len(heads))
-            walk.backward(head, part.chain.back_to if stop is None else stop, self.overlap)
+            walk.backward(head, part.chain.back_to if stop is None else stop, to_feed=True)
             if learn is not None:
                 grads = home.finish()
                 learn({name: g * (program.count / part.count) for name, g in grads.items()})

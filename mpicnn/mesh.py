@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
-from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
@@ -13,50 +12,11 @@ from mpi4py import MPI
 from numpy.typing import DTypeLike, NDArray
 
 from mpicnn.polling import wait
+from mpicnn.underway import Pending, Progress, Underway
 
 Array = NDArray[Any]
 
 _STAGE = 42  # the tag of what passes between stages
-
-
-class Pending:
-    """A collective under way; `wait()` ends it and returns the local result.
-
-    Arrays that MPI reads meanwhile are `held` until the end: mpi4py keeps them for some collectives
-    only (4.1.2 not for sums and Iallgatherv), and MPI would send what the memory is used for next.
-    `began` and `ended` (of `perf_counter`, s) say when it was under way, as far as was looked.
-    """
-
-    def __init__(
-        self, request: MPI.Request | None, finish: Callable[[], Array], *held: Array
-    ) -> None:
-        self._request = request
-        self._finish = finish
-        self._held = held
-        self.began = self.ended = perf_counter()
-
-    @classmethod
-    def done(cls, y: Array) -> Pending:
-        """Return a handle for a result that is there already."""
-        return cls(None, lambda: y)
-
-    def poll(self) -> bool:
-        """Let MPI make progress; return whether the collective has ended."""
-        if self._request is not None and self._request.Test():
-            self._end()
-        return self._request is None
-
-    def wait(self) -> Array:
-        """Wait for the end and return this rank's result."""
-        if self._request is not None:
-            wait(self._request)
-            self._end()
-        return self._finish()
-
-    def _end(self) -> None:
-        self._request = None
-        self._held = ()
-        self.ended = perf_counter()
 
 
 class Group:
@@ -64,11 +24,12 @@ class Group:
 
     Arrays are flat and contiguous; counts are numbers of items per rank. `sent` counts the bytes
     and `messages` the collectives of this rank by the rule of `Move.items_sent`, from the counts
-    that MPI is really given.
+    that MPI is really given. What moves begin is handed to `underway`.
     """
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
+    def __init__(self, comm: MPI.Intracomm, underway: Underway | None = None) -> None:
         self.comm = comm
+        self.underway = underway or Underway()
         self.size: int = comm.Get_size()
         self.rank: int = comm.Get_rank()
         self.sent = 0.0
@@ -117,9 +78,10 @@ class Link:
     What is sent in one direction arrives in the order in which it was sent.
     """
 
-    def __init__(self, comm: MPI.Intracomm, rank: int) -> None:
+    def __init__(self, comm: MPI.Intracomm, rank: int, underway: Underway) -> None:
         self.comm = comm
         self.rank = rank
+        self.underway = underway
         self.sent = 0.0
         self.messages = 0
 
@@ -128,12 +90,14 @@ class Link:
         flat = np.ascontiguousarray(x).reshape(-1)
         self.sent += flat.nbytes
         self.messages += 1
-        return Pending(self.comm.Isend(flat, self.rank, _STAGE), lambda: flat)
+        request = self.comm.Isend(flat, self.rank, _STAGE)
+        return self.underway.add(request, lambda: flat, ahead=True)
 
     def receive(self, shape: Sequence[int], dtype: DTypeLike) -> Pending:
         """Begin to receive what the other rank sends next."""
         x = np.empty(tuple(shape), dtype)
-        return Pending(self.comm.Irecv(x.reshape(-1), self.rank, _STAGE), lambda: x)
+        request = self.comm.Irecv(x.reshape(-1), self.rank, _STAGE)
+        return self.underway.add(request, lambda: x, ahead=True)
 
 
 def _starts(counts: Sequence[int]) -> list[int]:
@@ -152,14 +116,20 @@ class Mesh:
     `grid` has one length per axis: (K,) in ordinary use, (data, model) at scale; ranks count
     along the last axis first, then along the other, then the stages. `world` is all ranks, `peers`
     those of this rank's `stage`, `axes` the groups of them that differ in one coordinate only.
-    `before` and `behind` lead to the neighbouring stages where there are any.
+    `before` and `behind` lead to the neighbouring stages where there are any. `progress` says who
+    lets MPI make progress (`Underway`).
     Raises ValueError where there are not as many places as ranks.
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, grid: Sequence[int] | None = None, depth: int = 1
+        self,
+        comm: MPI.Intracomm,
+        grid: Sequence[int] | None = None,
+        depth: int = 1,
+        progress: Progress = "poll",
     ) -> None:
-        self.world = Group(comm)
+        self.underway = Underway(progress)
+        self.world = Group(comm, self.underway)
         self.grid: tuple[int, ...] = tuple(grid) if grid else (self.world.size // depth,)
         places = prod(self.grid)
         if places * depth != self.world.size:
@@ -167,11 +137,14 @@ class Mesh:
         self.stage, place = divmod(self.world.rank, places)
         self.coords = coordinates(place, self.grid)
         self.peers = self.world
-        self.before = self.behind = None
+        self.before: Link | None = None
+        self.behind: Link | None = None
         if depth > 1:
-            self.peers = Group(cast(MPI.Intracomm, comm.Split(self.stage, place)))
-            self.before = Link(comm, self.world.rank - places) if self.stage else None
-            self.behind = Link(comm, self.world.rank + places) if self.stage + 1 < depth else None
+            self.peers = Group(cast(MPI.Intracomm, comm.Split(self.stage, place)), self.underway)
+            if self.stage:
+                self.before = Link(comm, self.world.rank - places, self.underway)
+            if self.stage + 1 < depth:
+                self.behind = Link(comm, self.world.rank + places, self.underway)
         self.axes: tuple[Group, ...] = (self.peers,)
         if len(self.grid) > 1:
             self.axes = tuple(self._along(axis) for axis in range(len(self.grid)))
@@ -180,7 +153,8 @@ class Mesh:
         others = [c for a, c in enumerate(self.coords) if a != axis]
         lengths = [n for a, n in enumerate(self.grid) if a != axis]
         color = int(np.ravel_multi_index(others, lengths))
-        return Group(cast(MPI.Intracomm, self.peers.comm.Split(color, self.coords[axis])))
+        comm = cast(MPI.Intracomm, self.peers.comm.Split(color, self.coords[axis]))
+        return Group(comm, self.underway)
 
     def group(self, axes: Sequence[int]) -> Group:
         """Return the group of a stage's ranks that differ in the given axes: one axis, or all."""
@@ -193,7 +167,8 @@ class Mesh:
     def sum(self, values: Array) -> Pending:
         """Begin to sum a small array over all ranks; not counted as traffic of the plan."""
         total = np.array(values)
-        return Pending(self.world.comm.Iallreduce(MPI.IN_PLACE, total, op=MPI.SUM), lambda: total)
+        request = self.world.comm.Iallreduce(MPI.IN_PLACE, total, op=MPI.SUM)
+        return self.underway.add(request, lambda: total)
 
     def collect(self, values: Array) -> Array:
         """Return every rank's small array, stacked in rank order, on all ranks."""

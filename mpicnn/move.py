@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpicnn.mesh import Group, Pending
+from mpicnn.mesh import Group
 from mpicnn.placement import (
     Box,
     Partial,
@@ -23,6 +23,7 @@ from mpicnn.placement import (
     intersect,
     slices,
 )
+from mpicnn.underway import Pending
 
 Array = NDArray[Any]
 
@@ -121,7 +122,7 @@ def _gather(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     flat = np.empty(prod(shape), x.dtype)
     send = np.ascontiguousarray(x).reshape(-1)
     request = group.allgather(send, flat, counts)
-    return Pending(request, lambda: _unpack(flat, boxes, whole), send)
+    return group.underway.add(request, lambda: _unpack(flat, boxes, whole), send)
 
 
 def _exchange(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
@@ -134,13 +135,13 @@ def _exchange(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     request = group.alltoall(
         send, [_volume(b) for b in outgoing], flat, [_volume(b) for b in incoming]
     )
-    return Pending(request, lambda: _unpack(flat, incoming, goal), send)
+    return group.underway.add(request, lambda: _unpack(flat, incoming, goal), send)
 
 
 def _sum(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     total = np.array(x, order="C")
     request = group.allreduce(total.reshape(-1))
-    return Pending(request, lambda: total)
+    return group.underway.add(request, lambda: total)
 
 
 def _sum_and_split(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
@@ -148,7 +149,7 @@ def _sum_and_split(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     boxes = [move.dst.box(shape, r) for r in range(group.size)]
     send, mine = _pack(x, boxes, whole), np.empty(box_shape(boxes[group.rank]), x.dtype)
     request = group.reduce_scatter(send, mine.reshape(-1), [_volume(b) for b in boxes])
-    return Pending(request, lambda: mine, send)
+    return group.underway.add(request, lambda: mine, send)
 
 
 _Start = Callable[[Move, Group, Array, Shape], Pending]

@@ -14,12 +14,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from mpi4py import MPI
 
 from mpicnn import calibrate, ops
 from mpicnn.checkpoint import Tensor
 from mpicnn.compile import compile
 from mpicnn.config import Settings, environment, parse
-from mpicnn.errors import DeviceError
+from mpicnn.errors import DeviceError, UserError
 from mpicnn.execute import Executor
 from mpicnn.launch import agree, from_root, same
 from mpicnn.mesh import Mesh
@@ -32,10 +33,9 @@ from mpicnn.program import Program
 from mpicnn.resolve import check_batch
 from mpicnn.rundir import CONFIG
 from mpicnn.state import State, initial_state
+from mpicnn.underway import Progress
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
-
     from mpicnn.config import Division, Machine
     from mpicnn.models import Model
 
@@ -109,6 +109,19 @@ def load_backend(comm: MPI.Intracomm, machine: Machine) -> tuple[ModuleType, int
     return agree(comm, load)
 
 
+def progress_of(comm: MPI.Intracomm, thread: str) -> Progress:
+    """Return who lets MPI make progress, for a `thread` that is "auto", "on" or "off". Collective.
+
+    Over a network a thread pays; in shared memory ranks copy by themselves, so that there is
+    nothing to travel beside the computation. Raises UserError where MPI does not allow a thread.
+    """
+    able = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+    if thread == "on" and not able:
+        raise UserError("progress-thread on: this MPI was started without threads; use off")
+    hosts = set(Mesh(comm).texts(socket.gethostname()))
+    return "thread" if thread == "on" or (thread == "auto" and able and len(hosts) > 1) else "poll"
+
+
 def cores_per_rank(mesh: Mesh) -> int:
     """Return how many cores this rank has: those it may use, divided with the ranks that may too.
 
@@ -178,11 +191,12 @@ class Session:
     seed: int = 0
     bucket: int = 4 << 20
     threads: int = 1
+    progress: Progress = "poll"
     mesh: Mesh = field(init=False)
     executor: Executor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.mesh = Mesh(self.comm, self.plan.grid, self.plan.depth)
+        self.mesh = Mesh(self.comm, self.plan.grid, self.plan.depth, self.progress)
         self.executor = Executor(self.mesh, self.ops, self.seed, self.bucket)
         self.program = lru_cache(maxsize=8)(self._compile)
         self.weights = agree(self.mesh.world.comm, self.program, 1).weights

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpicnn.clock import Clock
-from mpicnn.mesh import Mesh, Pending
+from mpicnn.mesh import Mesh
 from mpicnn.program import Compute, Hop, Weight
 from mpicnn.state import Arrays, State
+from mpicnn.underway import Pending
 
 Array = NDArray[Any]
 
@@ -39,11 +40,6 @@ class Weights:
                 self.travelling[name] = Journey(self.mesh, weight.fetch, value)
             else:
                 self.here[name] = value
-
-    def poll(self) -> None:
-        """Let MPI make progress with what is still on its way."""
-        for journey in self.travelling.values():
-            journey.pending.poll()
 
     def of(self, item: Compute) -> Arrays:
         """Return a layer's parameters and buffers by their short names, waiting where needed."""
@@ -109,13 +105,6 @@ class Homecoming:
                 self.waiting[name] = g
         self.clock.add("gradients", "communication", since)
 
-    def poll(self) -> None:
-        """Let MPI make progress with what is under way."""
-        for _, pending in self.buckets:
-            pending.poll()
-        for journey in self.journeys.values():
-            journey.pending.poll()
-
     def _send(self, name: str, g: Array) -> None:
         weight = self.weights[name]
         if not weight.bring:
@@ -133,7 +122,7 @@ class Homecoming:
         names = self.open.pop(axes)
         flat = np.concatenate([self.home[n].reshape(-1) for n in names])
         request = self.mesh.group(axes).allreduce(flat)
-        self.buckets.append((names, Pending(request, lambda: flat)))
+        self.buckets.append((names, self.mesh.underway.add(request, lambda: flat)))
 
     def finish(self) -> Arrays:
         """Wait for all gradients and return them by name, each lying as its parameter at home."""

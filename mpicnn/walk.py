@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from mpicnn.clock import Clock
 from mpicnn.layers.base import Run
-from mpicnn.mesh import Mesh, Pending
+from mpicnn.mesh import Mesh
 from mpicnn.move import SUM
 from mpicnn.program import Chain, Compute, Redistribute, Transfer
 from mpicnn.traffic import Homecoming, Weights
+from mpicnn.underway import Pending
 
 Array = NDArray[Any]
 
@@ -61,7 +62,7 @@ class Walk:
                 way.tape.append(self._layer_forward(item, way))
             else:
                 if way.pending is None:
-                    self._start(way, item, forward=True, flying=to_feed)
+                    self._start(way, item, forward=True)
                     if to_feed:
                         return
                 self._end(way, item)
@@ -78,7 +79,7 @@ class Walk:
                 self._layer_backward(item, way)
             else:
                 if way.pending is None:
-                    self._start(way, item, forward=False, flying=to_feed)
+                    self._start(way, item, forward=False)
                     if to_feed and at == feed:
                         return
                 self._end(way, item)
@@ -102,9 +103,7 @@ class Walk:
         self.flying.clear()
         self.clock.add("stages", "communication", since)
 
-    def _start(
-        self, way: Passing, item: Redistribute | Transfer, forward: bool, flying: bool = False
-    ) -> None:
+    def _start(self, way: Passing, item: Redistribute | Transfer, forward: bool) -> None:
         since = perf_counter()
         if isinstance(item, Transfer):
             way.pending = self._transfer(way.value, item, forward)
@@ -112,8 +111,6 @@ class Walk:
             group = self.mesh.axes[item.hop.axis]
             move = item.hop.move if forward else item.hop.move.adjoint
             way.pending = move.start(group, way.value, item.hop.shape)
-        if flying:
-            self.flying.append(way.pending)
         self.clock.add(item.name, "communication", since)
 
     def _transfer(self, value: Array, item: Transfer, forward: bool) -> Pending:
@@ -138,10 +135,8 @@ class Walk:
     def _poll(self) -> None:
         """Let MPI make progress with what travels beside the computation."""
         since = perf_counter()
+        self.mesh.underway.poll()
         self.flying = [pending for pending in self.flying if not pending.poll()]
-        self.weights.poll()
-        if self.home is not None:
-            self.home.poll()
         self.clock.add("progress", "communication", since)
 
     def _layer_forward(self, item: Compute, way: Passing) -> Any:

@@ -74,12 +74,12 @@ def batches(dtype):
         )
 
 
-def train(comm, plan, dtype=np.float64, model=None, backend="numpy", overlap=True):
+def train(comm, plan, dtype=np.float64, model=None, backend="numpy", progress="poll"):
     """Return losses, the final state as whole arrays, and bytes sent and predicted."""
     ops = backends.load(backend)
-    mesh = Mesh(comm, plan.grid, plan.depth)
+    mesh = Mesh(comm, plan.grid, plan.depth, progress)
     model = model or network()
-    runner = Executor(mesh, ops, SEED, bucket=512, overlap=overlap)
+    runner = Executor(mesh, ops, SEED, bucket=512)
     programs = {n: compile(model, plan, mesh.coords, n, mesh.stage) for n in (BATCH, RAGGED)}
     weights = programs[BATCH].weights
     state = initial_state(weights, mesh.coords, SEED, dtype)

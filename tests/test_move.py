@@ -20,6 +20,7 @@ from mpicnn.placement import (
     slices,
     weighted_bounds,
 )
+from mpicnn.underway import Underway
 
 SHAPE = (7, 5, 3)
 WEIGHTS = {1: [(1,)], 2: [(1, 1), (3, 1), (0, 1)], 3: [(1, 2, 0), (2, 0, 5)], 4: [(1, 1, 1, 1)]}
@@ -137,8 +138,9 @@ def test_memory_under_way_is_kept_until_the_end(src, dst):
         return SimpleNamespace(Test=lambda: bool(ended))
 
     group = SimpleNamespace(
-        size=2, rank=0, allgather=begin, alltoall=begin, reduce_scatter=begin, allreduce=begin
-    )
+        size=2, rank=0, underway=Underway(),
+        allgather=begin, alltoall=begin, reduce_scatter=begin, allreduce=begin,
+    )  # fmt: skip
     # Every other column, so that what is sent is a copy that nobody else has.
     shape = box_shape(src.box(SHAPE, 0))
     x = np.zeros((*shape[:-1], 2 * shape[-1]))[..., ::2]

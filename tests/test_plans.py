@@ -57,9 +57,12 @@ def test_single_precision_stays_close(subcomm, name):
     compare(results, one_rank(np.float32), 1e-4)
 
 
-@pytest.mark.parametrize("scheme", ["b", "c"])
-def test_overlap_changes_no_number(subcomm, scheme):
-    subcomm(1)
-    plan = make("owt", (3,), ((1, 2, 1),), scheme, "allreduce")
-    runs = [run_ranks(3, lambda c, o=overlap: train(c, plan, overlap=o)) for overlap in (0, 1)]
-    assert [r[0] for r in runs[0]] == [r[0] for r in runs[1]]
+@pytest.mark.parametrize("name, scheme", [("data", "a"), ("owt", "b"), ("owt", "c")])
+def test_who_makes_progress_changes_no_number(subcomm, name, scheme):
+    comm = subcomm(3)
+    plan = make(name, (3,), ((1, 2, 1),), scheme, "sharded")
+    runs = [train(comm, plan, progress=progress) for progress in ("none", "poll", "thread")]
+    for losses, parts, *_ in runs[1:]:
+        assert losses == runs[0][0]
+        for key, (*_, part) in parts.items():
+            np.testing.assert_array_equal(part, runs[0][1][key][2], err_msg=key)

@@ -1,11 +1,13 @@
-"""What commands set up alike: where settings come from, and how many threads a rank gets."""
+"""What commands set up alike: where settings come from, threads, who makes progress."""
 
 import os
 import socket
 
 import pytest
+from mpi4py import MPI
 
 from mpicnn import session
+from mpicnn.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,18 @@ HERE = socket.gethostname()
 def test_ranks_divide_the_cores_that_they_share(monkeypatch, cores, others, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
     assert session.cores_per_rank(Ranks(*others)) == threads
+
+
+@pytest.mark.parametrize("thread, progress", [("on", "thread"), ("off", "poll"), ("auto", "poll")])
+def test_on_one_host_a_thread_makes_progress_only_if_asked_for(subcomm, thread, progress):
+    assert session.progress_of(subcomm(2), thread) == progress
+
+
+def test_over_several_hosts_a_thread_makes_progress(subcomm, monkeypatch):
+    comm = subcomm(2)
+    monkeypatch.setattr(socket, "gethostname", lambda: f"host{comm.rank}")
+    assert session.progress_of(comm, "auto") == "thread"
+    monkeypatch.setattr(MPI, "Query_thread", lambda: MPI.THREAD_SERIALIZED)
+    assert session.progress_of(comm, "auto") == "poll"
+    with pytest.raises(UserError, match="progress-thread on: this MPI"):
+        session.progress_of(comm, "on")

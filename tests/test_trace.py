@@ -27,7 +27,8 @@ def test_a_traced_run_shows_what_travels_beside_what_computes(subcomm, tmp_path)
     file = tmp_path / "trace.json"
     job = mpi_jobs.run(
         2, "-m", "mpicnn.train", "--plan", "owt", "--scheme", "c", "--batch", 16, "--epochs", 0.03,
-        "--threads", 1, "--run-dir", tmp_path / "run", "--trace", file, seconds=50,
+        "--threads", 1, "--progress-thread", "on", "--run-dir", tmp_path / "run",
+        "--trace", file, seconds=50,
     )  # fmt: skip
     assert job.code == 0, job.err
     events = json.loads(file.read_text())["traceEvents"]

@@ -20,7 +20,7 @@ from mpicnn.planfile import plan_toml
 from mpicnn.progress import Progress, Reporter, say
 from mpicnn.report import summary
 from mpicnn.rundir import CHECKPOINTS, CONFIG, METRICS, PLAN, open_run, write_text
-from mpicnn.session import Session, load_backend, make_plan, read_settings
+from mpicnn.session import Session, load_backend, make_plan, progress_of, read_settings
 from mpicnn.trace import merged
 from mpicnn.trained import warn
 from mpicnn.training import Silent, Training, Watcher, augmentation
@@ -53,10 +53,12 @@ def open_session(comm: MPI.Intracomm, settings: Settings, data: Dataset) -> Sess
     model = agree(comm, models.load, settings.model, shape, len(data.classes))
     backend, threads = load_backend(comm, settings)
     plan = make_plan(comm, backend, model, settings, settings.batch, settings.precision)
-    bucket = int(settings.bucket_mb * 1e6)
     session = Session(
-        comm, backend, model, plan, settings.precision, settings.seed, bucket, threads
-    )
+        comm, backend, model, plan, settings.precision, settings.seed,
+        bucket=int(settings.bucket_mb * 1e6),
+        threads=threads,
+        progress=agree(comm, progress_of, comm, settings.progress_thread),
+    )  # fmt: skip
     if settings.fc_update == "round":
         agree(comm, check_rounds, session, settings.batch)
     return session
