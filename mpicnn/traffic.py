@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -93,12 +93,23 @@ class Homecoming:
         self.journeys: dict[str, Journey] = {}
         self.buckets: list[tuple[list[str], Pending]] = []
 
+    def sums(self, names: Mapping[str, str]) -> Arrays:
+        """Return the gradients kept so far of the parameters with these names, by their keys."""
+        return {key: self.waiting[name] for key, name in names.items() if name in self.waiting}
+
     def add(self, grads: Arrays) -> None:
-        """Take the gradients of one layer."""
+        """Take the gradients of one layer, where the sum of a gradient is not kept already.
+
+        The arrays are this object's from then on.
+        """
         since = perf_counter()
         for name, g in grads.items():
-            if name in self.waiting:
-                g = self.waiting.pop(name) + g
+            kept = self.waiting.pop(name, None)
+            if kept is not None and kept is not g:
+                g += kept
+        self.clock.add("gradients", "other", since)
+        since = perf_counter()
+        for name, g in grads.items():
             if self.last:
                 self._send(name, g)
             else:
@@ -121,6 +132,11 @@ class Homecoming:
     def _close(self, axes: tuple[int, ...]) -> None:
         names = self.open.pop(axes)
         flat = np.concatenate([self.home[n].reshape(-1) for n in names])
+        at = 0
+        for name in names:
+            g = self.home[name]
+            self.home[name] = flat[at : at + g.size].reshape(g.shape)
+            at += g.size
         request = self.mesh.group(axes).allreduce(flat)
         self.buckets.append((names, self.mesh.underway.add(request, lambda: flat)))
 
@@ -134,12 +150,7 @@ class Homecoming:
             pending = journey.pending
             self.clock.travelled(f"gradient of {name}", pending.began, pending.ended)
         for names, pending in self.buckets:
-            flat = pending.wait()
+            pending.wait()
             self.clock.travelled(f"gradients of {names[0]} …", pending.began, pending.ended)
-            at = 0
-            for name in names:
-                g = self.home[name]
-                self.home[name] = flat[at : at + g.size].reshape(g.shape)
-                at += g.size
         self.clock.add("gradients", "communication", since)
         return self.home

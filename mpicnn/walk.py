@@ -163,7 +163,9 @@ class Walk:
             grads = {short: self.ops.xp.zeros_like(a) for short, a in learnt.items()}
             dx = self.ops.xp.empty(item.x_shape, way.value.dtype)
         else:
+            assert self.home is not None
             run = self._run(item, need_dx=not item.first)
+            run.sums = self.home.sums(item.weights)
             dx, grads = item.layer.backward(self.ops, way.value, way.tape[way.at - 1], p, run)
         way.tape[way.at - 1] = None
         if dx is not None:

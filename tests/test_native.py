@@ -88,6 +88,10 @@ def test_linear(n, c, o, dtype):
     close(native.linear(x, w, None), plain.linear(x, w, None), c)
     close(native.linear_dx(dy, w), plain.linear_dx(dy, w), o)
     close(native.linear_dw(x, dy), plain.linear_dw(x, dy), n)
+    before = draw((o, c), dtype)
+    dw = before.copy()
+    assert native.linear_dw(x, dy, dw) is dw
+    close(dw, before + plain.linear_dw(x, dy), n + 1)
 
 
 @pytest.mark.parametrize("case", POOLS, ids=str)
@@ -265,6 +269,8 @@ BAD = [
     ("linear", (X, FULL, None), "x"),
     ("linear_dx", (FULL[0], FULL), "dy"),
     ("linear_dw", (HALF[0, 0], ROWS), "x"),
+    ("linear_dw", (ROWS, ROWS, np.zeros((3, 4), np.float32)), "dw"),
+    ("linear_dw", (ROWS, ROWS, np.zeros((4, 4), np.float32)[:, ::-1]), "dw"),
     ("bias_grad", (HALF,), "dy"),
     ("channel_sums", (X[0, 0, 0],), "a"),
     ("channel_sums", (X, X[:1]), "b"),

@@ -101,6 +101,9 @@ def test_linear(ops, values):
     agree(ops.linear(x, w, None), ty - tb, x.dtype)
     agree(ops.linear_dx(dy, w), tx.grad, x.dtype)
     agree(ops.linear_dw(x, dy), tw.grad, x.dtype)
+    dw = w.copy()
+    assert ops.linear_dw(x, dy, dw) is dw
+    agree(dw, tw + tw.grad, x.dtype)
     agree(ops.bias_grad(dy), tb.grad, x.dtype)
 
 

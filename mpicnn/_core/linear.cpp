@@ -4,18 +4,20 @@
 
 #include <nanobind/stl/optional.h>
 
-// c (m, n) = op(a) (m, k) op(b) (k, n), a block of c to a task. Cuts follow the shape alone, and
-// the contraction is never cut: the bits do not depend on the number of threads.
+// c (m, n) = op(a) (m, k) op(b) (k, n), plus c if it is to be added to; a block of c to a task. Cuts
+// follow the shape alone, and the contraction is never cut: the bits do not depend on the number of
+// threads.
 template <class T>
-void product(Op op_a, Op op_b, i64 m, i64 n, i64 k, const T *a, i64 lda, const T *b, i64 ldb, T *c) {
+void product(Op op_a, Op op_b, i64 m, i64 n, i64 k, const T *a, i64 lda, const T *b, i64 ldb, T *c,
+             bool add = false) {
   serial_blas();
   constexpr i64 side = 256;
   const i64 across = ceil_div(n, side);
   parallel_for<char>(ceil_div(m, side) * across, 0, [&](i64 task, char *) {
     const i64 i = task / across * side, j = task % across * side;
     gemm<T>(op_a, op_b, std::min(side, m - i), std::min(side, n - j), k,
-            a + i * (op_a == Op::keep ? lda : 1), lda, b + j * (op_b == Op::keep ? 1 : ldb), ldb, 0,
-            c + i * n + j, n);
+            a + i * (op_a == Op::keep ? lda : 1), lda, b + j * (op_b == Op::keep ? 1 : ldb), ldb,
+            T(add), c + i * n + j, n);
   });
 }
 
@@ -33,10 +35,10 @@ template <class T> static void bind(nb::module_ &m) {
     nb::gil_scoped_release unlocked;
     product<T>(Op::keep, Op::keep, n, c, o, dy.data(), o, w.data(), c, dx.data());
   });
-  m.def("linear_dw", [](In<T> x, In<T> dy, Out<T> dw) {
+  m.def("linear_dw", [](In<T> x, In<T> dy, Out<T> dw, bool add) {
     const i64 n = x.shape(0), c = x.shape(1), o = dy.shape(1);
     nb::gil_scoped_release unlocked;
-    product<T>(Op::transpose, Op::keep, o, c, n, dy.data(), o, x.data(), c, dw.data());
+    product<T>(Op::transpose, Op::keep, o, c, n, dy.data(), o, x.data(), c, dw.data(), add);
   });
 }
 

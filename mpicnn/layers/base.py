@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
@@ -54,6 +54,7 @@ class Run:
     channels: tuple[int, int]
     need_dx: bool = True
     batch_sum: Callable[[Array], Array] = field(default=whole_batch)
+    sums: Mapping[str, Array] = field(default_factory=dict)
 
 
 class Layer:

@@ -53,7 +53,7 @@ class Linear(Layer):
     def backward(
         self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
     ) -> tuple[Array | None, dict[str, Array]]:
-        grads = {"w": ops.linear_dw(saved, dy)}
+        grads = {"w": ops.linear_dw(saved, dy, run.sums.get("w"))}
         if "b" in p:
             grads["b"] = ops.bias_grad(dy)
         return ops.linear_dx(dy, p["w"]) if run.need_dx else None, grads

@@ -102,15 +102,21 @@ def linear_dx(dy: Array, w: Array) -> Array:
     return dx
 
 
-def linear_dw(x: Array, dy: Array) -> Array:
-    """Return the gradient of `linear` by w, given dy (n, o)."""
+def linear_dw(x: Array, dy: Array, dw: Array | None = None) -> Array:
+    """Return the gradient of `linear` by w, given dy (n, o); added to `dw`, in place, if given."""
     x = array("x", x, ndim=2)
     dy = array("dy", dy, like=x, ndim=2)
     dy = array("dy", dy, shape=(x.shape[0], dy.shape[1]))
-    if dy.size == 0 or x.size == 0:
-        return np.zeros((dy.shape[1], x.shape[1]), x.dtype)
-    dw = np.empty((dy.shape[1], x.shape[1]), x.dtype)
-    core.linear_dw(x, dy, dw)
+    shape = dy.shape[1], x.shape[1]
+    add = dw is not None
+    if dw is None:
+        dw = np.empty(shape, x.dtype)
+    elif array("dw", dw, like=x, shape=shape) is not dw or not dw.flags.writeable:
+        raise ValueError("dw must be writeable and in C order")
+    if dy.size and x.size:
+        core.linear_dw(x, dy, dw, add)
+    elif not add:
+        dw[...] = 0
     return dw
 
 

@@ -58,6 +58,9 @@ def set_threads(count: int) -> None:
     threadpool_limits(count, user_api="blas")
 
 
+_ROWS = 128
+
+
 def linear(x: Array, w: Array, b: Array | None) -> Array:
     """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
     y: Array = x @ w.T
@@ -71,9 +74,13 @@ def linear_dx(dy: Array, w: Array) -> Array:
     return dy @ w
 
 
-def linear_dw(x: Array, dy: Array) -> Array:
-    """Return the gradient of `linear` by w, given dy (n, o)."""
-    return dy.T @ x
+def linear_dw(x: Array, dy: Array, dw: Array | None = None) -> Array:
+    """Return the gradient of `linear` by w, given dy (n, o); added to `dw`, in place, if given."""
+    if dw is None:
+        return dy.T @ x
+    for row in range(0, len(dw), _ROWS):  # so that the summand takes little memory
+        dw[row : row + _ROWS] += dy[:, row : row + _ROWS].T @ x
+    return dw
 
 
 def bias_grad(dy: Array) -> Array:
