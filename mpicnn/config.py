@@ -146,7 +146,7 @@ class Division(Options):
     order: Literal["1f1b", "gpipe"] = option("1f1b", "of micro-batches in a stage")
     scheme: Literal["a", "b", "c"] = option("a", "how FC layers get the batch (owt)")
     sync: Literal["allreduce", "sharded"] = option("allreduce", "how weights are kept equal")
-    bucket_mb: float = option(4.0, "gradients joined in one message, MB", gt=0)
+    bucket_mb: float = option(1.0, "gradients joined in one message, MB", gt=0)
     progress_thread: Literal["auto", "on", "off"] = option(
         "auto", "a thread that keeps messages moving (auto: over several hosts)"
     )

@@ -49,7 +49,7 @@ class Executor:
         mesh: Mesh,
         ops: ModuleType,
         seed: int,
-        bucket: int = 4 << 20,
+        bucket: int = 1 << 20,
     ) -> None:
         self.mesh = mesh
         self.ops = ops

@@ -189,7 +189,7 @@ class Session:
     plan: Plan
     precision: str
     seed: int = 0
-    bucket: int = 4 << 20
+    bucket: int = 1 << 20
     threads: int = 1
     progress: Progress = "poll"
     mesh: Mesh = field(init=False)
