@@ -2,6 +2,11 @@
 
 import csv
 import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mpi_jobs
@@ -9,7 +14,9 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from mpicnn import ops
+from mpicnn import models, ops
+from mpicnn.compile import compile
+from mpicnn.cost import step_costs
 from mpicnn.layers import LRN, AvgPool, BatchNorm, Conv, Dropout, Flatten, Linear, MaxPool, ReLU
 from mpicnn.mesh import Mesh
 from mpicnn.models import Model
@@ -193,3 +200,108 @@ def test_script_says_what_is_wrong(subcomm, option, value, message):
     assert job.code == 2
     assert message in job.err
     assert "Traceback" not in job.err
+
+
+@pytest.mark.limit(120)
+@pytest.mark.parametrize("peer", [True, False])
+def test_schemes_are_compared(subcomm, tmp_path, peer):
+    if peer:
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+    subcomm(1)
+    out = tmp_path / "rows.csv"
+    job = mpi_jobs.run(
+        2, BENCH / "schemes.py", "--models", "lenet5", "--batch", "8", "--repeats", "2",
+        "--plans", "data-sharded,owt-c", "--variants", "eager", "--out", out,
+        *([] if peer else ["--no-peer"]), seconds=100,
+    )  # fmt: skip
+    assert job.code == 0, job.err
+    rows = {row["side"]: row for row in csv.DictReader(out.read_text().splitlines())}
+    plans = [f"{plan} {way}" for plan in ("data-sharded", "owt-c") for way in ("thread", "none")]
+    assert list(rows) == [*plans, *(["DDP eager"] if peer else [])]
+    for name in plans:
+        row = rows[name]
+        assert 0 < float(row["lowest_ms"]) <= float(row["step_ms"]) <= float(row["highest_ms"])
+        assert 0 < float(row["exposed_ms"]) < float(row["highest_ms"])
+        assert 0 < float(row["arrays_mb"]) < float(row["peak_mb"]) + 1
+        assert bool(row["speed_over_ddp"]) == peer
+    model = models.load("lenet5", (1, 28, 28), 10)
+    for name, plan in (
+        ("data-sharded", preset("data", model, (2,), sync="sharded")),
+        ("owt-c", preset("owt", model, (2,), scheme="c")),
+    ):
+        found = [
+            sum(cost.work.bytes_sent for cost in step_costs(program, (2,), (rank,), 4))
+            for rank, program in enumerate(compile(model, plan, (r,), 8) for r in range(2))
+        ]
+        assert float(rows[f"{name} none"]["sent_mb"]) == pytest.approx(max(found) / 1e6, abs=1e-3)
+
+
+def test_distributed_peer_must_train_the_same(subcomm, script):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    subcomm(1)
+    mesh = Mesh(MPI.COMM_SELF)
+    task = drawn(script, "lenet5", batch=4)
+    with script("ddp").group(mesh), pytest.raises(RuntimeError, match="DDP eager: losses"):
+        script("sides").peers_of(mesh, task, [0.5], ["eager"])
+
+
+def can_divide_hosts():
+    """Say whether this process may make network namespaces and limit their links."""
+    tools = all(shutil.which(tool) for tool in ("ip", "tc", "unshare"))
+    if not tools or os.getuid():
+        return False
+    name = f"probe{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
+    subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    return made
+
+
+def hosts_made():
+    """Return the names of the network namespaces that there are."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    return {line.split()[0] for line in listed.splitlines()}
+
+
+@pytest.mark.limit(120)
+def test_slow_links_carry_what_the_plan_predicts(subcomm, tmp_path):
+    subcomm(1)
+    mpirun = Path(sys.executable).with_name("mpirun")
+    if not can_divide_hosts() or not mpirun.exists() or "MPICH" not in MPI.Get_library_version():
+        pytest.skip("takes root, iproute2 and MPICH beside the interpreter")
+    before = hosts_made()
+    out = tmp_path / "rows.csv"
+    path = f"{mpirun.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [
+            BENCH / "slow_links.sh", "2", "1gbit", sys.executable, BENCH / "schemes.py",
+            "--models", "cuda-convnet", "--plans", "data", "--progress", "poll", "--batch", "8",
+            "--no-peer", "--count", "--out", out,
+        ],
+        env=mpi_jobs.environment(PATH=path), capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = csv.DictReader(out.read_text().splitlines())
+    assert row["hosts"] == "2"
+    # Headers of Ethernet, IP, TCP and MPI, acknowledgements, the loss and the meeting of ranks.
+    assert 1 <= float(row["wire_mb"]) / float(row["sent_mb"]) < 1.25
+    assert hosts_made() <= before
+
+
+def test_trace_picture(subcomm, tmp_path):
+    pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
+    subcomm(1)
+    events = [
+        {"name": name, "cat": kind, "ph": "X", "ts": ts, "dur": 900.0, "pid": rank, "tid": lane}
+        for rank in (0, 1)
+        for step in (0, 1, 2)
+        for name, kind, ts, lane in (
+            ("conv1", "convolution", 3000.0 * step, 1),
+            ("fc2", "communication", 3000.0 * step + 500, 2),
+            ("update", "other", 3000.0 * step + 2000, 1),
+        )
+    ]
+    trace, out = tmp_path / "trace.json", tmp_path / "picture.png"
+    trace.write_text(json.dumps({"traceEvents": events}))
+    job = mpi_jobs.run(0, BENCH / "trace_picture.py", f"(a)={trace}", "--step", 1, "--out", out)
+    assert job.code == 0, job.err
+    assert out.read_bytes().startswith(b"\x89PNG")
