@@ -18,7 +18,7 @@ static void keep_memory() {
 
 NB_MODULE(MPICNN_MODULE, m) {
   // Raised with every change of a signature: a source tree may meet a module built from another.
-  m.attr("ABI") = 2;
+  m.attr("ABI") = 3;
 
   keep_memory();
   m.def("set_threads", [](int n) { thread_count = n; });
@@ -28,13 +28,18 @@ NB_MODULE(MPICNN_MODULE, m) {
 #else
   m.attr("OPENMP") = false;
 #endif
-  // Whether this CPU runs the variant _mpicnn_core_v3.
-  m.def("has_x86_64_v3", [] {
+  // The best variant that this CPU runs: 4 for _mpicnn_core_v4, 3 for _mpicnn_core_v3, 1 for the
+  // general one.
+  m.def("x86_64_level", [] {
 #if defined(__x86_64__)
-    return bool(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"));
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    return !v3 ? 1 : !v4 ? 3 : 4;
 #else
-    return false;
+    return 1;
 #endif
   });
 

@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 # The signatures that the functions of this package expect: module.cpp has the same number.
-ABI = 2
+ABI = 3
 
 
 def _import_core() -> Any:
     """Return the module of kernels; raises ImportError where none, or another version, is built."""
-    core: Any = import_module("_mpicnn_core")
-    if core.has_x86_64_v3():
-        # a compiler without -march=x86-64-v3 built the general variant alone
-        with suppress(ImportError):
-            core = import_module("_mpicnn_core_v3")
+    core = _checked("_mpicnn_core")
+    for level in range(core.x86_64_level(), 2, -1):
+        # a compiler that does not know -march=x86-64-v4, or -v3, left that variant out
+        with suppress(ModuleNotFoundError):
+            return _checked(f"_mpicnn_core_v{level}")
+    return core
+
+
+def _checked(name: str) -> Any:
+    core: Any = import_module(name)
     if ABI != core.ABI:
         raise ImportError(
             f"{core.__file__} was built from another version of mpicnn: install it again"
