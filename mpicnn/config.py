@@ -161,6 +161,9 @@ class Machine(Options):
     backend: Literal["auto", "numpy", "native"] = option("auto", "kernels on the CPU")
     threads: int = option(0, "threads per rank", ge=0, unset="cores / ranks on the host")
     pin: bool = option(False, "divide the cores that ranks of a host share between them")
+    convolution: Literal["auto", "direct"] = option(
+        "auto", "the quickest method or none with transforms (native; numpy has one)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,6 +100,7 @@ def load_backend(comm: MPI.Intracomm, machine: Machine) -> tuple[ModuleType, int
             raise DeviceError("device gpu: no GPU backend is installed; use --device cpu")
         backend = ops.load(machine.backend)
         backend.set_threads(threads)
+        backend.set_convolution(machine.convolution)
         return backend, threads
 
     mesh = Mesh(comm)

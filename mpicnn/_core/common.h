@@ -22,7 +22,7 @@ template <class T> using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 // One thread until the caller says otherwise: MPI ranks share a node and must not each take it all.
 inline std::atomic<int> thread_count{1};
 
-inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+constexpr i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 
 // Calls f(i, scratch) for 0 <= i < n on the threads of the pool, where scratch holds `elements` of T
 // for the calling thread. What f(i) computes may not depend on the thread that computes it: results

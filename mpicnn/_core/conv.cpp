@@ -1,48 +1,106 @@
 // Convolution: which method serves which shape, and the bindings.
 
 #include "conv_im2col.h"
+#include "conv_winograd.h"
 
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
 
-// One way to convolve. `fits` may look at the shape alone: the choice must be the same in every
-// call for the shape, on every run.
+#include <stdexcept>
+#include <string>
+
+// One way to convolve. `fits` and `cost` may look at the shape alone: the choice must be the same in
+// every call for the shape, on every run and rank.
 template <class T> struct ConvMethod {
+  const char *name;
   bool (*fits)(const ConvShape &);
+  double (*cost)(const ConvShape &, Pass);
   void (*forward)(const ConvShape &, const T *x, const T *w, const T *b, T *y);
   void (*input_gradient)(const ConvShape &, const T *dy, const T *w, T *dx);
   void (*weight_gradient)(const ConvShape &, const T *x, const T *dy, T *dw);
 };
 
-// The first method that fits is taken; the last one fits everything.
-template <class T>
-static const ConvMethod<T> methods[] = {
-    {[](const ConvShape &) { return true; }, im2col_method::forward<T>,
-     im2col_method::input_gradient<T>, im2col_method::weight_gradient<T>},
-};
+template <int m, int r> static constexpr ConvMethod<float> winograd_method(const char *name) {
+  using W = WinogradMethod<m, r>;
+  return {name, W::fits, W::cost, W::forward, W::input_gradient, W::weight_gradient};
+}
 
-// The method for a shape, ready to be called.
-template <class T> static const ConvMethod<T> &method_for(const ConvShape &s) {
-  serial_blas();
-  const ConvMethod<T> *method = methods<T>;
-  while (!method->fits(s)) ++method;
-  return *method;
+template <class T>
+static constexpr ConvMethod<T> general = {
+    "im2col", [](const ConvShape &) { return true; }, column_cost, im2col_method::forward<T>,
+    im2col_method::input_gradient<T>, im2col_method::weight_gradient<T>};
+
+// The last one fits everything. Winograd's rounding errors are ten times larger: double precision
+// is asked for where they matter.
+template <class T> static constexpr ConvMethod<T> methods[] = {general<T>};
+template <>
+constexpr ConvMethod<float> methods<float>[] = {
+    winograd_method<4, 5>("winograd 4x4,5x5"), winograd_method<6, 3>("winograd 6x6,3x3"),
+    winograd_method<4, 3>("winograd 4x4,3x3"), general<float>};
+
+// Whether the methods before the general one may be chosen.
+static std::atomic<bool> transforms_allowed{true};
+
+// The method by this name, or, for an empty one, the cheapest that fits.
+template <class T>
+static const ConvMethod<T> &method_for(const ConvShape &s, Pass pass, const std::string &name) {
+  const ConvMethod<T> *best = nullptr;
+  for (const ConvMethod<T> &method : methods<T>) {
+    if (!method.fits(s) || (!name.empty() && name != method.name)) continue;
+    if (name.empty() && !transforms_allowed && &method != std::end(methods<T>) - 1) continue;
+    if (!best || method.cost(s, pass) < best->cost(s, pass)) best = &method;
+  }
+  if (!best) throw std::invalid_argument("method: none is called " + name + " and fits the shape");
+  return *best;
 }
 
 template <class T> static void bind(nb::module_ &m) {
-  m.def("conv2d", [](const ConvShape &s, In<T> x, In<T> w, std::optional<In<T>> b, Out<T> y) {
+  m.def("conv2d", [](const ConvShape &s, In<T> x, In<T> w, std::optional<In<T>> b, Out<T> y,
+                     const std::string &name) {
+    const ConvMethod<T> &method = method_for<T>(s, Pass::forward, name);
     nb::gil_scoped_release unlocked;
-    method_for<T>(s).forward(s, x.data(), w.data(), b ? b->data() : nullptr, y.data());
-  }, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
-  m.def("conv2d_dx", [](const ConvShape &s, In<T> dy, In<T> w, Out<T> dx) {
+    serial_blas();
+    method.forward(s, x.data(), w.data(), b ? b->data() : nullptr, y.data());
+  }, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg("method") = "");
+  m.def("conv2d_dx", [](const ConvShape &s, In<T> dy, In<T> w, Out<T> dx, const std::string &name) {
+    const ConvMethod<T> &method = method_for<T>(s, Pass::input_gradient, name);
     nb::gil_scoped_release unlocked;
-    method_for<T>(s).input_gradient(s, dy.data(), w.data(), dx.data());
-  });
-  m.def("conv2d_dw", [](const ConvShape &s, In<T> x, In<T> dy, Out<T> dw) {
+    serial_blas();
+    method.input_gradient(s, dy.data(), w.data(), dx.data());
+  }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg("method") = "");
+  m.def("conv2d_dw", [](const ConvShape &s, In<T> x, In<T> dy, Out<T> dw, const std::string &name) {
+    const ConvMethod<T> &method = method_for<T>(s, Pass::weight_gradient, name);
     nb::gil_scoped_release unlocked;
-    method_for<T>(s).weight_gradient(s, x.data(), dy.data(), dw.data());
-  });
+    serial_blas();
+    method.weight_gradient(s, x.data(), dy.data(), dw.data());
+  }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg("method") = "");
+}
+
+// The names of the methods for the three passes.
+template <class T> static std::array<std::string, 3> names(const ConvShape &s) {
+  return {method_for<T>(s, Pass::forward, "").name, method_for<T>(s, Pass::input_gradient, "").name,
+          method_for<T>(s, Pass::weight_gradient, "").name};
+}
+
+// A, G and B^T of F(m, r), row by row, for the tests.
+template <int m, int r> static nb::list matrices() {
+  using F = Winograd<m, r>;
+  const auto rows = [](const auto &matrix) {
+    nb::list all;
+    for (const auto &row : matrix.at) {
+      nb::list one;
+      for (double value : row) one.append(value);
+      all.append(one);
+    }
+    return all;
+  };
+  nb::list all;
+  all.append(rows(F::A));
+  all.append(rows(F::G));
+  all.append(rows(F::B));
+  return all;
 }
 
 using Pair = std::pair<i64, i64>;
@@ -58,6 +116,17 @@ void bind_conv(nb::module_ &m) {
       .def_prop_ro("y_shape", [](const ConvShape &s) {
         return std::array<i64, 4>{s.n, s.o, s.oh(), s.ow()};
       });
+  m.def("allow_transforms", [](bool allowed) { transforms_allowed = allowed; });
+  m.def("conv_methods", [](const ConvShape &s, bool float32) {
+    return float32 ? names<float>(s) : names<double>(s);
+  });
+  m.def("winograd_matrices", [] {
+    nb::dict all;
+    all["winograd 4x4,5x5"] = matrices<4, 5>();
+    all["winograd 6x6,3x3"] = matrices<6, 3>();
+    all["winograd 4x4,3x3"] = matrices<4, 3>();
+    return all;
+  });
   bind<float>(m);
   bind<double>(m);
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mpicnn.ops._native_check import Array, Pair, Shape4, array, pair, shape4
-from mpicnn.ops._native_core import core
+from mpicnn.ops._native_core import HAS_BLAS, core
 from mpicnn.ops.window import conv_size
 
 
@@ -74,6 +75,31 @@ def conv2d_dw(
     dw = np.empty(w_shape, x.dtype)
     core.conv2d_dw(geometry, x, dy, dw)
     return dw
+
+
+def conv2d_methods(
+    x_shape: Shape4,
+    w_shape: Shape4,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    dtype: DTypeLike,
+) -> tuple[str, str, str]:
+    """Return how `conv2d`, `conv2d_dx` and `conv2d_dw` compute for these shapes.
+
+    "im2col" makes products of columns; "winograd 4x4,5x5" is Winograd's method on tiles of 4x4
+    outputs for kernels of 5x5; "numpy" stands for all where no BLAS is installed, "none" where
+    there is nothing to multiply. The same shapes and dtype give the same methods everywhere, until
+    `set_convolution` forbids some.
+    """
+    if not HAS_BLAS:
+        return "numpy", "numpy", "numpy"
+    _, geometry = _geometry("x_shape", x_shape, w_shape, stride, padding, dilation, groups)
+    if geometry is None:
+        return "none", "none", "none"
+    forward, dx, dw = core.conv_methods(geometry, np.dtype(dtype) == np.float32)
+    return forward, dx, dw
 
 
 def linear(x: Array, w: Array, b: Array | None) -> Array:

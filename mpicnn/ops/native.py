@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mpicnn import rng
 from mpicnn.ops import numpy as plain
 from mpicnn.ops._native_check import Array, array, channels_array, integers
+from mpicnn.ops._native_contract import conv2d_methods
 from mpicnn.ops._native_core import HAS_BLAS, core
 from mpicnn.ops._native_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 from mpicnn.ops.numpy import topk_correct
@@ -41,6 +42,7 @@ __all__ = [
     "conv2d",
     "conv2d_dw",
     "conv2d_dx",
+    "conv2d_methods",
     "dropout",
     "linear",
     "linear_dw",
@@ -53,6 +55,7 @@ __all__ = [
     "relu",
     "relu_dx",
     "scale_shift",
+    "set_convolution",
     "set_threads",
     "sgd",
     "softmax_xent",
@@ -71,6 +74,13 @@ def set_threads(count: int) -> None:
     """
     plain.set_threads(count)
     core.set_threads(count)
+
+
+def set_convolution(methods: str) -> None:
+    """Let convolutions use any method ("auto", as at first) or no transforms ("direct")."""
+    if methods not in ("auto", "direct"):
+        raise ValueError(f"methods must be auto or direct, not {methods!r}")
+    core.allow_transforms(methods == "auto")
 
 
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:

@@ -38,6 +38,7 @@ __all__ = [
     "relu",
     "relu_dx",
     "scale_shift",
+    "set_convolution",
     "set_threads",
     "sgd",
     "softmax_xent",
@@ -56,6 +57,12 @@ def set_threads(count: int) -> None:
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
     threadpool_limits(count, user_api="blas")
+
+
+def set_convolution(methods: str) -> None:
+    """Change nothing: there is one method. For backends with several, "auto" or "direct"."""
+    if methods not in ("auto", "direct"):
+        raise ValueError(f"methods must be auto or direct, not {methods!r}")
 
 
 _ROWS = 128
