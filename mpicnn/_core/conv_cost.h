@@ -5,8 +5,8 @@
 // (Zen 3, AVX2), fitted to float32 layers of LeNet-like to VGG-like networks, 3 to 500 channels:
 //
 //   columns:   making a column costs 0.2 per element, products run at 75 FLOP/ns;
-//   Winograd:  per position of a tile, 0.6 for a channel of x and 0.6 for one of y, transforms and
-//              what is written in between; products run at 85 FLOP/ns; per position of a kernel 0.8,
+//   Winograd:  per position of a tile, 0.6 for a channel that is transformed to it and 0.45 for one
+//              of the products and back; products run at 85 FLOP/ns; per position of a kernel 0.8,
 //              and for dw 0.3 more each time that 192 tiles are added.
 //
 // Other machines have other figures, but the ratios, which decide, change less.

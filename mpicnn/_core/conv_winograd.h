@@ -17,7 +17,9 @@ template <int m, int r> struct WinogradMethod {
     const i64 h = back ? s.h : s.oh(), w = back ? s.w : s.ow();
     const double tiles = double(s.n * ceil_div(h, m) * ceil_div(w, m));
     const double c = double(s.c_group()), o = double(s.o_group());
-    const double transforms = tiles * (0.6 * c + 0.6 * o);
+    const double transforms = tiles * (pass == Pass::forward          ? 0.6 * c + 0.45 * o
+                                       : pass == Pass::input_gradient ? 0.6 * o + 0.45 * c
+                                                                      : 0.6 * c + 0.6 * o);
     const double products = tiles * c * o * 2 / 85;
     const double sums = pass == Pass::weight_gradient ? 0.3 * c * o * double(ceil_div(i64(tiles), 192)) : 0;
     return double(s.groups) * positions * (transforms + products + 0.8 * c * o + sums);
