@@ -149,7 +149,7 @@ _MAKERS: dict[str, Callable[..., Callable[[], Any]]] = {
     "conv2d_dw": _conv2d_dw,
     "linear": lambda x, w, b: lambda: functional.linear(x, w, b),
     "linear_dx": lambda dy, w: lambda: dy @ w,
-    "linear_dw": lambda x, dy: lambda: dy.t() @ x,
+    "linear_dw": lambda x, dy, _: lambda: dy.t() @ x,
     "bias_grad": _sums,
     "channel_sums": _sums,
     "scale_shift": _scale_shift,

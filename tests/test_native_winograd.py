@@ -191,6 +191,8 @@ def test_choice_of_methods():
     for other in (((2, 2), (2, 2), ONE, 1), (ONE, (2, 2), (2, 1), 1)):
         found = native.conv2d_methods(large, (800, 150, 5, 5), *other, np.float32)
         assert found == ("im2col",) * 3
+    apart = native.conv2d_methods((64, 128, 28, 28), (128, 1, 3, 3), ONE, ONE, ONE, 128, np.float32)
+    assert apart == ("depthwise",) * 3
     assert native.conv2d_methods((0, 3, 9, 9), (4, 3, 3, 3), *geometry, "float32")[0] == "none"
     native.set_convolution("direct")
     direct = native.conv2d_methods(large, (800, 150, 5, 5), *geometry, np.float32)

@@ -1,5 +1,6 @@
 // Convolution: which method serves which shape, and the bindings.
 
+#include "conv_depthwise.h"
 #include "conv_im2col.h"
 #include "conv_winograd.h"
 
@@ -15,6 +16,7 @@
 // every call for the shape, on every run and rank.
 template <class T> struct ConvMethod {
   const char *name;
+  bool transforms;  // errors are ten times those of the others
   bool (*fits)(const ConvShape &);
   double (*cost)(const ConvShape &, Pass);
   void (*forward)(const ConvShape &, const T *x, const T *w, const T *b, T *y);
@@ -24,23 +26,26 @@ template <class T> struct ConvMethod {
 
 template <int m, int r> static constexpr ConvMethod<float> winograd_method(const char *name) {
   using W = WinogradMethod<m, r>;
-  return {name, W::fits, W::cost, W::forward, W::input_gradient, W::weight_gradient};
+  return {name, true, W::fits, W::cost, W::forward, W::input_gradient, W::weight_gradient};
 }
 
 template <class T>
+static constexpr ConvMethod<T> depthwise = {
+    "depthwise", false, depthwise_method::fits, depthwise_cost, depthwise_method::forward<T>,
+    depthwise_method::input_gradient<T>, depthwise_method::weight_gradient<T>};
+
+template <class T>
 static constexpr ConvMethod<T> general = {
-    "im2col", [](const ConvShape &) { return true; }, column_cost, im2col_method::forward<T>,
+    "im2col", false, [](const ConvShape &) { return true; }, column_cost, im2col_method::forward<T>,
     im2col_method::input_gradient<T>, im2col_method::weight_gradient<T>};
 
-// The last one fits everything. Winograd's rounding errors are ten times larger: double precision
-// is asked for where they matter.
-template <class T> static constexpr ConvMethod<T> methods[] = {general<T>};
+// The last one fits everything. Double precision is asked for where errors matter: no transforms.
+template <class T> static constexpr ConvMethod<T> methods[] = {depthwise<T>, general<T>};
 template <>
 constexpr ConvMethod<float> methods<float>[] = {
     winograd_method<4, 5>("winograd 4x4,5x5"), winograd_method<6, 3>("winograd 6x6,3x3"),
-    winograd_method<4, 3>("winograd 4x4,3x3"), general<float>};
+    winograd_method<4, 3>("winograd 4x4,3x3"), depthwise<float>, general<float>};
 
-// Whether the methods before the general one may be chosen.
 static std::atomic<bool> transforms_allowed{true};
 
 // The method by this name, or, for an empty one, the cheapest that fits.
@@ -49,7 +54,7 @@ static const ConvMethod<T> &method_for(const ConvShape &s, Pass pass, const std:
   const ConvMethod<T> *best = nullptr;
   for (const ConvMethod<T> &method : methods<T>) {
     if (!method.fits(s) || (!name.empty() && name != method.name)) continue;
-    if (name.empty() && !transforms_allowed && &method != std::end(methods<T>) - 1) continue;
+    if (name.empty() && method.transforms && !transforms_allowed) continue;
     if (!best || method.cost(s, pass) < best->cost(s, pass)) best = &method;
   }
   if (!best) throw std::invalid_argument("method: none is called " + name + " and fits the shape");

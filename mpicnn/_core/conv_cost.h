@@ -5,6 +5,7 @@
 // (Zen 3, AVX2), fitted to float32 layers of LeNet-like to VGG-like networks, 3 to 500 channels:
 //
 //   columns:   making a column costs 0.2 per element, products run at 75 FLOP/ns;
+//   depthwise: 0.2 per multiplication of a channel with its kernel;
 //   Winograd:  per position of a tile, 0.6 for a channel that is transformed to it and 0.45 for one
 //              of the products and back; products run at 85 FLOP/ns; per position of a kernel 0.8,
 //              and for dw 0.3 more each time that 192 tiles are added.
@@ -19,4 +20,8 @@ enum class Pass { forward, input_gradient, weight_gradient };
 // The cost of products of columns, of which all three passes make or use as many.
 inline double column_cost(const ConvShape &s, Pass) {
   return double(s.n * s.pixels() * s.c * s.taps()) * (double(s.o_group()) * 2 / 75 + 0.2);
+}
+
+inline double depthwise_cost(const ConvShape &s, Pass) {
+  return double(s.n * s.pixels() * s.c * s.taps()) * 0.2;
 }

@@ -4,7 +4,6 @@
 // are made a block at a time, so that they are still in a cache when the product reads them.
 #pragma once
 
-#include "conv_depthwise.h"
 #include "conv_shape.h"
 #include "gemm.h"
 
@@ -35,7 +34,6 @@ template <class T> void side_by_side(const ConvShape &s, i64 examples, const T *
 
 template <class T>
 void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
-  if (depthwise_method::fits(s)) return depthwise_method::forward(s, x, w, b, y);
   const i64 depth = s.depth(), og = s.o_group(), pixels = s.pixels(), ow = s.ow();
   const Blocks block = Blocks::of(s, depth, T());
   const i64 cuts = ceil_div(s.oh(), block.lines), blocks = ceil_div(s.n, block.examples) * cuts;
@@ -80,7 +78,6 @@ void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
 }
 
 template <class T> void input_gradient(const ConvShape &s, const T *dy, const T *w, T *dx) {
-  if (depthwise_method::fits(s)) return depthwise_method::input_gradient(s, dy, w, dx);
   const i64 depth = s.depth(), og = s.o_group(), cg = s.c_group(), pixels = s.pixels(), ow = s.ow();
   // Channels of dx are independent of each other: blocks of them are tasks of their own.
   const i64 channels = std::clamp<i64>(512 / s.taps(), 1, cg);
@@ -120,7 +117,6 @@ template <class T> void input_gradient(const ConvShape &s, const T *dy, const T 
 }
 
 template <class T> void weight_gradient(const ConvShape &s, const T *x, const T *dy, T *dw) {
-  if (depthwise_method::fits(s)) return depthwise_method::weight_gradient(s, x, dy, dw);
   const i64 depth = s.depth(), og = s.o_group(), cg = s.c_group(), pixels = s.pixels(), ow = s.ow();
   // Tasks own blocks of dw's columns. Where dw is too small for that to feed the threads, the
   // examples are shared out as well, over partial sums that are added in order. The number of
