@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-COMPUTES, TRAVELS = 1, 2  # the threads of a rank in the file
+TRAVELS = 2  # the thread of a rank that shows, in the file, what is on the way
 COLOURS = {
     "convolution": "#4477aa",
     "other layers": "#66ccee",

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from mpi4py import MPI
 
 from mpicnn import calibrate, ops
 from mpicnn.checkpoint import Tensor
@@ -33,9 +32,11 @@ from mpicnn.program import Program
 from mpicnn.resolve import check_batch
 from mpicnn.rundir import CONFIG
 from mpicnn.state import State, initial_state
-from mpicnn.underway import Progress
+from mpicnn.underway import Progress, threads_allowed
 
 if TYPE_CHECKING:
+    from mpi4py import MPI
+
     from mpicnn.config import Division, Machine
     from mpicnn.models import Model
 
@@ -116,7 +117,7 @@ def progress_of(comm: MPI.Intracomm, thread: str) -> Progress:
     Over a network a thread pays; in shared memory ranks copy by themselves, so that there is
     nothing to travel beside the computation. Raises UserError where MPI does not allow a thread.
     """
-    able = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+    able = threads_allowed()
     if thread == "on" and not able:
         raise UserError("progress-thread on: this MPI was started without threads; use off")
     hosts = set(Mesh(comm).texts(socket.gethostname()))

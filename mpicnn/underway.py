@@ -20,6 +20,11 @@ NAP_S = 1e-3
 """Between two looks of the thread: at 10 Gbit/s the sockets' buffers of some MB last that long."""
 
 
+def threads_allowed() -> bool:
+    """Say whether MPI was started so that any thread may call it at any time."""
+    return bool(MPI.Query_thread() == MPI.THREAD_MULTIPLE)
+
+
 class Pending:
     """A collective under way; `wait()` ends it and returns the local result.
 
