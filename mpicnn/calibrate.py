@@ -18,6 +18,7 @@ from mpicnn.errors import UserError
 from mpicnn.layers import Conv
 from mpicnn.layers.base import Run, Shape
 from mpicnn.mesh import Mesh
+from mpicnn.precision import dtype_of
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
@@ -81,7 +82,7 @@ def shares_of(times: Sequence[float]) -> tuple[float, ...]:
     return tuple(speed / sum(speeds) for speed in speeds)
 
 
-def measure(mesh: Mesh, ops: ModuleType, model: Model, dtype: DTypeLike, batch: int) -> Calibration:
+def measure(mesh: Mesh, ops: ModuleType, model: Model, precision: str, batch: int) -> Calibration:
     """Time the network's own convolutions at their real sizes on all ranks at the same time.
 
     Inputs are random; a layer is given as many examples as make its time readable, `batch` at
@@ -98,12 +99,12 @@ def measure(mesh: Mesh, ops: ModuleType, model: Model, dtype: DTypeLike, batch: 
     mine = []
     for _, layer, shape in convolutions:
         mesh.collect(np.zeros(1))
-        mine.append(_time(ops, layer, shape, dtype, batch))
+        mine.append(_time(ops, layer, shape, dtype_of(precision), batch))
     table = mesh.collect(np.array(mine))
     return Calibration(
         model.name,
         tuple(model.input_shape),
-        np.dtype(dtype).name,
+        precision,
         tuple(mesh.texts(ops.NAME)),
         tuple(name for name, _, _ in convolutions),
         tuple(tuple(float(t) for t in row) for row in table),
@@ -134,13 +135,13 @@ def _time(ops: ModuleType, layer: Conv, shape: Shape, dtype: DTypeLike, batch: i
 
 
 def check_fits(
-    found: Calibration, where: str, model: Model, backends: Sequence[str], dtype: DTypeLike
+    found: Calibration, where: str, model: Model, backends: Sequence[str], precision: str
 ) -> None:
     """Raise UserError unless a saved calibration was made for this network and these ranks."""
     asked = {
         "model": (found.model, model.name),
         "image shape": (found.input_shape, tuple(model.input_shape)),
-        "precision": (found.precision, np.dtype(dtype).name),
+        "precision": (found.precision, precision),
         "backends of the ranks": (found.backends, tuple(backends)),
     }
     for what, (then, now) in asked.items():

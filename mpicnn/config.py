@@ -17,6 +17,7 @@ from typing import Literal, overload
 from mpicnn.errors import UserError
 from mpicnn.options import Options, extents, option, rising, shares_text, stages_text
 from mpicnn.options import differences as differences
+from mpicnn.precision import Name as PrecisionName
 
 Environ = Mapping[str, str]
 Schedule = Literal["constant", "steps", "dexp", "cosine"]
@@ -75,7 +76,9 @@ class Precision(Options):
 
     heading = "training"
     fixed = True
-    precision: Literal["float32", "float64"] = option("float32", "numbers to compute with")
+    precision: PrecisionName = option(
+        "float32", "numbers to compute with (tf32, bf16: products only)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

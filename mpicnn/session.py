@@ -28,6 +28,7 @@ from mpicnn.pinning import pin
 from mpicnn.placement import box_shape, region
 from mpicnn.plan import Plan
 from mpicnn.planfile import load_plan
+from mpicnn.precision import dtype_of
 from mpicnn.program import Program
 from mpicnn.resolve import check_batch
 from mpicnn.rundir import CONFIG
@@ -89,8 +90,8 @@ def _names_file(argv: list[str]) -> bool:
     return False
 
 
-def load_backend(comm: MPI.Intracomm, machine: Machine) -> tuple[ModuleType, int]:
-    """Return this rank's backend and the number of threads that it was set to. Collective.
+def load_backend(comm: MPI.Intracomm, machine: Machine, precision: str) -> tuple[ModuleType, int]:
+    """Return this rank's backend, set to a precision, and its number of threads. Collective.
 
     Without a number asked for, ranks that may use the same cores divide them.
     Raises DeviceError (exit code 69) for a device that is not there.
@@ -102,6 +103,7 @@ def load_backend(comm: MPI.Intracomm, machine: Machine) -> tuple[ModuleType, int
         backend = ops.load(machine.backend)
         backend.set_threads(threads)
         backend.set_convolution(machine.convolution)
+        backend.set_precision(precision)
         return backend, threads
 
     mesh = Mesh(comm)
@@ -205,12 +207,17 @@ class Session:
         text = f"{self.model.describe()} {self.plan} {self.precision} {self.seed} {np.__version__}"
         same(self.mesh.world.comm, "network, plan or NumPy version", text.encode())
 
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """Return the dtype of parameters and activations."""
+        return dtype_of(self.precision)
+
     def _compile(self, count: int) -> Program:
         return compile(self.model, self.plan, self.mesh.coords, count, self.mesh.stage)
 
     def initial(self) -> State:
         """Return this rank's part of the state at the start of a run."""
-        return initial_state(self.weights, self.mesh.coords, self.seed, self.precision)
+        return initial_state(self.weights, self.mesh.coords, self.seed, self.dtype)
 
     def tensors(self, state: State) -> dict[str, Tensor]:
         """Return the state as blocks of global arrays, for checkpoints to fill or to save.
@@ -231,9 +238,7 @@ class Session:
                     box = region(spec.shape, homes[name], self.mesh.coords)
                 array = arrays.get(name)
                 if array is None:
-                    array = np.empty(box_shape(box), self.precision)
+                    array = np.empty(box_shape(box), self.dtype)
                 block = tuple(slice(lo, hi) for lo, hi in box)
-                found[f"{section}/{name}"] = Tensor(
-                    spec.shape, np.dtype(self.precision), block, array
-                )
+                found[f"{section}/{name}"] = Tensor(spec.shape, self.dtype, block, array)
         return found

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from mpicnn.compile import compile
 from mpicnn.cost import LayerCost, step_costs
 from mpicnn.layers.base import Param
 from mpicnn.mesh import coordinates
 from mpicnn.placement import weighted_bounds
 from mpicnn.plan import INPUT, LOSS, Plan
+from mpicnn.precision import dtype_of
 from mpicnn.resolve import Choice, resolve
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
     Parameters are items; GFLOP and MB are of one training step, forward and backward, MB the
     most that one rank sends.
     """
-    itemsize = np.dtype(precision).itemsize
+    itemsize = dtype_of(precision).itemsize
     costs = all_costs(model, plan, batch, itemsize)
     choices = resolve(model, plan)
     names = list(dict.fromkeys(cost.name for rank in costs for cost in rank))

@@ -14,6 +14,7 @@ from mpicnn.launch import agree, from_root, say
 from mpicnn.models import Model
 from mpicnn.plan import Plan
 from mpicnn.planfile import load_plan, parse_plan
+from mpicnn.precision import dtype_of
 from mpicnn.rundir import CHECKPOINTS
 from mpicnn.session import Session, load_backend
 
@@ -45,13 +46,15 @@ def open_trained(comm: MPI.Intracomm, checkpoint: str, plan: str, machine: Machi
     meta = json.loads(from_root(comm, lambda: json.dumps(read_meta(path))))
     settings = Settings.from_json(meta["settings"])
     model = Model.from_description(meta["name"], meta["input_shape"], meta["model"])
-    backend, threads = load_backend(comm, machine)
+    # a run's rounded products are not needed to use what it learnt, and not every device has them
+    precision = dtype_of(settings.precision).name
+    backend, threads = load_backend(comm, machine, precision)
     session = Session(
         comm,
         backend,
         model,
         agree(comm, _plan, plan, meta, model, comm.size),
-        settings.precision,
+        precision,
         settings.seed,
         threads=threads,
     )

@@ -97,7 +97,7 @@ def test(session: Session, state: State, data: Dataset, augment: Augment, batch:
         augment=augment.for_evaluation(),
         shuffle=False,
         epochs=1,
-        dtype=session.precision,
+        dtype=session.dtype,
     ) as batches:
         for item in batches:
             program = session.program(item.count)
@@ -204,7 +204,7 @@ class Training:
             std=self.data.std,
             augment=self.augment,
             start_step=self.step,
-            dtype=self.session.precision,
+            dtype=self.session.dtype,
         ) as batches:
             while self.step < self.steps:
                 stop = self._one(batches, watcher, signals)

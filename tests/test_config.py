@@ -94,7 +94,7 @@ def test_shares_may_be_a_list_in_the_file(write: Write) -> None:
         ("--batch", ["--batch", "one argument"]),
         ("--seed 9223372036854775808", ["--seed", "at most"]),
         ("--momentum 1", ["--momentum", "below 1"]),
-        ("--precision bf16", ["--precision", "bf16", "float32 or float64"]),
+        ("--precision fp8", ["--precision", "fp8", "float32, float64, tf32 or bf16"]),
         ("--drops 0.5,0.25", ["--drops", "rising"]),
         ("--drops 0.5,1.5", ["--drops", "1.5", "below 1"]),
         ("--drops x", ["--drops", "x", "fractions"]),

@@ -27,7 +27,7 @@ def main(comm: MPI.Intracomm) -> None:
     if settings.shares == "measured":
         if ranks != comm.size:
             raise UserError(f"shares measured: start the {ranks} ranks that are to be measured")
-        backend, _ = load_backend(comm, settings)
+        backend, _ = load_backend(comm, settings, settings.precision)
         plan = make_plan(comm, backend, model, settings, settings.batch, settings.precision)
     else:
         plan = agree(comm, load_plan, settings, model, ranks)

@@ -51,7 +51,7 @@ def open_session(comm: MPI.Intracomm, settings: Settings, data: Dataset) -> Sess
     """Divide the network over the ranks as the settings say. Collective."""
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
     model = agree(comm, models.load, settings.model, shape, len(data.classes))
-    backend, threads = load_backend(comm, settings)
+    backend, threads = load_backend(comm, settings, settings.precision)
     plan = make_plan(comm, backend, model, settings, settings.batch, settings.precision)
     session = Session(
         comm, backend, model, plan, settings.precision, settings.seed,

@@ -13,6 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from mpicnn import precision as precisions
 from mpicnn import rng
 from mpicnn.ops import numpy as plain
 from mpicnn.ops._native_check import Array, array, channels_array, integers
@@ -56,6 +57,7 @@ __all__ = [
     "relu_dx",
     "scale_shift",
     "set_convolution",
+    "set_precision",
     "set_threads",
     "sgd",
     "softmax_xent",
@@ -81,6 +83,15 @@ def set_convolution(methods: str) -> None:
     if methods not in ("auto", "direct"):
         raise ValueError(f"methods must be auto or direct, not {methods!r}")
     core.allow_transforms(methods == "auto")
+
+
+def set_precision(precision: str) -> None:
+    """Multiply in this precision from now on (see `mpicnn.precision`): "float32" or "float64".
+
+    Raises DeviceError for the others.
+    """
+    if precision not in ("float32", "float64"):
+        raise precisions.refuse(precision, "the CPU", f"products in {precision}")
 
 
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from mpicnn import precision as precisions
 from mpicnn import rng
 from mpicnn.ops._numpy_conv import conv2d, conv2d_dw, conv2d_dx
 from mpicnn.ops._numpy_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
@@ -39,6 +40,7 @@ __all__ = [
     "relu_dx",
     "scale_shift",
     "set_convolution",
+    "set_precision",
     "set_threads",
     "sgd",
     "softmax_xent",
@@ -63,6 +65,15 @@ def set_convolution(methods: str) -> None:
     """Change nothing: there is one method. For backends with several, "auto" or "direct"."""
     if methods not in ("auto", "direct"):
         raise ValueError(f"methods must be auto or direct, not {methods!r}")
+
+
+def set_precision(precision: str) -> None:
+    """Multiply in this precision from now on (see `mpicnn.precision`): "float32" or "float64".
+
+    Raises DeviceError for the others.
+    """
+    if precision not in ("float32", "float64"):
+        raise precisions.refuse(precision, "the numpy backend", f"products in {precision}")
 
 
 _ROWS = 128
