@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, cast
 
@@ -13,8 +12,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from mpicnn.polling import wait
 from mpicnn.underway import Pending, Progress, Underway
+from mpicnn.wire import Request, Wire
 
 Array = NDArray[Any]
+Wires = Callable[[MPI.Intracomm], Wire]
+"""What makes the wire of a communicator; its ranks call together."""
 
 _STAGE = 42  # the tag of what passes between stages
 
@@ -22,50 +24,56 @@ _STAGE = 42  # the tag of what passes between stages
 class Group:
     """The ranks along one mesh axis (or all of them), with non-blocking buffer collectives.
 
-    Arrays are flat and contiguous; counts are numbers of items per rank. `sent` counts the bytes
-    and `messages` the collectives of this rank by the rule of `Move.items_sent`, from the counts
-    that MPI is really given. What moves begin is handed to `underway`.
+    Arrays are flat and contiguous arrays of `xp`; counts are numbers of items per rank. `sent`
+    counts the bytes and `messages` the collectives of this rank by the rule of `Move.items_sent`,
+    from the counts that are really given. What moves begin is handed to `underway`; how it travels
+    is the wire's affair.
     """
 
-    def __init__(self, comm: MPI.Intracomm, underway: Underway | None = None) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        underway: Underway | None = None,
+        wires: Wires = Wire,
+    ) -> None:
         self.comm = comm
+        self.wire = wires(comm)
+        self.xp = self.wire.xp
         self.underway = underway or Underway()
         self.size: int = comm.Get_size()
         self.rank: int = comm.Get_rank()
         self.sent = 0.0
         self.messages = 0
 
-    def allgather(self, send: Array, recv: Array, counts: Sequence[int]) -> MPI.Request:
+    def allgather(self, send: Array, recv: Array, counts: Sequence[int]) -> Request:
         """Collect every rank's block into `recv`, in rank order."""
         self._count(counts[self.rank] * (self.size - 1), send)
         owner = _only(counts)
         if owner is None:
-            return self.comm.Iallgatherv(send, [recv, (counts, _starts(counts))])
+            return self.wire.allgather(send, recv, counts)
         if owner == self.rank:
             recv[:] = send
-        return self.comm.Ibcast(recv, root=owner)
+        return self.wire.broadcast(recv, owner)
 
     def alltoall(
         self, send: Array, outgoing: Sequence[int], recv: Array, incoming: Sequence[int]
-    ) -> MPI.Request:
+    ) -> Request:
         """Send block r of `send` to rank r and receive the blocks meant for this rank."""
         self._count(sum(outgoing) - outgoing[self.rank], send)
-        return self.comm.Ialltoallv(
-            [send, (outgoing, _starts(outgoing))], [recv, (incoming, _starts(incoming))]
-        )
+        return self.wire.alltoall(send, outgoing, recv, incoming)
 
-    def allreduce(self, buffer: Array) -> MPI.Request:
+    def allreduce(self, buffer: Array) -> Request:
         """Sum `buffer` over the ranks, in place."""
         self._count(2 * (self.size - 1) / self.size * buffer.size, buffer)
-        return self.comm.Iallreduce(MPI.IN_PLACE, buffer, op=MPI.SUM)
+        return self.wire.allreduce(buffer)
 
-    def reduce_scatter(self, send: Array, recv: Array, counts: Sequence[int]) -> MPI.Request:
+    def reduce_scatter(self, send: Array, recv: Array, counts: Sequence[int]) -> Request:
         """Sum `send` over the ranks and leave block r of the sum on rank r."""
         self._count(send.size - counts[self.rank], send)
         owner = _only(counts)
         if owner is None:
-            return self.comm.Ireduce_scatter(send, recv, counts, op=MPI.SUM)
-        return self.comm.Ireduce(send, recv if owner == self.rank else None, MPI.SUM, owner)
+            return self.wire.reduce_scatter(send, recv, counts)
+        return self.wire.reduce(send, recv, owner)
 
     def _count(self, items: float, buffer: Array) -> None:
         self.sent += items * buffer.itemsize
@@ -78,8 +86,8 @@ class Link:
     What is sent in one direction arrives in the order in which it was sent.
     """
 
-    def __init__(self, comm: MPI.Intracomm, rank: int, underway: Underway) -> None:
-        self.comm = comm
+    def __init__(self, wire: Wire, rank: int, underway: Underway) -> None:
+        self.wire = wire
         self.rank = rank
         self.underway = underway
         self.sent = 0.0
@@ -87,21 +95,17 @@ class Link:
 
     def send(self, x: Array) -> Pending:
         """Begin to send `x`, which must stay unchanged until that has ended."""
-        flat = np.ascontiguousarray(x).reshape(-1)
+        flat = self.wire.xp.ascontiguousarray(x).reshape(-1)
         self.sent += flat.nbytes
         self.messages += 1
-        request = self.comm.Isend(flat, self.rank, _STAGE)
+        request = self.wire.send(flat, self.rank, _STAGE)
         return self.underway.add(request, lambda: flat, ahead=True)
 
     def receive(self, shape: Sequence[int], dtype: DTypeLike) -> Pending:
         """Begin to receive what the other rank sends next."""
-        x = np.empty(tuple(shape), dtype)
-        request = self.comm.Irecv(x.reshape(-1), self.rank, _STAGE)
+        x = self.wire.xp.empty(tuple(shape), dtype)
+        request = self.wire.receive(x.reshape(-1), self.rank, _STAGE)
         return self.underway.add(request, lambda: x, ahead=True)
-
-
-def _starts(counts: Sequence[int]) -> list[int]:
-    return [0, *accumulate(counts)][:-1]
 
 
 def _only(counts: Sequence[int]) -> int | None:
@@ -117,7 +121,7 @@ class Mesh:
     along the last axis first, then along the other, then the stages. `world` is all ranks, `peers`
     those of this rank's `stage`, `axes` the groups of them that differ in one coordinate only.
     `before` and `behind` lead to the neighbouring stages where there are any. `progress` says who
-    lets MPI make progress (`Underway`).
+    lets MPI make progress (`Underway`), `wires` how the arrays of this rank's device travel.
     Raises ValueError where there are not as many places as ranks.
     """
 
@@ -127,9 +131,11 @@ class Mesh:
         grid: Sequence[int] | None = None,
         depth: int = 1,
         progress: Progress = "poll",
+        wires: Wires = Wire,
     ) -> None:
+        self.wires = wires
         self.underway = Underway(progress)
-        self.world = Group(comm, self.underway)
+        self.world = Group(comm, self.underway, wires)
         self.grid: tuple[int, ...] = tuple(grid) if grid else (self.world.size // depth,)
         places = prod(self.grid)
         if places * depth != self.world.size:
@@ -140,11 +146,11 @@ class Mesh:
         self.before: Link | None = None
         self.behind: Link | None = None
         if depth > 1:
-            self.peers = Group(cast(MPI.Intracomm, comm.Split(self.stage, place)), self.underway)
+            self.peers = self._group(comm.Split(self.stage, place))
             if self.stage:
-                self.before = Link(comm, self.world.rank - places, self.underway)
+                self.before = Link(self.world.wire, self.world.rank - places, self.underway)
             if self.stage + 1 < depth:
-                self.behind = Link(comm, self.world.rank + places, self.underway)
+                self.behind = Link(self.world.wire, self.world.rank + places, self.underway)
         self.axes: tuple[Group, ...] = (self.peers,)
         if len(self.grid) > 1:
             self.axes = tuple(self._along(axis) for axis in range(len(self.grid)))
@@ -153,8 +159,10 @@ class Mesh:
         others = [c for a, c in enumerate(self.coords) if a != axis]
         lengths = [n for a, n in enumerate(self.grid) if a != axis]
         color = int(np.ravel_multi_index(others, lengths))
-        comm = cast(MPI.Intracomm, self.peers.comm.Split(color, self.coords[axis]))
-        return Group(comm, self.underway)
+        return self._group(self.peers.comm.Split(color, self.coords[axis]))
+
+    def _group(self, comm: MPI.Comm) -> Group:
+        return Group(cast(MPI.Intracomm, comm), self.underway, self.wires)
 
     def group(self, axes: Sequence[int]) -> Group:
         """Return the group of a stage's ranks that differ in the given axes: one axis, or all."""

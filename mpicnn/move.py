@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mpicnn.mesh import Group
@@ -105,12 +105,12 @@ def _slice(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
 
 
 def _keep_on_first(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    return _done(x if group.rank == 0 else np.zeros_like(x))
+    return _done(x if group.rank == 0 else group.xp.zeros_like(x))
 
 
 def _pad(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     mine = move.src.box(shape, group.rank)
-    y = np.zeros(shape, x.dtype)
+    y = group.xp.zeros(shape, x.dtype)
     y[slices(mine, move.dst.box(shape, group.rank))] = x
     return _done(y)
 
@@ -119,10 +119,10 @@ def _gather(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     boxes = [move.src.box(shape, r) for r in range(group.size)]
     counts = [_volume(box) for box in boxes]
     whole = move.dst.box(shape, group.rank)
-    flat = np.empty(prod(shape), x.dtype)
-    send = np.ascontiguousarray(x).reshape(-1)
+    flat = group.xp.empty(prod(shape), x.dtype)
+    send = group.xp.ascontiguousarray(x).reshape(-1)
     request = group.allgather(send, flat, counts)
-    return group.underway.add(request, lambda: _unpack(flat, boxes, whole), send)
+    return group.underway.add(request, lambda: _unpack(group.xp, flat, boxes, whole), send)
 
 
 def _exchange(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
@@ -131,15 +131,16 @@ def _exchange(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     mine, goal = move.src.box(shape, group.rank), move.dst.box(shape, group.rank)
     outgoing = [intersect(mine, move.dst.box(shape, r)) for r in range(group.size)]
     incoming = [intersect(move.src.box(shape, r), goal) for r in range(group.size)]
-    send, flat = _pack(x, outgoing, mine), np.empty(_volume(goal), x.dtype)
+    send = _pack(group.xp, x, outgoing, mine)
+    flat = group.xp.empty(_volume(goal), x.dtype)
     request = group.alltoall(
         send, [_volume(b) for b in outgoing], flat, [_volume(b) for b in incoming]
     )
-    return group.underway.add(request, lambda: _unpack(flat, incoming, goal), send)
+    return group.underway.add(request, lambda: _unpack(group.xp, flat, incoming, goal), send)
 
 
 def _sum(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    total = np.array(x, order="C")
+    total = group.xp.array(x, order="C")
     request = group.allreduce(total.reshape(-1))
     return group.underway.add(request, lambda: total)
 
@@ -147,7 +148,8 @@ def _sum(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
 def _sum_and_split(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     whole = move.src.box(shape, group.rank)
     boxes = [move.dst.box(shape, r) for r in range(group.size)]
-    send, mine = _pack(x, boxes, whole), np.empty(box_shape(boxes[group.rank]), x.dtype)
+    send = _pack(group.xp, x, boxes, whole)
+    mine = group.xp.empty(box_shape(boxes[group.rank]), x.dtype)
     request = group.reduce_scatter(send, mine.reshape(-1), [_volume(b) for b in boxes])
     return group.underway.add(request, lambda: mine, send)
 
@@ -182,18 +184,18 @@ def _rows_of(boxes: list[Box], origin: Box) -> bool:
     return at == origin[0][1]
 
 
-def _pack(x: Array, boxes: list[Box], origin: Box) -> Array:
+def _pack(xp: ModuleType, x: Array, boxes: list[Box], origin: Box) -> Array:
     """Lay boxes of `x` one after another in a flat array: a view where they lie so already."""
     if _rows_of(boxes, origin):
-        return np.ascontiguousarray(x).reshape(-1)
-    return np.concatenate([x[slices(box, origin)].reshape(-1) for box in boxes])
+        return xp.ascontiguousarray(x).reshape(-1)
+    return xp.concatenate([x[slices(box, origin)].reshape(-1) for box in boxes])
 
 
-def _unpack(flat: Array, boxes: list[Box], goal: Box) -> Array:
+def _unpack(xp: ModuleType, flat: Array, boxes: list[Box], goal: Box) -> Array:
     """Undo `_pack`: assemble the box `goal` from the boxes that follow one another in `flat`."""
     if _rows_of(boxes, goal):
         return flat.reshape(box_shape(goal))
-    y = np.empty(box_shape(goal), flat.dtype)
+    y = xp.empty(box_shape(goal), flat.dtype)
     at = 0
     for box in boxes:
         size = _volume(box)

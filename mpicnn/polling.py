@@ -6,14 +6,14 @@ import math
 import os
 import time
 
-from mpi4py import MPI
+from mpicnn.wire import Request
 
 _TESTS = 20
 _YIELDS = 300
 _NAP_S = 200e-6
 
 
-def wait(request: MPI.Request, seconds: float = math.inf) -> None:
+def wait(request: Request, seconds: float = math.inf) -> None:
     """Wait for `request`, giving the core away while nothing arrives.
 
     A blocking MPI call spins, which starves the other ranks of an oversubscribed host, and keeps

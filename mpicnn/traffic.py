@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mpicnn.clock import Clock
@@ -131,13 +130,14 @@ class Homecoming:
 
     def _close(self, axes: tuple[int, ...]) -> None:
         names = self.open.pop(axes)
-        flat = np.concatenate([self.home[n].reshape(-1) for n in names])
+        group = self.mesh.group(axes)
+        flat = group.xp.concatenate([self.home[n].reshape(-1) for n in names])
         at = 0
         for name in names:
             g = self.home[name]
             self.home[name] = flat[at : at + g.size].reshape(g.shape)
             at += g.size
-        request = self.mesh.group(axes).allreduce(flat)
+        request = group.allreduce(flat)
         self.buckets.append((names, self.mesh.underway.add(request, lambda: flat)))
 
     def finish(self) -> Arrays:

@@ -12,6 +12,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpicnn.polling import wait
+from mpicnn.wire import Request
 
 Array = NDArray[Any]
 Progress = Literal["poll", "thread", "none"]
@@ -36,7 +37,7 @@ class Pending:
 
     def __init__(
         self,
-        request: MPI.Request | None,
+        request: Request | None,
         finish: Callable[[], Array],
         *held: Array,
         forget: Callable[[Pending], None] = lambda pending: None,
@@ -94,7 +95,7 @@ class Underway:
 
     def add(
         self,
-        request: MPI.Request,
+        request: Request,
         finish: Callable[[], Array],
         *held: Array,
         ahead: bool = False,

@@ -138,7 +138,7 @@ def test_memory_under_way_is_kept_until_the_end(src, dst):
         return SimpleNamespace(Test=lambda: bool(ended))
 
     group = SimpleNamespace(
-        size=2, rank=0, underway=Underway(),
+        size=2, rank=0, xp=np, underway=Underway(),
         allgather=begin, alltoall=begin, reduce_scatter=begin, allreduce=begin,
     )  # fmt: skip
     # Every other column, so that what is sent is a copy that nobody else has.
