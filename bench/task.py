@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpicnn import models, rng
+from mpicnn.devices import Device
 from mpicnn.errors import UserError
 from mpicnn.mesh import Mesh
 from mpicnn.models import Model
@@ -79,7 +80,7 @@ class Ours:
     """Train the task's network with mpicnn, all ranks of the mesh together."""
 
     def __init__(self, mesh: Mesh, backend: ModuleType, task: Task, plan: Plan) -> None:
-        self.session = Session(mesh.world.comm, backend, task.model, plan, "float32", SEED)
+        self.session = Session(mesh.world.comm, Device(backend), task.model, plan, "float32", SEED)
         self.state = self.session.initial()
         self.program = self.session.program(len(task.labels))
         self.x, self.labels = task.x[self.program.positions], task.labels

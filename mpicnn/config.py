@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 from mpicnn.errors import UserError
-from mpicnn.options import Options, extents, option, rising, shares_text, stages_text
+from mpicnn.options import Options, devices_text, extents, option, rising, shares_text, stages_text
 from mpicnn.options import differences as differences
 from mpicnn.precision import Name as PrecisionName
 
@@ -160,12 +160,20 @@ class Machine(Options):
     """Say what each rank computes on."""
 
     heading = "machine"
-    device: Literal["auto", "cpu", "gpu"] = option("auto", "what a rank computes on")
+    device: str = option(
+        "auto",
+        "what ranks compute on: auto, cpu, gpu, gpu:N, or one of them per rank of a host",
+        "DEVICE,…",
+        check=devices_text,
+    )
     backend: Literal["auto", "numpy", "native"] = option("auto", "kernels on the CPU")
     threads: int = option(0, "threads per rank", ge=0, unset="cores / ranks on the host")
     pin: bool = option(False, "divide the cores that ranks of a host share between them")
     convolution: Literal["auto", "direct"] = option(
-        "auto", "the quickest method or none with transforms (native; numpy has one)"
+        "auto", "the quickest method or none with transforms (numpy has one)"
+    )
+    transport: Literal["auto", "host", "mpi", "nccl"] = option(
+        "auto", "how GPU memory travels: by host memory, by an MPI that reads it, by NCCL"
     )
 
 

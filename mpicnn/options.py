@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, asdict, field, fields
 from itertools import pairwise
@@ -46,6 +47,15 @@ def stages_text(value: object) -> str:
     if not all(names) or (names[0].isdigit() and (len(names) > 1 or int(names[0]) < 1)):
         raise ValueError("a number of stages, or layers like conv3,fc6")
     return ",".join(names)
+
+
+def devices_text(value: object) -> str:
+    """Return the device of every rank of a host, joined by commas, as text."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    entries = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"auto|cpu|gpu(:\d+)?", entry) for entry in entries):
+        raise ValueError("auto, cpu, gpu, gpu:N, or several like gpu:0,cpu")
+    return ",".join(entries)
 
 
 def extents(example: str) -> Callable[[object], str]:

@@ -23,14 +23,16 @@ def first_lines(training: Training, directory: Path) -> str:
     """Return the lines that open a run: who computes what with what. Collective."""
     session, data = training.session, training.data
     mesh, model = session.mesh, session.model
-    threads = mesh.collect(np.array(session.threads))
-    names = mesh.texts(f"{socket.gethostname()}\t{session.ops.NAME}")
+    threads = mesh.collect(np.array(session.device.threads))
+    device = session.device
+    names = mesh.texts("\t".join((socket.gethostname(), device.name, session.ops.NAME)))
     ranks = [
-        Rank(host, "cpu", backend, int(count))
-        for (host, backend), count in zip(
+        Rank(host, kind, backend, int(count))
+        for (host, kind, backend), count in zip(
             (name.split("\t") for name in names), threads, strict=True
         )
     ]
+    library = mesh.library if device.way == "MPI" else f"{mesh.library}, GPU arrays: {device.way}"
     splits = [len(data.split(name)) for name in ("train", "test")]
     shape = " x ".join(map(str, data.shape))
     went_on = f", from step {training.step}" if training.step else ""
@@ -38,7 +40,7 @@ def first_lines(training: Training, directory: Path) -> str:
     return startup(
         version(),
         ranks,
-        mesh.library,
+        library,
         model.name,
         sum(prod(spec.shape) for spec in model.param_specs().values()),
         f"{data.path}: {splits[0]} + {splits[1]} images of {shape} in {len(data.classes)} classes",

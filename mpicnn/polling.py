@@ -6,7 +6,7 @@ import math
 import os
 import time
 
-from mpicnn.wire import Request
+from mpicnn.wire import Ordered, Request
 
 _TESTS = 20
 _YIELDS = 300
@@ -19,8 +19,12 @@ def wait(request: Request, seconds: float = math.inf) -> None:
     A blocking MPI call spins, which starves the other ranks of an oversubscribed host, and keeps
     Python from running signal handlers. A few immediate tests catch what is there already, the
     yields a short wait, the naps a wait for a rank that still computes.
+    What a GPU carries out by itself is not waited for: what follows on it comes after it.
     Raises TimeoutError after `seconds`.
     """
+    if isinstance(request, Ordered):
+        request.order()
+        return
     for _ in range(_TESTS):
         if request.Test():
             return

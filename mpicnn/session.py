@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
-from collections import Counter
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -15,16 +12,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from mpicnn import calibrate, ops
+from mpicnn import calibrate
 from mpicnn.checkpoint import Tensor
 from mpicnn.compile import compile
 from mpicnn.config import Settings, environment, parse
-from mpicnn.errors import DeviceError, UserError
+from mpicnn.devices import Device
+from mpicnn.errors import UserError
 from mpicnn.execute import Executor
 from mpicnn.launch import agree, from_root, same
 from mpicnn.mesh import Mesh
 from mpicnn.options import Options
-from mpicnn.pinning import pin
 from mpicnn.placement import box_shape, region
 from mpicnn.plan import Plan
 from mpicnn.planfile import load_plan
@@ -38,7 +35,7 @@ from mpicnn.underway import Progress, threads_allowed
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from mpicnn.config import Division, Machine
+    from mpicnn.config import Division
     from mpicnn.models import Model
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -90,29 +87,6 @@ def _names_file(argv: list[str]) -> bool:
     return False
 
 
-def load_backend(comm: MPI.Intracomm, machine: Machine, precision: str) -> tuple[ModuleType, int]:
-    """Return this rank's backend, set to a precision, and its number of threads. Collective.
-
-    Without a number asked for, ranks that may use the same cores divide them.
-    Raises DeviceError (exit code 69) for a device that is not there.
-    """
-
-    def load() -> tuple[ModuleType, int]:
-        if machine.device == "gpu":
-            raise DeviceError("device gpu: no GPU backend is installed; use --device cpu")
-        backend = ops.load(machine.backend)
-        backend.set_threads(threads)
-        backend.set_convolution(machine.convolution)
-        backend.set_precision(precision)
-        return backend, threads
-
-    mesh = Mesh(comm)
-    threads = machine.threads or cores_per_rank(mesh)
-    if machine.pin:
-        pin(mesh, threads)
-    return agree(comm, load)
-
-
 def progress_of(comm: MPI.Intracomm, thread: str) -> Progress:
     """Return who lets MPI make progress, for a `thread` that is "auto", "on" or "off". Collective.
 
@@ -124,16 +98,6 @@ def progress_of(comm: MPI.Intracomm, thread: str) -> Progress:
         raise UserError("progress-thread on: this MPI was started without threads; use off")
     hosts = set(Mesh(comm).texts(socket.gethostname()))
     return "thread" if thread == "on" or (thread == "auto" and able and len(hosts) > 1) else "poll"
-
-
-def cores_per_rank(mesh: Mesh) -> int:
-    """Return how many cores this rank has: those it may use, divided with the ranks that may too.
-
-    Collective.
-    """
-    mine = {f"{socket.gethostname()}:{core}" for core in os.sched_getaffinity(0)}
-    users = Counter(core for cores in mesh.texts(" ".join(mine)) for core in cores.split())
-    return max(1, int(sum(Fraction(1, users[core]) for core in mine)))
 
 
 def make_plan(
@@ -188,19 +152,22 @@ class Session:
     """
 
     comm: MPI.Intracomm
-    ops: ModuleType
+    device: Device
     model: Model
     plan: Plan
     precision: str
     seed: int = 0
     bucket: int = 1 << 20
-    threads: int = 1
     progress: Progress = "poll"
+    ops: ModuleType = field(init=False)
     mesh: Mesh = field(init=False)
     executor: Executor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.mesh = Mesh(self.comm, self.plan.grid, self.plan.depth, self.progress)
+        self.ops = self.device.ops
+        self.mesh = Mesh(
+            self.comm, self.plan.grid, self.plan.depth, self.progress, self.device.wires
+        )
         self.executor = Executor(self.mesh, self.ops, self.seed, self.bucket)
         self.program = lru_cache(maxsize=8)(self._compile)
         self.weights = agree(self.mesh.world.comm, self.program, 1).weights

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpicnn.checkpoint import Checkpoints, read_meta
-from mpicnn.config import Division, Settings
+from mpicnn.config import Division, Settings, environment
+from mpicnn.devices import choose_device
 from mpicnn.errors import UserError
 from mpicnn.launch import agree, from_root, say
 from mpicnn.models import Model
@@ -16,7 +17,7 @@ from mpicnn.plan import Plan
 from mpicnn.planfile import load_plan, parse_plan
 from mpicnn.precision import dtype_of
 from mpicnn.rundir import CHECKPOINTS
-from mpicnn.session import Session, load_backend
+from mpicnn.session import Session
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -48,15 +49,14 @@ def open_trained(comm: MPI.Intracomm, checkpoint: str, plan: str, machine: Machi
     model = Model.from_description(meta["name"], meta["input_shape"], meta["model"])
     # a run's rounded products are not needed to use what it learnt, and not every device has them
     precision = dtype_of(settings.precision).name
-    backend, threads = load_backend(comm, machine, precision)
+    device = choose_device(comm, machine, precision, environment())
     session = Session(
         comm,
-        backend,
+        device,
         model,
         agree(comm, _plan, plan, meta, model, comm.size),
         precision,
         settings.seed,
-        threads=threads,
     )
     state = session.initial()
     Checkpoints(path.parent, keep=1).load(comm, session.tensors(state), path)

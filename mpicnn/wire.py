@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from mpi4py import MPI
@@ -19,6 +19,15 @@ class Request(Protocol):
 
     def Test(self) -> bool:  # noqa: N802  (mpi4py's name)
         """Let it make progress; return whether it has ended."""
+        ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """Something under way that the device itself can wait for."""
+
+    def order(self) -> None:
+        """Let what the device does from now on come after it."""
         ...
 
 

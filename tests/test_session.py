@@ -6,7 +6,7 @@ import socket
 import pytest
 from mpi4py import MPI
 
-from mpicnn import session
+from mpicnn import devices, session
 from mpicnn.errors import UserError
 
 
@@ -51,7 +51,7 @@ HERE = socket.gethostname()
 )
 def test_ranks_divide_the_cores_that_they_share(monkeypatch, cores, others, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
-    assert session.cores_per_rank(Ranks(*others)) == threads
+    assert devices.cores_per_rank(Ranks(*others)) == threads
 
 
 @pytest.mark.parametrize("thread, progress", [("on", "thread"), ("off", "poll"), ("auto", "poll")])

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mpicnn import models
-from mpicnn.config import PlanSettings
+from mpicnn.config import PlanSettings, environment
 from mpicnn.data.file import open_dataset
+from mpicnn.devices import choose_device
 from mpicnn.errors import UserError
 from mpicnn.launch import agree, say
 from mpicnn.planfile import load_plan
 from mpicnn.resolve import check_batch
-from mpicnn.session import load_backend, make_plan, read_settings
+from mpicnn.session import make_plan, read_settings
 from mpicnn.show import plan_table
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def main(comm: MPI.Intracomm) -> None:
     if settings.shares == "measured":
         if ranks != comm.size:
             raise UserError(f"shares measured: start the {ranks} ranks that are to be measured")
-        backend, _ = load_backend(comm, settings, settings.precision)
-        plan = make_plan(comm, backend, model, settings, settings.batch, settings.precision)
+        device = choose_device(comm, settings, settings.precision, environment())
+        plan = make_plan(comm, device.ops, model, settings, settings.batch, settings.precision)
     else:
         plan = agree(comm, load_plan, settings, model, ranks)
         agree(comm, check_batch, model, plan, settings.batch)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from mpicnn import models
 from mpicnn.checkpoint import Checkpoints
-from mpicnn.config import Settings
+from mpicnn.config import Settings, environment
 from mpicnn.data.file import Dataset, open_dataset
+from mpicnn.devices import choose_device
 from mpicnn.errors import UserError
 from mpicnn.launch import Signals, agree, from_root, same
 from mpicnn.metrics import Metrics
@@ -20,7 +21,7 @@ from mpicnn.planfile import plan_toml
 from mpicnn.progress import Progress, Reporter, say
 from mpicnn.report import summary
 from mpicnn.rundir import CHECKPOINTS, CONFIG, METRICS, PLAN, open_run, write_text
-from mpicnn.session import Session, load_backend, make_plan, progress_of, read_settings
+from mpicnn.session import Session, make_plan, progress_of, read_settings
 from mpicnn.trace import merged
 from mpicnn.trained import warn
 from mpicnn.training import Silent, Training, Watcher, augmentation
@@ -51,12 +52,11 @@ def open_session(comm: MPI.Intracomm, settings: Settings, data: Dataset) -> Sess
     """Divide the network over the ranks as the settings say. Collective."""
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
     model = agree(comm, models.load, settings.model, shape, len(data.classes))
-    backend, threads = load_backend(comm, settings, settings.precision)
-    plan = make_plan(comm, backend, model, settings, settings.batch, settings.precision)
+    device = choose_device(comm, settings, settings.precision, environment())
+    plan = make_plan(comm, device.ops, model, settings, settings.batch, settings.precision)
     session = Session(
-        comm, backend, model, plan, settings.precision, settings.seed,
+        comm, device, model, plan, settings.precision, settings.seed,
         bucket=int(settings.bucket_mb * 1e6),
-        threads=threads,
         progress=agree(comm, progress_of, comm, settings.progress_thread),
     )  # fmt: skip
     if settings.fc_update == "round":
