@@ -93,7 +93,7 @@ class Ours:
         grads, totals = session.executor.train(
             self.program, self.state, self.x, self.labels, self.done
         )
-        told = session.mesh.sum(np.array([totals.loss]))
+        told = session.mesh.sum(totals.read())
         update(
             session.ops, self.state.params, self.state.velocity, grads, self.specs,
             HYPER.rate, HYPER.momentum, HYPER.decay,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import ModuleType
 from typing import Any
@@ -24,17 +24,21 @@ Array = NDArray[Any]
 
 @dataclass
 class Totals:
-    """Sums over this rank's examples: loss, and how many were right at once and within five."""
+    """Sums over this rank's examples: loss, and how many were right at once and within five.
 
-    loss: float = 0.0
-    top1: int = 0
-    top5: int = 0
+    They are on their way from the device; to read them waits for what they come from, not for what
+    the device was given to do since.
+    """
+
+    parts: list[Callable[[], Array]] = field(default_factory=list)
 
     def __iadd__(self, other: Totals) -> Totals:
-        self.loss += other.loss
-        self.top1 += other.top1
-        self.top5 += other.top5
+        self.parts += other.parts
         return self
+
+    def read(self) -> Array:
+        """Return loss, top-1 and top-5: float64 (3,)."""
+        return np.sum([np.zeros(3), *(part() for part in self.parts)], axis=0)
 
 
 class Executor:
@@ -104,8 +108,8 @@ class Executor:
         return totals
 
     def predict(self, program: Program, state: State, x: Array) -> Array:
-        """Return the logits of the examples at `program.answers`, one row each."""
-        answers = [logits for _, logits in self._answers(program, state, x)]
+        """Return the logits of the examples at `program.answers`, one row each, on the host."""
+        answers = [self.ops.fetch(logits)() for _, logits in self._answers(program, state, x)]
         return np.concatenate(answers) if answers else np.zeros((0, 0), x.dtype)
 
     def _answers(self, program: Program, state: State, x: Array) -> list[tuple[Round, Array]]:
@@ -180,8 +184,8 @@ class Executor:
         return totals
 
     def _lose(self, logits: Array, labels: Array) -> tuple[Totals, Any]:
-        loss, top1, top5, saved = self._loss.forward(self.ops, logits, labels)
-        return Totals(loss, top1, top5), saved
+        sums, saved = self._loss.forward(self.ops, logits, labels)
+        return Totals([self.ops.fetch(sums)]), saved
 
 
 def _ways(program: Program, x: Array) -> list[Passing]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from mpicnn import calibrate
-from mpicnn.checkpoint import Tensor
+from mpicnn.checkpoint import Checkpoints, Tensor
 from mpicnn.compile import compile
 from mpicnn.config import Settings, environment, parse
 from mpicnn.devices import Device
@@ -184,10 +184,27 @@ class Session:
 
     def initial(self) -> State:
         """Return this rank's part of the state at the start of a run."""
-        return initial_state(self.weights, self.mesh.coords, self.seed, self.dtype)
+        state = initial_state(self.weights, self.mesh.coords, self.seed, self.dtype)
+        for part in vars(state).values():
+            part.update({name: self.ops.xp.asarray(a) for name, a in part.items()})
+        return state
+
+    def load(
+        self, state: State, checkpoints: Checkpoints, path: Path | None = None
+    ) -> dict[str, Any]:
+        """Fill the state from the newest valid checkpoint, or `path`; return its meta data.
+
+        Collective. Raises UserError on all ranks where there is none that fits.
+        """
+        tensors = self.tensors(state)
+        meta = checkpoints.load(self.mesh.world.comm, tensors, path)
+        for section, part in vars(state).items():
+            for name, array in part.items():
+                array[...] = self.ops.xp.asarray(tensors[f"{section}/{name}"].array)
+        return meta
 
     def tensors(self, state: State) -> dict[str, Tensor]:
-        """Return the state as blocks of global arrays, for checkpoints to fill or to save.
+        """Return the state as blocks of global arrays in host memory, for checkpoints.
 
         Of what lies in other stages the block is empty.
         """
@@ -203,9 +220,9 @@ class Session:
                 box = ((0, 0),) * len(spec.shape)
                 if name in homes:
                     box = region(spec.shape, homes[name], self.mesh.coords)
-                array = arrays.get(name)
-                if array is None:
-                    array = np.empty(box_shape(box), self.dtype)
+                array = np.empty(box_shape(box), self.dtype)
+                if name in arrays:
+                    array = self.ops.fetch(arrays[name])()
                 block = tuple(slice(lo, hi) for lo, hi in box)
                 found[f"{section}/{name}"] = Tensor(spec.shape, self.dtype, block, array)
         return found

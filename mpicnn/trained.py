@@ -59,7 +59,7 @@ def open_trained(comm: MPI.Intracomm, checkpoint: str, plan: str, machine: Machi
         settings.seed,
     )
     state = session.initial()
-    Checkpoints(path.parent, keep=1).load(comm, session.tensors(state), path)
+    session.load(state, Checkpoints(path.parent, keep=1), path)
     return Trained(session, state, settings, meta, path)
 
 

@@ -103,7 +103,7 @@ def test(session: Session, state: State, data: Dataset, augment: Augment, batch:
             program = session.program(item.count)
             totals += session.executor.evaluate(program, state, item.x, item.labels)
             count += item.count
-    loss, top1, top5 = session.mesh.sum(np.array([totals.loss, totals.top1, totals.top5])).wait()
+    loss, top1, top5 = session.mesh.sum(totals.read()).wait()
     return Score(float(loss) / count, float(top1) / count, float(top5) / count)
 
 
@@ -142,7 +142,7 @@ class Training:
         comm = self.session.mesh.world.comm
         if not from_root(comm, lambda: " ".join(map(str, self.checkpoints.paths()))):
             return
-        meta = self.checkpoints.load(comm, self.session.tensors(self.state))
+        meta = self.session.load(self.state, self.checkpoints)
         if meta["data"] != self.data.digest:
             raise UserError(
                 f"data {self.data.path}: not the data set that the run began with; "
@@ -161,7 +161,7 @@ class Training:
     def save(self, watcher: Watcher) -> None:
         """Write a checkpoint, unless training has left finite numbers. Collective."""
         arrays = [*self.state.params.values(), *self.state.velocity.values()]
-        broken = not all(bool(np.isfinite(a).all()) for a in arrays)
+        broken = not all(bool(self.session.ops.xp.isfinite(a).all()) for a in arrays)
         if self.session.mesh.sum(np.array([float(broken)])).wait()[0]:
             self._diverged("a parameter")
         meta = {
@@ -245,9 +245,7 @@ class Training:
         grads, totals = session.executor.train(
             program, self.state, batch.x, batch.labels, self.step, learn if by_round else None
         )
-        told = session.mesh.sum(
-            np.array([totals.loss, totals.top1, totals.top5, signals.requested is not None])
-        )
+        told = session.mesh.sum(np.append(totals.read(), signals.requested is not None))
         learn(grads)
         since = perf_counter()
         loss, top1, top5, stop = (float(v) for v in told.wait())

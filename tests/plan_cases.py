@@ -89,7 +89,7 @@ def train(comm, plan, dtype=np.float64, model=None, backend="numpy", progress="p
         program = programs[len(x)]
         grads, totals = runner.train(program, state, x[program.positions], labels, step)
         update(ops, state.params, state.velocity, grads, specs, 0.05, 0.9, 0.01, 2.0)
-        losses.append(mesh.sum(np.array([totals.loss])).wait()[0] / len(x))
+        losses.append(mesh.sum(totals.read()).wait()[0] / len(x))
         costs = step_costs(program, plan.grid, mesh.coords, np.dtype(dtype).itemsize)
         predicted += sum(c.work.bytes_sent for c in costs)
     sent = mesh.sent
@@ -100,7 +100,7 @@ def train(comm, plan, dtype=np.float64, model=None, backend="numpy", progress="p
         parts[weight.name] = (weight.param.shape, box, held[weight.name])
     x, labels = next(iter(batches(dtype)))[1:]
     totals = runner.evaluate(programs[BATCH], state, x[programs[BATCH].positions], labels)
-    tested = mesh.sum(np.array([totals.loss, totals.top1, totals.top5])).wait()
+    tested = mesh.sum(totals.read()).wait()
     return losses, parts, tested, sent, predicted
 
 

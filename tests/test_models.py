@@ -332,7 +332,7 @@ def loss_and_grads(
         x, saved = layer.forward(ops, x, p, run)
         tape.append((name, layer, saved, p, run))
     loss = SoftmaxCrossEntropy()
-    total, _, _, saved = loss.forward(ops, x, labels)
+    (total, *_), saved = loss.forward(ops, x, labels)
     dy = loss.backward(ops, saved, n)
     for name, layer, saved, p, run in reversed(tape):
         dx, local = layer.backward(ops, dy, saved, p, run)

@@ -170,7 +170,10 @@ WRONG = {
         ("--plan", "owt", "--scheme", "c", "--fc-update", "round", "--batch", 2),
         "batch 2 leaves 1 of the 2 rounds of scheme (c) without examples",
     ),
-    "no GPU": (("--device", "gpu"), "no GPU"),
+    "no GPU": (("--device", "cpu,gpu:7"), "error: rank 1: device gpu"),
+    "no TF32": (("--precision", "tf32", "--device", "cpu"), "has no "),
+    "no device of that kind": (("--device", "gpu:0,tpu"), "--device 'gpu:0,tpu': expected auto"),
+    "no NCCL on CPUs": (("--transport", "nccl"), "transport nccl: a rank computes on a CPU"),
     "run directory is a file": (("--run-dir", "{one}"), "exists already"),
     "run directory below a file": (("--run-dir", "{one}/run"), "cannot be made"),
     "plan file": (("--plan", "nowhere.toml"), "plan nowhere.toml: cannot be read"),
@@ -184,6 +187,10 @@ ONE = '[[layer]]\ntype = "flatten"\n' + LINEAR.format(1) + LINEAR.format('"class
 CONV = '[[layer]]\ntype = "conv"\no = "classes"\nkernel = 12\n[[layer]]\ntype = "flatten"\n'
 
 
+MISSING = ("no GPU", "no TF32")
+"""What is wrong with the machine: exit code 69 (`EX_UNAVAILABLE`)."""
+
+
 @pytest.mark.limit(60)
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_one_line_and_leaves_nothing(train, tmp_path, case):
@@ -195,7 +202,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(train, tmp_path, case):
     before = sorted(tmp_path.iterdir())
     fresh = () if "--run-dir" in options else ("--run-dir", tmp_path / "run")
     job = train(2, *fresh, *options)
-    assert message in error_of(job, 69 if case == "no GPU" else 2)
+    assert message in error_of(job, 69 if case in MISSING else 2)
     assert sorted(tmp_path.iterdir()) == before
     assert job.seconds < 20
 

@@ -85,7 +85,7 @@ class Serial:
                 continue
             head = range(split, len(MODEL.layers))
             logits, head_tape = self.forward(y[rows], head, step, count, rows)
-            lost, *_, saved = SoftmaxCrossEntropy().forward(OPS, logits, labels[rows])
+            (lost, *_), saved = SoftmaxCrossEntropy().forward(OPS, logits, labels[rows])
             loss += lost
             dlogits = SoftmaxCrossEntropy().backward(OPS, saved, len(rows))
             d, grads = self.backward(dlogits, head_tape)
@@ -110,7 +110,7 @@ def parallel(comm, plan):
             lambda found: learn(state.params, state.velocity, found),
         )  # fmt: skip
         learn(state.params, state.velocity, grads)
-        losses.append(mesh.sum(np.array([totals.loss])).wait()[0] / len(x))
+        losses.append(mesh.sum(totals.read()).wait()[0] / len(x))
     parts = {
         w.name: (w.param.shape, region(w.param.shape, w.home, mesh.coords), state.params[w.name])
         for w in weights

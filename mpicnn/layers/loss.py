@@ -17,15 +17,18 @@ class SoftmaxCrossEntropy:
 
     def forward(
         self, ops: ModuleType, logits: Array, labels: NDArray[np.int64]
-    ) -> tuple[float, int, int, Array]:
-        """Return the loss summed over the local examples, the correct ones and what backward needs.
+    ) -> tuple[Array, Array]:
+        """Return (loss, correct at once, correct within five), and what backward needs.
 
-        An example is correct if its label has the largest logit, or one of the five largest; ties
-        count against it.
+        The first is float64 (3,), each summed over the local examples. An example is correct if its
+        label has the largest logit, or one of the five largest; ties count against it.
         """
         losses, dlogits = ops.softmax_xent(logits, labels)
-        correct1, correct5 = (ops.topk_correct(logits, labels, k) for k in (1, 5))
-        return float(losses.sum(dtype=np.float64)), correct1, correct5, dlogits
+        sums = ops.xp.empty(3, np.float64)
+        sums[0] = losses.sum(dtype=np.float64)
+        for place, k in enumerate((1, 5), start=1):
+            sums[place] = ops.topk_correct(logits, labels, k)
+        return sums, dlogits
 
     def backward(self, ops: ModuleType, saved: Array, count: int) -> Array:
         """Return the gradient by the logits of the mean loss over all ranks' `count` examples."""
