@@ -1,0 +1,28 @@
+"""Stand in for cupy.cuda: devices, streams, events, memory."""
+
+from cupy._memory import (  # noqa: F401
+    Memory,
+    MemoryPointer,
+    MemoryPool,
+    PinnedMemoryPointer,
+    alloc_pinned_memory,
+)
+from cupy.cuda import compiler, device, memory, runtime, stream  # noqa: F401
+from cupy.cuda.device import Device, get_cublas_handle, get_device_id  # noqa: F401
+from cupy.cuda.stream import (  # noqa: F401
+    Event,
+    ExternalStream,
+    Stream,
+    get_current_stream,
+    get_elapsed_time,
+)
+
+
+def is_available() -> bool:
+    """Return whether a device is visible."""
+    return runtime.getDeviceCount() > 0
+
+
+def alloc(size: int) -> MemoryPointer:
+    """Return fresh device memory."""
+    return MemoryPointer(Memory(size), 0)

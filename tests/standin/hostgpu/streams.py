@@ -1,0 +1,206 @@
+"""Streams: queues of work that is done when somebody waits for it, and not before.
+
+A real device would be working meanwhile. Doing nothing until it must is what shows a missing
+synchronisation every time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+Work = Callable[[], object]
+
+
+class Mark(NamedTuple):
+    """A point in a queue: everything up to the entry with this number."""
+
+    queue: Queue
+    number: int
+
+
+class Queue:
+    """Hold one stream's work in order; `handle` 0 is the device's null stream."""
+
+    def __init__(self, device: Device, handle: int, blocking: bool) -> None:
+        self.device = device
+        self.handle = handle
+        self.blocking = blocking
+        self.issued = 0
+        self.finished = 0
+        self._entries: deque[tuple[int, Work, tuple[Mark, ...]]] = deque()
+
+    @property
+    def mark(self) -> Mark:
+        """The end of the queue as it is now."""
+        return Mark(self, self.issued)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits here."""
+        return self.finished == self.issued
+
+    def put(self, work: Work, *waits: Mark) -> Mark:
+        """Append work that may be done when all of `waits` is done; return the point after it."""
+        with self.device.issuing:
+            self.issued += 1
+            waits += self.device.implied(self)
+            self._entries.append((self.issued, work, waits))
+            return self.mark
+
+    def finish(self, number: int) -> None:
+        """Do everything up to the entry `number`, and first what it waits for."""
+        with self.device.running:
+            while self.finished < number:
+                self._step()
+
+    def poll(self, number: int) -> bool:
+        """Return whether everything up to `number` was done; if not, do one entry."""
+        with self.device.running:
+            if self.finished >= number:
+                return True
+            self._step()
+            return False
+
+    def _step(self) -> None:
+        number, work, waits = self._entries[0]
+        for mark in waits:
+            mark.queue.finish(mark.number)
+        self._entries.popleft()
+        try:
+            work()
+        finally:
+            self.finished = number
+
+
+class Device:
+    """Hold the queues of one device, and two locks.
+
+    `running` is held by the thread that does a queue's work, which may wait for other devices;
+    `issuing` only for a moment, so that memory can be freed by any thread at any time.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.issuing = threading.RLock()
+        self.running = threading.RLock()
+        self._handles = itertools.count(0x1000, 16)
+        self.queues = {0: Queue(self, 0, blocking=True)}
+
+    def open(self, blocking: bool) -> Queue:
+        """Return a new queue."""
+        with self.issuing:
+            handle = next(self._handles) + (self.number << 32)
+            self.queues[handle] = Queue(self, handle, blocking)
+            return self.queues[handle]
+
+    def close(self, handle: int) -> None:
+        """Forget a queue once its work is done."""
+        with self.issuing:
+            for other in [q for q in self.queues.values() if q.handle == handle and q.idle]:
+                del self.queues[other.handle]
+
+    def implied(self, queue: Queue) -> tuple[Mark, ...]:
+        """Return what the null stream's rule adds: it and blocking streams wait for each other."""
+        if not queue.blocking:
+            return ()
+        others = self.queues.values() if queue.handle == 0 else (self.queues[0],)
+        return tuple(q.mark for q in others if q.blocking and q is not queue and not q.idle)
+
+    def finish(self) -> None:
+        """Do all the work of the device."""
+        for queue in list(self.queues.values()):
+            queue.finish(queue.issued)
+
+
+class Event:
+    """A point in a stream that others wait for, with the time at which it was reached."""
+
+    def __init__(self, timing: bool) -> None:
+        self.timing = timing
+        self.mark: Mark | None = None
+        self.reached: float | None = None
+
+    def record(self, queue: Queue) -> None:
+        """Move the event to the end of the queue."""
+        self.reached = None
+
+        def reach() -> None:
+            if self.mark is not None and self.mark.number == number:
+                self.reached = time.perf_counter()
+
+        with queue.device.issuing:
+            number = queue.issued + 1
+            self.mark = queue.put(reach)
+
+    def wait(self) -> None:
+        """Do all work in front of the event."""
+        if self.mark is not None:
+            self.mark.queue.finish(self.mark.number)
+
+    def poll(self) -> bool:
+        """Return whether the event was reached; if not, do a little of the work before it."""
+        return self.mark is None or self.mark.queue.poll(self.mark.number)
+
+
+class _Thread(threading.local):
+    """What a thread has of its own: its current device, and a current stream on each."""
+
+    def __init__(self) -> None:
+        self.device = 0
+        self.current: dict[int, int] = {}
+
+
+_thread = _Thread()
+_devices: dict[int, Device] = {}
+_lock = threading.Lock()
+
+
+def visible() -> int:
+    """Return how many devices there are to see: 0, unless STANDIN_GPUS says otherwise.
+
+    Device 0 works in any case: tests of operations ask for no device.
+    """
+    return int(os.environ.get("STANDIN_GPUS", "0"))
+
+
+def device(number: int | None = None) -> Device:
+    """Return a device, the thread's current one by default; ValueError if there is none such."""
+    number = _thread.device if number is None else number
+    if not 0 <= number < max(1, visible()):
+        raise ValueError(f"no device {number}")
+    with _lock:
+        return (
+            _devices.setdefault(number, Device(number))
+            if number not in _devices
+            else (_devices[number])
+        )
+
+
+def use(number: int) -> None:
+    """Make a device the thread's current one."""
+    _thread.device = device(number).number
+
+
+def current() -> Queue:
+    """Return the thread's current stream on its current device."""
+    here = device()
+    return here.queues[_thread.current.get(here.number, 0)]
+
+
+def set_current(handle: int) -> None:
+    """Make a stream the thread's current one on its current device."""
+    _thread.current[device().number] = handle
+
+
+def find(handle: int) -> Queue:
+    """Return the stream with this handle; 0 is the current device's null stream."""
+    owner = device(handle >> 32) if handle else device()
+    if handle not in owner.queues:
+        raise ValueError(f"no stream {handle:#x}")
+    return owner.queues[handle]
