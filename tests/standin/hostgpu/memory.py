@@ -99,7 +99,7 @@ _numbers = itertools.count(1)
 
 
 def find(address: int, size: int = 0) -> Block:
-    """Return the live block that holds `size` bytes from `address` on; AddressError if none does."""
+    """Return the live block that holds `size` bytes from `address` on, else raise AddressError."""
     block = _blocks.at(address)
     if block is None:
         raise AddressError(f"no live memory at address {address:#x}")

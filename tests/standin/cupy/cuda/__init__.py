@@ -1,5 +1,7 @@
 """Stand in for cupy.cuda: devices, streams, events, memory."""
 
+from cupy_backends.cuda.libs import cublas  # noqa: F401
+
 from cupy._memory import (  # noqa: F401
     Memory,
     MemoryPointer,
