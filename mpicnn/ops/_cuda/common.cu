@@ -1,0 +1,27 @@
+// What all kernels share; its text is put before each file. No header is included: none may be
+// installed. REAL is float or double.
+
+typedef long long i64;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef REAL real;
+
+// N values that are read and written at once.
+template <class T, int N> struct alignas(sizeof(T) * N) Pack {
+  T v[N];
+};
+
+// How many reals are 16 bytes, the widest access of a thread.
+enum { WIDE = 16 / sizeof(real) };
+
+static __device__ inline bool aligned(const void *p, int bytes) {
+  return (u64)p % bytes == 0;
+}
+
+template <int N, class T> static __device__ inline Pack<T, N> load(const T *p) {
+  return *reinterpret_cast<const Pack<T, N> *>(p);
+}
+
+template <int N, class T> static __device__ inline void store(T *p, const Pack<T, N> &values) {
+  *reinterpret_cast<Pack<T, N> *>(p) = values;
+}

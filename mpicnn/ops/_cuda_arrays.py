@@ -1,0 +1,105 @@
+"""Lay CuPy arrays out as the GPU's kernels read them; compile these kernels and start them.
+
+Logical order is n c h w everywhere. In memory an array (n, c, …) has its channels last: NHWC for
+images, plain C order for (n, c). All kernels are CUDA C++ in `_cuda/`, compiled when first used.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import cupy
+import numpy as np
+from numpy.typing import DTypeLike
+
+Array = Any
+Pair = tuple[int, int]
+Shape4 = tuple[int, int, int, int]
+
+FLOATS = {"float32": "float", "float64": "double"}
+# Blocks that are started at most: they fill the largest cards several times over, and every kernel
+# goes on in steps of its grid.
+BLOCKS = 4096
+THREADS = 256
+
+
+def cells(x: Array) -> Array:
+    """Return x (n, c, …) with its channels last in memory, copied only where they are not.
+
+    Strides along axes of length 1 have no meaning and are left as they are.
+    """
+    last = x.transpose(_channels_last(x.ndim))
+    if last.flags.c_contiguous:
+        return x
+    return _logical(cupy.ascontiguousarray(last))
+
+
+def empty_cells(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Return an array (n, c, …) that has its channels last in memory, with values not yet set."""
+    return _logical(cupy.empty([shape[axis] for axis in _channels_last(len(shape))], dtype))
+
+
+def zero_cells(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Return zeros (n, c, …) that have their channels last in memory."""
+    return _logical(cupy.zeros([shape[axis] for axis in _channels_last(len(shape))], dtype))
+
+
+def blocks(items: int, per_block: int = THREADS) -> int:
+    """Return how many blocks to start for so many items."""
+    return max(1, min(BLOCKS, -(-items // per_block)))
+
+
+def launch(
+    name: str,
+    file: str,
+    dtype: DTypeLike,
+    grid: int | tuple[int, ...],
+    block: int | tuple[int, ...],
+    *args: Any,
+    shared: int = 0,
+) -> None:
+    """Start the kernel `name` of `_cuda/<file>`, compiled for `dtype`, on the current stream.
+
+    Arrays are passed as pointers and must be laid out as the kernel expects. A Python int is
+    passed as int64, a float as `dtype`, a NumPy scalar as it is. `shared` is the number of bytes
+    of dynamic shared memory. The call returns before the kernel has run.
+    """
+    real: Any = np.dtype(dtype).type
+    values = tuple(
+        np.int64(a) if isinstance(a, int) else real(a) if type(a) is float else a for a in args
+    )
+    grid = grid if isinstance(grid, tuple) else (grid,)
+    block = block if isinstance(block, tuple) else (block,)
+    kernel(name, file, dtype)(grid, block, values, shared_mem=shared)
+
+
+def kernel(name: str, file: str, dtype: DTypeLike) -> Any:
+    """Return a kernel of `_cuda/<file>` for arrays of float32 or float64, compiled once."""
+    return _kernel(name, file, FLOATS[np.dtype(dtype).name])
+
+
+def source(file: str) -> str:
+    """Return the text of `_cuda/<file>` behind what all kernels share."""
+    folder = files("mpicnn.ops") / "_cuda"
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in ("common.cu", file))
+
+
+@cache
+def _kernel(name: str, file: str, real: str) -> Any:
+    return _module(file, real).get_function(name)
+
+
+@cache
+def _module(file: str, real: str) -> Any:
+    return cupy.RawModule(code=source(file), options=(f"-DREAL={real}",))
+
+
+def _channels_last(ndim: int) -> tuple[int, ...]:
+    return (0, *range(2, ndim), 1)
+
+
+def _logical(last: Array) -> Array:
+    """Return a view (n, c, …) of an array (n, …, c)."""
+    return last.transpose(0, last.ndim - 1, *range(1, last.ndim - 1))
