@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from mpicnn import rng
 from mpicnn.data.layout import Array, ImageShape, Index
 from mpicnn.errors import UserError
+from mpicnn.ops import numpy as ops
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,6 @@ class Augment:
 
         `images` are (n, c, h, w), `mean` and `std` (c,) in the images' units.
         """
-        n, *shape = images.shape
-        c, h, w = shape
-        _, height, width = self.out_shape((c, h, w))
-        mean, std = (np.asarray(v, dtype).reshape(c, 1, 1) for v in (mean, std))
-        out = np.empty((n, c, height, width), dtype)
-        if (height, width) == (h, w) and not (self.pad or windows.flips.any()):
-            out[...] = images
-        else:
-            if self.pad:
-                out[...] = mean
-            tops, lefts = windows.tops - self.pad, windows.lefts - self.pad
-            for image, target, top, left, flip in zip(
-                images, out, tops.tolist(), lefts.tolist(), windows.flips.tolist(), strict=True
-            ):
-                piece = image[:, max(top, 0) : top + height, max(left, 0) : left + width]
-                y, x = max(-top, 0), max(-left, 0)
-                view = target[..., ::-1] if flip else target
-                view[:, y : y + piece.shape[1], x : x + piece.shape[2]] = piece
-        out -= mean
-        out /= std
-        return out
+        _, height, width = self.out_shape(images.shape[1:])
+        tops, lefts = windows.tops - self.pad, windows.lefts - self.pad
+        return ops.images(images, tops, lefts, windows.flips, mean, std, (height, width), dtype)

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from mpicnn import precision as precisions
 from mpicnn import rng
 from mpicnn.ops._numpy_conv import conv2d, conv2d_dw, conv2d_dx
+from mpicnn.ops._numpy_images import images
 from mpicnn.ops._numpy_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "conv2d_dx",
     "dropout",
     "fetch",
+    "images",
     "linear",
     "linear_dw",
     "linear_dx",
