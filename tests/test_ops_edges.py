@@ -129,7 +129,7 @@ def test_empty_images(ops, n, c):
 
 
 def test_no_examples_have_no_loss(ops):
-    logits, labels = ops.xp.zeros((0, 7)), ops.xp.zeros(0, np.int64)
+    logits, labels = ops.xp.zeros((0, 7)), np.zeros(0, np.int64)
     losses, dlogits = ops.softmax_xent(logits, labels)
     assert losses.shape == (0,)
     assert dlogits.shape == (0, 7)
@@ -167,7 +167,7 @@ def test_nan_is_not_hidden(ops):
 
 def test_softmax_of_large_logits(ops):
     logits = ops.xp.asarray([[1e4, 0.0], [-1e4, 0.0]])
-    losses, dlogits = ops.softmax_xent(logits, ops.xp.asarray([1, 1]))
+    losses, dlogits = ops.softmax_xent(logits, np.array([1, 1]))
     np.testing.assert_array_equal(host(losses), [1e4, 0])
     np.testing.assert_array_equal(host(dlogits), [[1, -1], [0, 0]])
 
@@ -175,7 +175,7 @@ def test_softmax_of_large_logits(ops):
 @pytest.mark.parametrize("label", (-1, 3))
 def test_label_outside_the_classes(ops, label):
     with pytest.raises(ValueError, match="labels must lie in 0 … 2"):
-        ops.softmax_xent(ops.xp.zeros((1, 3)), ops.xp.asarray([label]))
+        ops.softmax_xent(ops.xp.zeros((1, 3)), np.array([label]))
 
 
 def test_ties_and_nan_count_against_the_network(ops):
@@ -183,6 +183,6 @@ def test_ties_and_nan_count_against_the_network(ops):
     logits = ops.xp.asarray(
         [[3.0, 1, 2], [2, 2, 1], [2, 2, 2], [nan, 1, 0], [nan, nan, nan], [1, 2, 3]]
     )
-    labels = ops.xp.asarray([0, 1, 0, 1, 2, 0])
-    correct = [ops.topk_correct(logits, labels, k) for k in (1, 2, 3, 5)]
+    labels = np.array([0, 1, 0, 1, 2, 0])
+    correct = [int(ops.topk_correct(logits, labels, k)) for k in (1, 2, 3, 5)]
     assert correct == [1, 3, 6, 6]
