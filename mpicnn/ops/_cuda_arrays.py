@@ -31,9 +31,22 @@ def cells(x: Array) -> Array:
     Strides along axes of length 1 have no meaning and are left as they are.
     """
     last = x.transpose(_channels_last(x.ndim))
-    if last.flags.c_contiguous:
-        return x
-    return _logical(cupy.ascontiguousarray(last))
+    return x if last.flags.c_contiguous else _logical(cupy.ascontiguousarray(last))
+
+
+def cells_like(name: str, value: Array, x: Array) -> Array:
+    """Return `cells(value)`; raises ValueError unless it has the shape and the dtype of x."""
+    if value.shape != x.shape or value.dtype != x.dtype:
+        found = f"{value.dtype} of shape {value.shape}"
+        raise ValueError(f"{name} must be {x.dtype} of shape {x.shape}, not {found}")
+    return cells(value)
+
+
+def lie_alike(*arrays: Array) -> bool:
+    """Return whether arrays of one shape are without gaps, and in one order, in memory."""
+    return all(a.flags.c_contiguous for a in arrays) or all(
+        a.transpose(_channels_last(a.ndim)).flags.c_contiguous for a in arrays
+    )
 
 
 def empty_cells(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
@@ -76,8 +89,14 @@ def launch(
 
 
 def kernel(name: str, file: str, dtype: DTypeLike) -> Any:
-    """Return a kernel of `_cuda/<file>` for arrays of float32 or float64, compiled once."""
-    return _kernel(name, file, FLOATS[np.dtype(dtype).name])
+    """Return a kernel of `_cuda/<file>`, compiled once for each dtype.
+
+    Raises ValueError for other arrays than float32 and float64.
+    """
+    real = FLOATS.get(np.dtype(dtype).name)
+    if real is None:
+        raise ValueError(f"arrays must be float32 or float64, not {np.dtype(dtype)}")
+    return _kernel(name, file, real)
 
 
 def source(file: str) -> str:
@@ -97,9 +116,9 @@ def _module(file: str, real: str) -> Any:
 
 
 def _channels_last(ndim: int) -> tuple[int, ...]:
-    return (0, *range(2, ndim), 1)
+    return (0, *range(2, ndim), 1)[:ndim]
 
 
 def _logical(last: Array) -> Array:
     """Return a view (n, c, …) of an array (n, …, c)."""
-    return last.transpose(0, last.ndim - 1, *range(1, last.ndim - 1))
+    return last.transpose((0, last.ndim - 1, *range(1, last.ndim - 1))[: last.ndim])

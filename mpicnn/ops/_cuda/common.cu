@@ -6,22 +6,25 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef REAL real;
 
+// How many reals are 16 bytes, the widest access of a thread.
+enum { WIDE = 16 / sizeof(real) };
+
 // N values that are read and written at once.
 template <class T, int N> struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
 
-// How many reals are 16 bytes, the widest access of a thread.
-enum { WIDE = 16 / sizeof(real) };
-
-static __device__ inline bool aligned(const void *p, int bytes) {
-  return (u64)p % bytes == 0;
+template <int N, class T> __device__ inline bool packable(const T *p) {
+  return (u64)p % sizeof(Pack<T, N>) == 0;
 }
 
-template <int N, class T> static __device__ inline Pack<T, N> load(const T *p) {
+template <int N, class T> __device__ inline Pack<T, N> load(const T *p) {
   return *reinterpret_cast<const Pack<T, N> *>(p);
 }
 
-template <int N, class T> static __device__ inline void store(T *p, const Pack<T, N> &values) {
+template <int N, class T> __device__ inline void store(T *p, const Pack<T, N> &values) {
   *reinterpret_cast<Pack<T, N> *>(p) = values;
 }
+
+__device__ inline i64 first_item() { return (i64)blockIdx.x * blockDim.x + threadIdx.x; }
+__device__ inline i64 item_step() { return (i64)gridDim.x * blockDim.x; }

@@ -1,0 +1,163 @@
+"""Compute on CuPy arrays with one NVIDIA GPU: the same functions as `mpicnn.ops.numpy`.
+
+Arrays are float32 or float64 with any strides; a result has the dtype of its first array, and its
+channels last in memory (NHWC). Inputs that are not laid out so are copied first. The same call
+returns the same bits. Labels and positions are NumPy arrays. Functions return before the GPU has
+finished; nothing here waits for it. Subnormal float32 values may count as 0. Wrong shapes and
+dtypes raise ValueError. Importing raises ImportError where CuPy is not installed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cupy
+import numpy as np
+from numpy.typing import NDArray
+
+from mpicnn import rng
+from mpicnn.ops._cuda_arrays import (
+    THREADS,
+    Array,
+    blocks,
+    cells,
+    cells_like,
+    empty_cells,
+    launch,
+    lie_alike,
+)
+from mpicnn.ops._cuda_channels import bias_grad, channel_sums, lrn, lrn_dx, scale_shift
+from mpicnn.ops._cuda_conv import conv2d, conv2d_dw, conv2d_dx, conv2d_methods
+from mpicnn.ops._cuda_images import images
+from mpicnn.ops._cuda_linear import linear, linear_dw, linear_dx
+from mpicnn.ops._cuda_loss import softmax_xent, topk_correct
+from mpicnn.ops._cuda_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
+from mpicnn.ops._cuda_precision import set_convolution, set_precision
+
+__all__ = [
+    "NAME",
+    "avgpool",
+    "avgpool_dx",
+    "bias_grad",
+    "channel_sums",
+    "conv2d",
+    "conv2d_dw",
+    "conv2d_dx",
+    "conv2d_methods",
+    "dropout",
+    "images",
+    "linear",
+    "linear_dw",
+    "linear_dx",
+    "lrn",
+    "lrn_dx",
+    "maxpool",
+    "maxpool_dx",
+    "mul",
+    "relu",
+    "relu_dx",
+    "scale_shift",
+    "set_convolution",
+    "set_precision",
+    "set_threads",
+    "sgd",
+    "softmax_xent",
+    "topk_correct",
+    "xp",
+]
+
+NAME = "cuda"
+xp = cupy
+
+
+def set_threads(count: int) -> None:
+    """Change nothing: the GPU has its own threads."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+
+
+def relu(x: Array) -> Array:
+    """Return the larger of x and 0; NaN stays NaN."""
+    return _stream("relu", cells(x))
+
+
+def relu_dx(dy: Array, y: Array) -> Array:
+    """Return the gradient of `relu`: dy where y is positive, 0 elsewhere."""
+    return _stream("relu_dx", cells(dy), cells_like("y", y, dy))
+
+
+def mul(x: Array, mask: Array) -> Array:
+    """Return x * mask."""
+    return _stream("mul", cells(x), cells_like("mask", mask, x))
+
+
+def _stream(name: str, *inputs: Array) -> Array:
+    """Return what an elementwise kernel makes of inputs that lie alike in memory."""
+    y = empty_cells(inputs[0].shape, inputs[0].dtype)
+    if y.size:
+        launch(name, "elementwise.cu", y.dtype, _streams(y), THREADS, *inputs, y, y.size)
+    return y
+
+
+def _streams(x: Array) -> int:
+    """Return how many blocks a kernel wants whose threads take 16 bytes of x at a time."""
+    return blocks(x.nbytes, 16 * THREADS)
+
+
+def dropout(
+    x: Array,
+    rate: float,
+    seed: int,
+    layer: int,
+    step: int,
+    positions: NDArray[np.int64],
+    first: int,
+) -> tuple[Array, Array]:
+    """Return x * mask and the mask, which is 0 with probability `rate`, else 1 / (1 - rate).
+
+    x is (n, features…); `positions` are the places of its rows in the global batch and `first` is
+    the global index of its first feature. The mask is that of `mpicnn.rng.dropout_mask`.
+    """
+    if positions.shape != x.shape[:1]:
+        raise ValueError(f"positions must have shape {x.shape[:1]}, not {positions.shape}")
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must lie in 0 … 1, without 1, not {rate}")
+    if first < 0:
+        raise ValueError(f"first must not be negative: {first}")
+    y, mask = empty_cells(x.shape, x.dtype), empty_cells(x.shape, x.dtype)
+    if y.size:
+        n, c, pixels = x.shape[0], x.shape[1], math.prod(x.shape[2:])
+        if pixels == 1:  # then features are neighbours in memory
+            c, pixels = 1, c
+        counter = (np.uint32(word & rng.LOW) for word in (step, layer, *rng.key(seed, "dropout")))
+        mark = np.uint64(int(rate * 2**32)), 1 / (1 - rate)
+        grid = blocks((pixels + 6) // 4 * c), min(n, 65535)
+        places = cupy.asarray(positions, np.int64)
+        args = cells(x), places, y, mask, n, c, pixels, first, *counter, *mark
+        launch("dropout", "dropout.cu", x.dtype, grid, THREADS, *args)
+    return y, mask
+
+
+def sgd(w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float) -> None:
+    """Update in place, v <- momentum * v - rate * (g + decay * w), then w <- w + v (OWT)."""
+    for name, value in (("w", w), ("v", v)):
+        if value.shape != g.shape or value.dtype != g.dtype:
+            raise ValueError(f"{name} must be {g.dtype} of shape {g.shape}, not {value.shape}")
+    if g.size == 0:
+        return
+    arrays, numbers = (w, v, g), (float(rate), float(momentum), float(decay))
+    if lie_alike(*arrays):
+        launch("sgd", "sgd.cu", g.dtype, _streams(g), THREADS, *arrays, g.size, *numbers)
+        return
+    shape = _four(g.shape, 1)
+    strides = [s for a in arrays for s in _four([s // a.itemsize for s in a.strides], 0)]
+    args = *arrays, *shape, *strides, *numbers
+    launch("sgd_strided", "sgd.cu", g.dtype, blocks(g.size), THREADS, *args)
+
+
+def _four(values: Sequence[int], fill: int) -> tuple[int, ...]:
+    """Return what is said of each axis for four axes, of which the first are new."""
+    if len(values) > 4:
+        raise ValueError(f"arrays of {len(values)} axes, expected at most 4")
+    return *[fill] * (4 - len(values)), *values
