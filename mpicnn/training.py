@@ -98,6 +98,7 @@ def test(session: Session, state: State, data: Dataset, augment: Augment, batch:
         shuffle=False,
         epochs=1,
         dtype=session.dtype,
+        ops=session.ops,
     ) as batches:
         for item in batches:
             program = session.program(item.count)
@@ -205,6 +206,7 @@ class Training:
             augment=self.augment,
             start_step=self.step,
             dtype=self.session.dtype,
+            ops=self.session.ops,
         ) as batches:
             while self.step < self.steps:
                 stop = self._one(batches, watcher, signals)

@@ -7,10 +7,9 @@ from collections import deque
 from typing import Any
 
 import cupy
-import numpy as np
 from mpi4py import MPI
-from numpy.typing import DTypeLike
 
+from mpicnn.ops._cuda_transfer import pinned
 from mpicnn.wire import Array, Call, Request, Wire
 
 
@@ -97,10 +96,10 @@ class StagedPassage(Passage):
 
     def __init__(self, line: Line, call: Call, send: Array | None, recv: Array | None) -> None:
         super().__init__(line, call, send, recv)
-        self.host_send = None if send is None else _pinned(send.size, send.dtype)
+        self.host_send = None if send is None else pinned((send.size,), send.dtype)
         self.host_recv = self.host_send
         if recv is not None and recv is not send:
-            self.host_recv = _pinned(recv.size, recv.dtype)
+            self.host_recv = pinned((recv.size,), recv.dtype)
         if send is not None and send.size:
             # on a stream of its own, so that layers that follow need not wait for the copy
             line.out.wait_event(self.ready)
@@ -142,12 +141,6 @@ class StagedWire(AwareWire):
     """Begin collectives on arrays in GPU memory through pinned host memory."""
 
     passage = StagedPassage
-
-
-def _pinned(count: int, dtype: DTypeLike) -> Array:
-    """Return host memory that the GPU can copy to and from by itself; CuPy keeps a pool of it."""
-    size = max(1, count) * np.dtype(dtype).itemsize
-    return np.frombuffer(cupy.cuda.alloc_pinned_memory(size), dtype, count)
 
 
 def _address(host: Array | None) -> int:

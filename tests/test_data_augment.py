@@ -7,6 +7,7 @@ import pytest
 
 from mpicnn.data.augment import Augment, Windows
 from mpicnn.errors import UserError
+from mpicnn.ops import numpy as plain
 
 MEAN = np.array([100.0, 20.0, 130.5])
 STD = np.array([50.0, 3.0, 77.7])
@@ -46,7 +47,7 @@ def plainly(augment: Augment, windows: Windows) -> np.ndarray:
 def test_pixels(name: str, dtype: type) -> None:
     augment = VARIANTS[name]
     windows = augment.windows(SHAPE, 1, 2, np.arange(11))
-    found = augment.apply(IMAGES, windows, MEAN, STD, dtype)
+    found = augment.apply(plain, IMAGES, windows, MEAN, STD, dtype)
     expected = plainly(augment, windows)
     assert found.dtype == dtype
     assert found.shape == (11, *augment.out_shape(SHAPE))
@@ -58,21 +59,21 @@ def test_pixels(name: str, dtype: type) -> None:
 def test_border_is_exactly_zero() -> None:
     augment = Augment(pad=20, crop=(7, 5))
     corner = np.zeros(11, np.int64)
-    found = augment.apply(IMAGES, Windows(corner, corner, corner > 0), MEAN, STD, np.float32)
+    found = augment.apply(plain, IMAGES, Windows(corner, corner, corner > 0), MEAN, STD, np.float32)
     assert (found == 0).all()
 
 
 def test_no_images() -> None:
     augment = Augment(crop=(4, 3), pad=1, flip=True)
     windows = augment.windows(SHAPE, 1, 2, np.arange(0))
-    found = augment.apply(IMAGES[:0], windows, MEAN, STD, np.float32)
+    found = augment.apply(plain, IMAGES[:0], windows, MEAN, STD, np.float32)
     assert found.shape == (0, 3, 4, 3)
 
 
 def test_evaluation_takes_the_center() -> None:
     augment = Augment(crop=(3, 3), pad=1, flip=True).for_evaluation()
     windows = augment.windows(SHAPE, 1, 2, np.arange(11))
-    found = augment.apply(IMAGES, windows, np.zeros(3), np.ones(3), np.float32)
+    found = augment.apply(plain, IMAGES, windows, np.zeros(3), np.ones(3), np.float32)
     np.testing.assert_array_equal(found, IMAGES[:, :, 2:5, 1:4])
 
 

@@ -57,4 +57,5 @@ def read_images(paths: list[str], trained: Trained) -> Array:
     augment = augmentation(trained.settings).for_evaluation()
     windows = augment.windows((c, h, w), 0, 0, np.arange(len(paths)))
     mean, std = np.array(meta["mean"]), np.array(meta["std"])
-    return augment.apply(images, windows, mean, std, trained.session.dtype)
+    ops, dtype = trained.session.ops, trained.session.dtype
+    return augment.apply(ops, ops.xp.asarray(images), windows, mean, std, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -10,7 +11,6 @@ from numpy.typing import DTypeLike, NDArray
 from mpicnn import rng
 from mpicnn.data.layout import Array, ImageShape, Index
 from mpicnn.errors import UserError
-from mpicnn.ops import numpy as ops
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,17 @@ class Augment:
         return Windows(tops, lefts, (words[:, 2] >= 2**31) & self.flip)
 
     def apply(
-        self, images: Array, windows: Windows, mean: Array, std: Array, dtype: DTypeLike
+        self,
+        ops: ModuleType,
+        images: Array,
+        windows: Windows,
+        mean: Array,
+        std: Array,
+        dtype: DTypeLike,
     ) -> Array:
         """Return (image - mean) / std, cut as `windows` say: (n, *out_shape) of `dtype`.
 
-        `images` are (n, c, h, w), `mean` and `std` (c,) in the images' units.
+        `images` are (n, c, h, w) on the device of `ops`, `mean` and `std` (c,) in their units.
         """
         _, height, width = self.out_shape(images.shape[1:])
         tops, lefts = windows.tops - self.pad, windows.lefts - self.pad

@@ -5,8 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType, TracebackType
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -15,6 +16,7 @@ from mpicnn import rng
 from mpicnn.data.augment import Augment
 from mpicnn.data.file import Split
 from mpicnn.data.layout import Array, Index
+from mpicnn.ops import numpy as plain
 
 AHEAD = 2  # Batches kept ready: one to smooth over slow reads, one more to smooth over slow steps.
 
@@ -43,7 +45,7 @@ class Batches:
     `rows` maps the number of examples in a global batch to the positions in it (int64, each in
     0 … count-1) that this rank needs; it is called in the reading thread. The first batch is of
     step `start_step`, whichever that is, at no extra cost. The iteration ends after epoch
-    `epochs` - 1, or never if `epochs` is None.
+    `epochs` - 1, or never if `epochs` is None. `ops` is the backend whose arrays the images become.
 
     An exception in the reading thread is raised by `next()` in place of the batch that failed.
     Use as a context manager, or call `close()`, to end the thread.
@@ -63,11 +65,13 @@ class Batches:
         epochs: int | None = None,
         start_step: int = 0,
         dtype: DTypeLike = np.float32,
+        ops: ModuleType = plain,
     ) -> None:
         if batch < 1 or start_step < 0:
             raise ValueError(f"batch {batch} must be positive, start_step {start_step} at least 0")
         self.split, self.batch, self.seed, self.rows = split, batch, seed, rows
         self.mean, self.std, self.dtype, self.shuffle = mean, std, dtype, shuffle
+        self.ops, self.feed = ops, ops.Feed()
         self.augment = augment or Augment(random=False)
         self.shape = self.augment.out_shape(split.shape)
         self.steps_per_epoch = -(-len(split) // batch)
@@ -89,7 +93,7 @@ class Batches:
         if self._end is None:
             found = self._ready.get()
             if isinstance(found, Batch):
-                return found
+                return replace(found, x=self.feed.take(found.x))
             self._end = found
         raise self._end
 
@@ -137,7 +141,11 @@ class Batches:
             raise ValueError(f"rows: positions outside 0 to {len(index) - 1}: {positions}")
         mine = index[positions]
         windows = self.augment.windows(self.split.shape, self.seed, epoch, mine)
-        x = self.augment.apply(self.split.read(mine), windows, self.mean, self.std, self.dtype)
+        place = partial(
+            self.augment.apply, self.ops,
+            windows=windows, mean=self.mean, std=self.std, dtype=self.dtype,
+        )  # fmt: skip
+        x = self.feed.put(self.split.read(mine), place)
         return Batch(x, self.split.labels[index], len(index), epoch, step)
 
     def _epoch_order(self, epoch: int) -> Index:

@@ -34,8 +34,10 @@ from mpicnn.ops._cuda_linear import linear, linear_dw, linear_dx
 from mpicnn.ops._cuda_loss import softmax_xent, topk_correct
 from mpicnn.ops._cuda_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 from mpicnn.ops._cuda_precision import set_convolution, set_precision
+from mpicnn.ops._cuda_transfer import Feed, fetch, synchronize
 
 __all__ = [
+    "Feed",
     "NAME",
     "avgpool",
     "avgpool_dx",
@@ -46,6 +48,7 @@ __all__ = [
     "conv2d_dx",
     "conv2d_methods",
     "dropout",
+    "fetch",
     "images",
     "linear",
     "linear_dw",
@@ -63,6 +66,7 @@ __all__ = [
     "set_threads",
     "sgd",
     "softmax_xent",
+    "synchronize",
     "topk_correct",
     "xp",
 ]

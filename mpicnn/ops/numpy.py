@@ -21,6 +21,7 @@ from mpicnn.ops._numpy_images import images
 from mpicnn.ops._numpy_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 
 __all__ = [
+    "Feed",
     "NAME",
     "avgpool",
     "avgpool_dx",
@@ -87,6 +88,21 @@ def fetch(a: Array) -> Callable[[], Array]:
     Here it is the array itself.
     """
     return lambda: a
+
+
+class Feed:
+    """Bring batches of bytes to the device: `put` by a thread that reads, `take` by another.
+
+    Here the one that reads makes of them what `place` says, while the other computes.
+    """
+
+    def put(self, images: Array, place: Callable[[Array], Array]) -> Array:
+        """Return images (n, c, h, w), uint8, as `place` makes them."""
+        return place(images)
+
+    def take(self, batch: Array) -> Array:
+        """Return what `put` made."""
+        return batch
 
 
 def synchronize() -> None:

@@ -1,0 +1,94 @@
+"""Copies between host and GPU memory that neither of them waits for before it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cupy
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+SLOTS = 4
+"""Batches of bytes in GPU memory: one in use, two that wait, one that arrives."""
+
+
+def synchronize() -> None:
+    """Wait until everything that was begun has ended."""
+    cupy.cuda.get_current_stream().synchronize()
+
+
+def fetch(a: Any) -> Callable[[], NDArray[Any]]:
+    """Begin to copy an array to host memory; what is returned waits for the copy and gives it.
+
+    It waits for what the array is made of, not for what was begun later.
+    """
+    here = pinned(a.shape, a.dtype)
+    flat = cupy.ascontiguousarray(a)
+    if flat.size:
+        flat.data.copy_to_host_async(here.ctypes.data, flat.nbytes, cupy.cuda.get_current_stream())
+    copied = cupy.cuda.Event(disable_timing=True)
+    copied.record()
+
+    def arrived() -> NDArray[Any]:
+        copied.synchronize()
+        return here
+
+    return arrived
+
+
+def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return host memory that the GPU copies to and from by itself; CuPy keeps a pool of it."""
+    count = int(np.prod(shape))
+    size = max(1, count) * np.dtype(dtype).itemsize
+    return np.frombuffer(cupy.cuda.alloc_pinned_memory(size), dtype, count).reshape(shape)
+
+
+class _Slot:
+    """Pinned and GPU memory for one batch of bytes, and when each may be written again."""
+
+    def __init__(self, size: int) -> None:
+        self.host = pinned((size,), np.uint8)
+        self.here = cupy.empty(size, np.uint8)
+        self.copied = cupy.cuda.Event(block=True, disable_timing=True)
+        self.used = cupy.cuda.Event(block=True, disable_timing=True)
+
+
+class Feed:
+    """Bring batches to the GPU while it computes: bytes by way of pinned memory, on an own stream.
+
+    `put` is called by the thread that reads, `take` by the one that trains, in the same order. A
+    batch must have been taken before the SLOTS-th one after it is put.
+    """
+
+    def __init__(self) -> None:
+        self._device = cupy.cuda.Device()
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._slots: list[_Slot | None] = [None] * SLOTS
+        self._next = 0
+
+    def put(self, images: NDArray[np.uint8], place: Callable[[Any], Any]) -> Any:
+        """Begin to copy images; `place` is what `take` is to make of them."""
+        with self._device, self._stream:
+            slot = self._slots[self._next]
+            if slot is None or slot.host.size < images.size:
+                slot = self._slots[self._next] = _Slot(images.size)
+            slot.copied.synchronize()
+            self._next = (self._next + 1) % SLOTS
+            slot.host[: images.size] = images.reshape(-1)
+            self._stream.wait_event(slot.used)
+            if images.size:
+                slot.here.data.copy_from_host_async(
+                    slot.host.ctypes.data, images.size, self._stream
+                )
+            slot.copied.record(self._stream)
+        return slot, images.shape, place
+
+    def take(self, batch: Any) -> Any:
+        """Return what `place` makes of the images, computed after their arrival."""
+        slot, shape, place = batch
+        stream = cupy.cuda.get_current_stream()
+        stream.wait_event(slot.copied)
+        x = place(slot.here[: int(np.prod(shape))].reshape(shape))
+        slot.used.record(stream)
+        return x
