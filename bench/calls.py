@@ -17,8 +17,8 @@ from mpicnn.mesh import Mesh
 from mpicnn.plan import preset
 
 _NOT_TIMED = (
-    "Feed", "fetch", "set_convolution", "set_precision", "set_threads", "synchronize",
-    "topk_correct",
+    "Feed", "Timer", "fetch", "set_convolution", "set_precision", "set_threads",
+    "synchronize", "topk_correct",
 )  # fmt: skip
 
 # Layers beside those of the named networks, and the images that they are given.

@@ -72,7 +72,7 @@ def entries_of(
 
     def run(progress: Progress, exposed: list[float]) -> float:
         mesh.underway.progress = progress
-        executor.clock = Clock()
+        executor.clock = Clock(executor.timer)
         loss = ours.step()
         exposed.append(executor.clock.by_kind["communication"])
         return loss

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import perf_counter
 from types import ModuleType
 from typing import Any
 
@@ -59,7 +58,8 @@ class Executor:
         self.ops = ops
         self.seed = seed
         self.bucket = bucket
-        self.clock = Clock()
+        self.timer = ops.Timer()
+        self.clock = Clock(self.timer)
         self._loss = SoftmaxCrossEntropy()
 
     def train(
@@ -163,7 +163,7 @@ class Executor:
             if number + 1 < len(heads):
                 walk.forward(heads[number + 1], to_feed=True)
             walk.forward(head)
-            since = perf_counter()
+            since = self.clock.now()
             some, saved = self._lose(head.value, labels[part.labels])
             totals += some
             head.value = self._loss.backward(self.ops, saved, program.count)

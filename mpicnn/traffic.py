@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from time import perf_counter
 from typing import Any
 
 from numpy.typing import NDArray
@@ -44,7 +43,7 @@ class Weights:
         """Return a layer's parameters and buffers by their short names, waiting where needed."""
         for name in item.weights.values():
             if name in self.travelling:
-                since = perf_counter()
+                since = self.clock.now()
                 journey = self.travelling.pop(name)
                 self.here[name] = journey.wait()
                 self.clock.travelled(name, journey.pending.began, journey.pending.ended)
@@ -101,13 +100,13 @@ class Homecoming:
 
         The arrays are this object's from then on.
         """
-        since = perf_counter()
+        since = self.clock.now()
         for name, g in grads.items():
             kept = self.waiting.pop(name, None)
             if kept is not None and kept is not g:
                 g += kept
         self.clock.add("gradients", "other", since)
-        since = perf_counter()
+        since = self.clock.now()
         for name, g in grads.items():
             if self.last:
                 self._send(name, g)
@@ -142,7 +141,7 @@ class Homecoming:
 
     def finish(self) -> Arrays:
         """Wait for all gradients and return them by name, each lying as its parameter at home."""
-        since = perf_counter()
+        since = self.clock.now()
         for axes in list(self.open):
             self._close(axes)
         for name, journey in self.journeys.items():

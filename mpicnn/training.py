@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil, isfinite
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import numpy as np
@@ -135,6 +134,7 @@ class Training:
         self.images = 0
         self.score: Score | None = None
         self.spent = dict.fromkeys(KINDS, 0.0)
+        self.unread: Clock | None = None
         self.begun = 0
         self.trace: trace.Trace | None = None
 
@@ -211,6 +211,8 @@ class Training:
             while self.step < self.steps:
                 stop = self._one(batches, watcher, signals)
                 last = self.step == self.steps
+                if stop or last:
+                    self._book()
                 if stop and not last:
                     self.save(watcher)
                     return False
@@ -236,8 +238,9 @@ class Training:
         session = self.session
         number = self.step - self.begun
         traced = self.trace and trace.FIRST <= number < trace.FIRST + trace.COUNT
-        session.executor.clock = clock = Clock(self.trace if traced else None)
-        since = perf_counter()
+        clock = Clock(session.executor.timer, self.trace if traced else None)
+        session.executor.clock = clock
+        since = clock.now()
         batch = next(batches)
         clock.add("data", "other", since)
         program = session.program(batch.count)
@@ -249,22 +252,30 @@ class Training:
         )
         told = session.mesh.sum(np.append(totals.read(), signals.requested is not None))
         learn(grads)
-        since = perf_counter()
+        since = clock.now()
         loss, top1, top5, stop = (float(v) for v in told.wait())
         clock.add("totals", "communication", since)
         if not isfinite(loss):
             self._diverged("the loss")
         self.step += 1
         self.images += batch.count
-        for kind, seconds in clock.by_kind.items():
-            self.spent[kind] += seconds
+        # a step late: to read it now would wait for the device, which has yet to update weights
+        self._book()
+        self.unread = clock
         score = Score(loss / batch.count, top1 / batch.count, top5 / batch.count)
         watcher.step(self.step, score, batch.count, rate)
         return stop > 0
 
+    def _book(self) -> None:
+        """Add the last step's times to those spent."""
+        if self.unread is not None:
+            for kind, seconds in self.unread.by_kind.items():
+                self.spent[kind] += seconds
+            self.unread = None
+
     def learn(self, grads: Arrays, rate: float) -> None:
         """Change the parameters that have gradients, the head's at a rate of their own."""
-        since = perf_counter()
+        since = self.session.executor.clock.now()
         head = {name: g for name, g in grads.items() if name in self.head}
         body = {name: g for name, g in grads.items() if name not in self.head}
         for part, factor in ((body, 1.0), (head, self.settings.fc_rate)):

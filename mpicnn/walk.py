@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 from types import ModuleType
 from typing import Any
 
@@ -96,7 +95,7 @@ class Walk:
 
     def settle(self) -> None:
         """Wait until everything that other stages were sent has left."""
-        since = perf_counter()
+        since = self.clock.now()
         for pending in self.flying:
             if not pending.poll():
                 pending.wait()
@@ -104,7 +103,7 @@ class Walk:
         self.clock.add("stages", "communication", since)
 
     def _start(self, way: Passing, item: Redistribute | Transfer, forward: bool) -> None:
-        since = perf_counter()
+        since = self.clock.now()
         if isinstance(item, Transfer):
             way.pending = self._transfer(way.value, item, forward)
         else:
@@ -125,7 +124,7 @@ class Walk:
         return Pending.done(value[:0])
 
     def _end(self, way: Passing, item: Redistribute | Transfer) -> None:
-        since = perf_counter()
+        since = self.clock.now()
         assert way.pending is not None
         way.value = way.pending.wait()
         self.clock.travelled(item.name, way.pending.began, way.pending.ended)
@@ -134,7 +133,7 @@ class Walk:
 
     def _poll(self) -> None:
         """Let MPI make progress with what travels beside the computation."""
-        since = perf_counter()
+        since = self.clock.now()
         self.mesh.underway.poll()
         self.flying = [pending for pending in self.flying if not pending.poll()]
         self.clock.add("progress", "communication", since)
@@ -142,7 +141,7 @@ class Walk:
     def _layer_forward(self, item: Compute, way: Passing) -> Any:
         """Run a layer on the way's value; return what its backward pass needs."""
         p = self.weights.of(item)
-        since = perf_counter()
+        since = self.clock.now()
         saved = None
         if item.idle:
             way.value = self.ops.xp.empty(item.y_shape, way.value.dtype)
@@ -156,7 +155,7 @@ class Walk:
     def _layer_backward(self, item: Compute, way: Passing) -> None:
         """Run a layer backward on the way's value and send its gradients home."""
         p = self.weights.of(item)
-        since = perf_counter()
+        since = self.clock.now()
         dx: Array | None
         if item.idle:
             learnt = {s: a for s, a in p.items() if item.weights[s] not in self.weights.buffers}

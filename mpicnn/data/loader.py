@@ -141,11 +141,11 @@ class Batches:
             raise ValueError(f"rows: positions outside 0 to {len(index) - 1}: {positions}")
         mine = index[positions]
         windows = self.augment.windows(self.split.shape, self.seed, epoch, mine)
-        place = partial(
+        make = partial(
             self.augment.apply, self.ops,
             windows=windows, mean=self.mean, std=self.std, dtype=self.dtype,
         )  # fmt: skip
-        x = self.feed.put(self.split.read(mine), place)
+        x = self.feed.put(self.split.read(mine), make)
         return Batch(x, self.split.labels[index], len(index), epoch, step)
 
     def _epoch_order(self, epoch: int) -> Index:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import cupy
@@ -35,6 +36,37 @@ def fetch(a: Any) -> Callable[[], NDArray[Any]]:
         return here
 
     return arrived
+
+
+class Timer:
+    """Give marks of the GPU's time (see `mpicnn.clock`): events on the stream that computes.
+
+    An interval begins where the one before has ended, so that waiting counts too.
+    """
+
+    def __init__(self) -> None:
+        self._origin = self._last = self.until()
+        self._origin.synchronize()
+        self._start = perf_counter()
+
+    def since(self) -> Any:
+        """Return the last mark."""
+        return self._last
+
+    def until(self) -> Any:
+        """Return an event that is reached when the GPU has done what it was given so far."""
+        self._last = cupy.cuda.Event()
+        self._last.record()
+        return self._last
+
+    def at(self, mark: Any) -> float:
+        """Return when the mark was reached (of `perf_counter`, s), waiting for it."""
+        return self._start + self.between(self._origin, mark)
+
+    def between(self, since: Any, until: Any) -> float:
+        """Return the seconds between two marks, waiting for them."""
+        until.synchronize()
+        return float(cupy.cuda.get_elapsed_time(since, until)) * 1e-3
 
 
 def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

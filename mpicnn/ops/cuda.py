@@ -34,11 +34,12 @@ from mpicnn.ops._cuda_linear import linear, linear_dw, linear_dx
 from mpicnn.ops._cuda_loss import softmax_xent, topk_correct
 from mpicnn.ops._cuda_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 from mpicnn.ops._cuda_precision import set_convolution, set_precision
-from mpicnn.ops._cuda_transfer import Feed, fetch, synchronize
+from mpicnn.ops._cuda_transfer import Feed, Timer, fetch, synchronize
 
 __all__ = [
     "Feed",
     "NAME",
+    "Timer",
     "avgpool",
     "avgpool_dx",
     "bias_grad",

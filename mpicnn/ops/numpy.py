@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from mpicnn.ops._numpy_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 __all__ = [
     "Feed",
     "NAME",
+    "Timer",
     "avgpool",
     "avgpool_dx",
     "bias_grad",
@@ -103,6 +105,26 @@ class Feed:
     def take(self, batch: Array) -> Array:
         """Return what `put` made."""
         return batch
+
+
+class Timer:
+    """Give marks of the device's time (see `mpicnn.clock`): here it is the host's."""
+
+    def since(self) -> float:
+        """Return now (of `perf_counter`, s)."""
+        return perf_counter()
+
+    def until(self) -> float:
+        """Return now (of `perf_counter`, s)."""
+        return perf_counter()
+
+    def at(self, mark: float) -> float:
+        """Return when the mark was made."""
+        return mark
+
+    def between(self, since: float, until: float) -> float:
+        """Return the seconds between two marks."""
+        return until - since
 
 
 def synchronize() -> None:
