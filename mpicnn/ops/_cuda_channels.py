@@ -73,7 +73,8 @@ def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array
     for a window that covers more than 5001 channels.
     """
     y, scale = empty_cells(x.shape, x.dtype), empty_cells(x.shape, x.dtype)
-    _lrn("lrn", (cells(x), y, scale), size // 2, (size - 1) // 2, alpha / size, beta, k)
+    before, after = _reach(size)
+    _lrn("lrn", (cells(x), y, scale), before, after, alpha / size, beta, k)
     return y, scale
 
 
@@ -86,14 +87,20 @@ def lrn_dx(
         cells_like(name, a, x) for name, a in (("dy", dy), ("x", x), ("y", y), ("scale", scale))
     )
     # a channel lies in the windows of the channels mirrored about it
-    _lrn("lrn_dx", (*saved, dx), (size - 1) // 2, size // 2, alpha / size, beta)
+    after, before = _reach(size)
+    _lrn("lrn_dx", (*saved, dx), before, after, alpha / size, beta)
     return dx
+
+
+def _reach(size: int) -> tuple[int, int]:
+    """Return how many channels a window covers in front of its own and behind it."""
+    if size < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
+    return size // 2, (size - 1) // 2
 
 
 def _lrn(name: str, arrays: tuple[Array, ...], before: int, after: int, *numbers: float) -> None:
     """Start a kernel whose windows reach over `before` channels in front and `after` behind."""
-    if before + after < 0:
-        raise ValueError(f"size must be at least 1, not {before + after + 1}")
     x = arrays[0]
     if x.size == 0:
         return

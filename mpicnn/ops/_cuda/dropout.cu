@@ -29,17 +29,6 @@ extern "C" __global__ void dropout(const real *x, const i64 *positions, real *y,
       u32 words[4] = {(u32)quad, (u32)positions[row], step, layer};
       philox(words, k0, k1);
       const i64 at = (row * pixels + pixel) * c + channel;
-      if (c == 1 && pixel >= 0 && pixel + 4 <= pixels && packable<4>(x + at) &&
-          packable<4>(y + at) && packable<4>(mask + at)) {
-        Pack<real, 4> value = load<4>(x + at), factor;
-        for (int l = 0; l < 4; ++l) {
-          factor.v[l] = words[l] >= threshold ? kept : real(0);
-          value.v[l] *= factor.v[l];
-        }
-        store<4>(y + at, value);
-        store<4>(mask + at, factor);
-        continue;
-      }
 #pragma unroll
       for (int l = 0; l < 4; ++l) {
         if (pixel + l < 0 || pixel + l >= pixels) continue;

@@ -1,0 +1,239 @@
+"""The GPU's kernels against NumPy: any strides and sizes, grids that are too small, same bits."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mpicnn.ops import _cuda_arrays, available, load
+from mpicnn.ops import numpy as reference
+
+if "cuda" not in available():
+    pytest.skip("CuPy is not installed", allow_module_level=True)
+
+cuda = load("cuda")
+
+SHAPES = [
+    (2, 3, 5, 7),
+    (3, 8, 6, 5),
+    (2, 66, 4, 4),
+    (5, 1, 4, 6),
+    (1, 37, 17, 4),
+    (0, 3, 5, 7),
+    (2, 0, 5, 7),
+]
+
+
+def upload(a):
+    return cuda.xp.asarray(np.ascontiguousarray(a))
+
+
+def channels_last(a):
+    return upload(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def unaligned(a):
+    """Return a copy that begins at no multiple of 16 bytes."""
+    return upload(np.concatenate(([0], a.ravel()), dtype=a.dtype))[1:].reshape(a.shape)
+
+
+# How an array of a device may lie in memory.
+LAYOUTS = {
+    "NHWC": channels_last,
+    "NCHW": upload,
+    "some channels": lambda a: channels_last(a.repeat(3, axis=1))[:, 1::3],
+    "some examples": lambda a: channels_last(a.repeat(2, axis=0))[::2],
+    "unaligned": lambda a: unaligned(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
+}
+
+
+def max_pooling(ops, x, z, *window):
+    kernel, stride, padding, ceil_mode = window
+    y, argmax = ops.maxpool(x, *window)
+    return y, argmax, ops.maxpool_dx(y + 1, argmax, x.shape, kernel, stride, padding)
+
+
+def mean_pooling(ops, x, z, *window):
+    y = ops.avgpool(x, *window)
+    return y, ops.avgpool_dx(y, x.shape, *window)
+
+
+def normalized(ops, x, z, size, beta):
+    y, scale = ops.lrn(x, size, 0.7, beta, 1.3)
+    return y, scale, ops.lrn_dx(z, x, y, scale, size, 0.7, beta)
+
+
+def dropped(ops, x, z, first):
+    positions = np.arange(len(x)) * 1000003
+    return ops.dropout(x, 0.3, 5, 2, 2**33 + 1, positions, first)
+
+
+# Each gives a tuple of arrays for x and z of one shape.
+CASES = {
+    "relu": lambda ops, x, z: (ops.relu(x), ops.relu_dx(z, x)),
+    "mul": lambda ops, x, z: (ops.mul(x, z),),
+    "scale_shift": lambda ops, x, z: (
+        (ops.scale_shift(x, z[0, :, 1, 2], x[0, :, 0, 1]),) if len(x) else ()
+    ),
+    "sums": lambda ops, x, z: (ops.channel_sums(x), ops.channel_sums(x, z), ops.bias_grad(z)),
+    "dropout 0": lambda ops, x, z: dropped(ops, x, z, 0),
+    "dropout 7": lambda ops, x, z: dropped(ops, x, z, 7),
+    "lrn 5": lambda ops, x, z: normalized(ops, x, z, 5, 0.75),
+    "lrn 4": lambda ops, x, z: normalized(ops, x, z, 4, 0.6),
+    "lrn 300": lambda ops, x, z: normalized(ops, x, z, 300, 0.75),
+    "max 3x3/2": lambda ops, x, z: max_pooling(ops, x, z, (3, 3), (2, 2), (1, 0), True),
+    "max 2x2/1": lambda ops, x, z: max_pooling(ops, x, z, (2, 2), (1, 1), (0, 1), False),
+    "max 1x4/3": lambda ops, x, z: max_pooling(ops, x, z, (1, 4), (3, 1), (0, 2), False),
+    "max 17x16": lambda ops, x, z: max_pooling(ops, x, z, (17, 16), (1, 2), (8, 8), True),
+    "mean 3x3/2": lambda ops, x, z: mean_pooling(ops, x, z, (3, 3), (2, 2), (1, 1), True, True),
+    "mean 2x3/1": lambda ops, x, z: mean_pooling(ops, x, z, (2, 3), (1, 2), (1, 1), True, False),
+}
+# What moves values about, or adds up few in the reference's order, gives the reference's bits.
+EXACT = ("relu", "mul", "dropout", "max", "mean")
+
+
+@pytest.fixture(params=(4096, 2), ids=("grid as it is", "2 blocks"))
+def limit(request, monkeypatch):
+    monkeypatch.setattr(_cuda_arrays, "BLOCKS", request.param)
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
+def test_kernels(case, layout, dtype, limit):
+    rng = np.random.default_rng(8)
+    place = LAYOUTS[layout]
+    for shape in SHAPES:
+        # coarse numbers: many windows have several largest values, and some are 0
+        x, z = (np.round(rng.standard_normal(shape) * 4).astype(dtype) / 4 for _ in range(2))
+        expected = CASES[case](reference, x, z)
+        device = [place(a) for a in (x, z)]
+        found = CASES[case](cuda, *device)
+        again = CASES[case](cuda, *device)
+        for e, f, g in zip(expected, found, again, strict=True):
+            assert f.dtype == e.dtype
+            assert f.ndim != 4 or f.transpose(0, 2, 3, 1).flags.c_contiguous
+            np.testing.assert_array_equal(g.get(), f.get())
+            if case.startswith(EXACT):
+                np.testing.assert_array_equal(f.get(), e)
+                continue
+            # at most 300 terms of order 1, most of them in another order
+            tolerance = 300 * np.finfo(dtype).eps * max(1, abs(e).max(initial=0))
+            np.testing.assert_allclose(f.get(), e, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("shape", ((5, 7), (3, 64), (1, 1), (9, 130), (0, 3), (3, 0)))
+def test_kernels_of_rows(shape, dtype, limit):
+    rng = np.random.default_rng(8)
+    x, z = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    transposed, spread = lambda a: upload(a.T).T, lambda a: upload(a.repeat(2, axis=1))[:, ::2]
+    for place in (upload, transposed, spread, unaligned):
+        dx, dz = place(x), place(z)
+        np.testing.assert_array_equal(cuda.relu_dx(dz, dx).get(), reference.relu_dx(z, x))
+        for e, f in zip(dropped(reference, x, z, 3), dropped(cuda, dx, dz, 3), strict=True):
+            np.testing.assert_array_equal(f.get(), e)
+        # sums of up to 9 terms of order 1, and one rounding more or less
+        tolerance = {"rtol": 0, "atol": 40 * np.finfo(dtype).eps}
+        sums = cuda.channel_sums(dx, dz).get()
+        np.testing.assert_allclose(sums, reference.channel_sums(x, z), **tolerance)
+        if len(x):
+            found = cuda.scale_shift(dx, dz[0], dx[0]).get()
+            np.testing.assert_allclose(found, reference.scale_shift(x, z[0], x[0]), **tolerance)
+
+
+@pytest.mark.parametrize("classes", (1, 10, 33, 1000, 4099))
+def test_rows_of_logits(classes, limit):
+    rng = np.random.default_rng(4)
+    logits = rng.standard_normal((7, classes)).astype(np.float32) * 5
+    labels = rng.integers(0, classes, 7)
+    logits[2] = -np.inf
+    logits[3, 0] = np.inf
+    logits[4, -1] = np.nan
+    for device in (upload(logits), upload(logits.T).T):
+        with np.errstate(invalid="ignore"):
+            expected = reference.softmax_xent(logits, labels)
+        for e, f in zip(expected, cuda.softmax_xent(device, labels), strict=True):
+            # exponentials and logarithms of two libraries, sums in another order
+            np.testing.assert_allclose(f.get(), e, rtol=2e-5, atol=2e-6)
+        for k in (1, 5):
+            correct = cuda.topk_correct(device, labels, k)
+            assert (correct.shape, correct.dtype) == ((), np.int64)
+            assert int(correct) == reference.topk_correct(logits, labels, k)
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_sgd_of_any_strides(dtype, limit):
+    rng = np.random.default_rng(5)
+    orders = {
+        "C": upload,
+        "F": lambda a: upload(a.T).T,
+        "spread": lambda a: upload(a.repeat(2, axis=0))[::2],
+        "unaligned": unaligned,
+    }
+    for shape in ((7,), (5, 6), (4, 3, 2, 5), (8, 4, 3, 3), (2, 3, 0, 1)):
+        arrays = [rng.standard_normal(shape).astype(dtype) for _ in range(3)]
+        expected = [a.copy() for a in arrays]
+        reference.sgd(*expected, 0.1, 0.9, 0.05)
+        possible = {**orders, "NHWC": channels_last} if len(shape) == 4 else orders
+        for places in itertools.product(possible.values(), repeat=3):
+            w, v, g = (place(a) for place, a in zip(places, arrays, strict=True))
+            cuda.sgd(w, v, g, 0.1, 0.9, 0.05)
+            for e, f in zip(expected, (w, v, g), strict=True):
+                # products may be fused with sums: a rounding less of numbers below 5
+                np.testing.assert_allclose(f.get(), e, rtol=0, atol=5 * np.finfo(dtype).eps)
+
+
+def test_sums_of_many_rows():
+    """Positive numbers: an error relative to the sum, as if almost all were done in double."""
+    a = 1 + np.random.default_rng(6).random((300, 5, 40, 3), np.float32)
+    b = np.random.default_rng(7).random(a.shape, np.float32)
+    for args in ((a,), (a, b)):
+        exact = np.prod(np.stack(args).astype(np.float64), axis=0).sum((0, 2, 3))
+        found = cuda.channel_sums(*map(upload, args)).get()
+        # a product is rounded once and 15 sums once each, before float64 takes over
+        np.testing.assert_allclose(found, exact, rtol=16 * np.finfo(np.float32).eps / 2)
+
+
+def test_more_rows_than_a_grid_is_high():
+    x = np.ones((65535 + 3, 2), np.float32)
+    expected = dropped(reference, x, x, 1)
+    for e, f in zip(expected, dropped(cuda, upload(x), None, 1), strict=True):
+        np.testing.assert_array_equal(f.get(), e)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    (
+        (lambda a, b: cuda.relu_dx(a, b), "y must be"),
+        (lambda a, b: cuda.mul(a, b), "mask must be"),
+        (lambda a, b: cuda.mul(a, a.astype(np.float64)), "mask must be float32"),
+        (lambda a, b: cuda.relu(a.astype(np.int32)), "float32 or float64, not int32"),
+        (lambda a, b: cuda.channel_sums(a, b), "b must be"),
+        (lambda a, b: cuda.scale_shift(a, a[0, :, 0, 0], b[0, :, 0, 0]), "shift must be"),
+        (lambda a, b: cuda.sgd(a, b, a, 0.1, 0.9, 0.1), "v must be"),
+        (lambda a, b: cuda.lrn(a, 0, 1.0, 0.75, 1.0), "size must be at least 1"),
+        (lambda a, b: cuda.lrn_dx(b, a, a, a, 5, 1.0, 0.75), "dy must be"),
+        (lambda a, b: cuda.avgpool_dx(a, a.shape, (2, 2), (2, 2), (0, 0), False, True), "dy must"),
+        (lambda a, b: cuda.maxpool(a, (2, 2), (1, 1), (2, 0), False), "padding"),
+        (lambda a, b: cuda.maxpool(a, (9, 9), (1, 1), (0, 0), False), "does not fit"),
+        (lambda a, b: cuda.maxpool_dx(a, a, a.shape, (1, 1), (1, 1), (0, 0)), "argmax"),
+        (lambda a, b: cuda.dropout(a, 1.0, 0, 0, 0, np.arange(2), 0), "rate"),
+        (lambda a, b: cuda.dropout(a, 0.5, 0, 0, 0, np.arange(3), 0), "positions"),
+        (lambda a, b: cuda.dropout(a, 0.5, 0, 0, 0, np.arange(2), -1), "first"),
+        (lambda a, b: cuda.topk_correct(a[:, :, 0, 0], np.array([0, 3]), 1), "labels must lie"),
+        (lambda a, b: cuda.softmax_xent(a[:, :, 0, 0], np.array([0])), "labels must have"),
+        (lambda a, b: cuda.set_threads(0), "count"),
+    ),
+)
+def test_what_does_not_fit_is_refused(call, message):
+    """Kernels see bare memory: nothing else would notice."""
+    a = cuda.xp.ones((2, 3, 4, 4), np.float32)
+    with pytest.raises(ValueError, match=message):
+        call(a, a[:, :2])
+
+
+def test_a_window_over_too_many_channels_is_refused():
+    x = cuda.xp.ones((1, 5100, 1, 1))
+    with pytest.raises(ValueError, match="5099 channels: 5001 are possible"):
+        cuda.lrn(x, 5099, 1.0, 0.75, 1.0)
