@@ -28,3 +28,13 @@ template <int N, class T> __device__ inline void store(T *p, const Pack<T, N> &v
 
 __device__ inline i64 first_item() { return (i64)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ inline i64 item_step() { return (i64)gridDim.x * blockDim.x; }
+
+// bf16 is the upper half of a float.
+typedef unsigned short bf16;
+
+// The nearest bf16, the even one of two; NaN stays NaN.
+__device__ inline bf16 to_bf16(float x) {
+  u32 bits = __float_as_uint(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40;
+  return (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+}

@@ -1,0 +1,54 @@
+// Before and after matrix products: operands rounded to bf16, a bias added.
+
+// y (y_rows, y_columns) = x (rows, columns) rounded, and 0 where x ends before y. A thread writes 8
+// values.
+extern "C" __global__ void bf16_rows(const float *x, i64 rows, i64 columns, bf16 *y, i64 y_rows,
+                                     i64 y_columns) {
+  i64 groups = (y_columns + 7) / 8;
+  for (i64 i = first_item(); i < y_rows * groups; i += item_step()) {
+    i64 row = i / groups, first = i % groups * 8;
+    const float *from = x + row * columns + first;
+    bf16 *to = y + row * y_columns + first;
+    float values[8];
+    if (row < rows && first + 8 <= columns && packable<4>(from)) {
+      for (int half = 0; half < 8; half += 4) {
+        Pack<float, 4> four = load<4>(from + half);
+        for (int j = 0; j < 4; j++) values[half + j] = four.v[j];
+      }
+    } else {
+      for (int j = 0; j < 8; j++) values[j] = row < rows && first + j < columns ? from[j] : 0;
+    }
+    if (first + 8 <= y_columns && packable<8>(to)) {
+      Pack<bf16, 8> eight;
+      for (int j = 0; j < 8; j++) eight.v[j] = to_bf16(values[j]);
+      store(to, eight);
+    } else {
+      for (int j = 0; j < 8 && first + j < y_columns; j++) to[j] = to_bf16(values[j]);
+    }
+  }
+}
+
+// Add b to the rows of y with `N` columns at once; a thread stays in its columns.
+template <int N>
+__device__ void add_to_rows(real *y, const real *b, i64 rows, i64 columns) {
+  i64 packs = columns / N, threads = item_step(), thread = first_item();
+  i64 across = packs < threads ? packs : threads, down = threads / across;
+  if (thread >= across * down) return;
+  for (i64 pack = thread % across; pack < packs; pack += across) {
+    Pack<real, N> bias = load<N>(b + pack * N);
+    for (i64 row = thread / across; row < rows; row += down) {
+      real *at = y + row * columns + pack * N;
+      Pack<real, N> sum = load<N>(at);
+      for (int j = 0; j < N; j++) sum.v[j] += bias.v[j];
+      store(at, sum);
+    }
+  }
+}
+
+// y (rows, columns) += b (columns,)
+extern "C" __global__ void add_bias(real *y, const real *b, i64 rows, i64 columns) {
+  if (columns % WIDE == 0 && packable<WIDE>(y) && packable<WIDE>(b))
+    add_to_rows<WIDE>(y, b, rows, columns);
+  else
+    add_to_rows<1>(y, b, rows, columns);
+}

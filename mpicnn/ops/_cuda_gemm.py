@@ -1,0 +1,115 @@
+"""Multiply matrices on the GPU: cuBLAS on arrays as they lie, and what goes before and after."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import cupy
+import numpy as np
+from cupy.cuda import cublas, runtime
+from cupy.cuda.device import get_cublas_handle
+from numpy.typing import DTypeLike
+
+from mpicnn.ops._cuda_arrays import THREADS, Array, blocks, launch
+from mpicnn.ops._cuda_precision import precision_of
+
+BF16 = np.dtype(np.uint16)  # the bits of bf16 values: neither NumPy nor CuPy knows the type
+_TYPES = {
+    np.dtype(np.float32): runtime.CUDA_R_32F,
+    np.dtype(np.float64): runtime.CUDA_R_64F,
+    BF16: runtime.CUDA_R_16BF,
+}
+_COMPUTE = {
+    "float32": cublas.CUBLAS_COMPUTE_32F,
+    "float64": cublas.CUBLAS_COMPUTE_64F,
+    "tf32": cublas.CUBLAS_COMPUTE_32F_FAST_TF32,
+    "bf16": cublas.CUBLAS_COMPUTE_32F,
+}
+
+
+def multiply(a: Array, b: Array, out: Array, add: bool = False) -> None:
+    """Set `out` to the matrix product a b, or add it to `out`; or so for stacks of matrices.
+
+    a is (m, k), b (k, n) and out (m, n), all with a leading axis or none has one. out has unit
+    stride along n. a and b have unit stride along one axis, else they are copied. They are what
+    `operand` returns, out is float32 or float64. Raises ValueError where they do not fit.
+    """
+    (*stack, m, k), n = a.shape, b.shape[-1]
+    if b.shape != (*stack, k, n) or out.shape != (*stack, m, n) or a.dtype != b.dtype:
+        raise ValueError(
+            f"no product of {a.dtype} {a.shape} and {b.dtype} {b.shape} for {out.shape}"
+        )
+    if 0 in out.shape:
+        return
+    if k == 0:
+        if not add:
+            out.fill(0)
+        return
+    a, a_op, a_lead = _as_stored(a)
+    b, b_op, b_lead = _as_stored(b)
+    kind = _TYPES[a.dtype], _TYPES[b.dtype], _TYPES[out.dtype]
+    scale = [_scalar(value, out.dtype).ctypes.data for value in (1, int(add))]
+    steps = [x.strides[0] // x.itemsize for x in (a, b, out)]
+    lead = out.strides[-2] // out.itemsize if m > 1 else n
+    how = _COMPUTE[precision_of(out.dtype)], cublas.CUBLAS_GEMM_DEFAULT
+    handle = get_cublas_handle()
+    # cuBLAS counts down columns, so that it sees every matrix transposed: out' = b' a'
+    if not stack:
+        cublas.gemmEx(
+            handle, b_op, a_op, n, m, k, scale[0], b.data.ptr, kind[1], b_lead,
+            a.data.ptr, kind[0], a_lead, scale[1], out.data.ptr, kind[2], lead, *how,
+        )  # fmt: skip
+    else:
+        cublas.gemmStridedBatchedEx(
+            handle, b_op, a_op, n, m, k, scale[0], b.data.ptr, kind[1], b_lead, steps[1],
+            a.data.ptr, kind[0], a_lead, steps[0], scale[1],
+            out.data.ptr, kind[2], lead, steps[2], *stack, *how,
+        )  # fmt: skip
+
+
+def operand(x: Array) -> Array:
+    """Return a matrix, or a stack of them, as the precision that is set multiplies it.
+
+    That is x itself, or its values rounded to bf16: bits of dtype uint16, in C order.
+    """
+    if precision_of(x.dtype) != "bf16":
+        return x
+    return bf16_rows(cupy.ascontiguousarray(x).reshape(1, x.size), 1, x.size).reshape(x.shape)
+
+
+def bf16_rows(x: Array, rows: int, columns: int) -> Array:
+    """Return x, float32 in C order, as bf16 with zeros behind its columns and below its rows."""
+    y = cupy.empty((rows, columns), BF16)
+    if y.size:
+        grid = blocks(rows * -(-columns // 8))
+        launch("bf16_rows", "products.cu", x.dtype, grid, THREADS, x, *x.shape, y, *y.shape)
+    return y
+
+
+def add_bias(y: Array, b: Array) -> None:
+    """Add b (o,) to every row of y (rows, o), which is in C order, in place."""
+    if b.shape != y.shape[1:] or b.dtype != y.dtype:
+        raise ValueError(f"b must be {y.dtype} of shape {y.shape[1:]}, not {b.dtype} {b.shape}")
+    if y.size:
+        b = cupy.ascontiguousarray(b)
+        launch(
+            "add_bias", "products.cu", y.dtype, blocks(y.size, 4 * THREADS), THREADS, y, b, *y.shape
+        )
+
+
+def _as_stored(x: Array) -> tuple[Array, int, int]:
+    """Return x, whether cuBLAS must transpose what it sees, and the stride of its lines."""
+    rows, columns = x.shape[-2:]
+    down, along = (stride // x.itemsize for stride in x.strides[-2:])
+    if (along == 1 or columns == 1) and (rows == 1 or down >= columns):
+        return x, cublas.CUBLAS_OP_N, down if rows > 1 else columns
+    if (down == 1 or rows == 1) and (columns == 1 or along >= rows):
+        return x, cublas.CUBLAS_OP_T, along if columns > 1 else rows
+    return _as_stored(cupy.ascontiguousarray(x))
+
+
+@cache
+def _scalar(value: int, dtype: DTypeLike) -> Any:
+    """Return a number in host memory, where cuBLAS reads it."""
+    return np.array(value, dtype)

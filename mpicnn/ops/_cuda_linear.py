@@ -1,0 +1,38 @@
+"""Multiply by the matrices of fully connected layers on the GPU."""
+
+from __future__ import annotations
+
+import cupy
+
+from mpicnn.ops._cuda_arrays import Array
+from mpicnn.ops._cuda_gemm import add_bias, multiply, operand
+
+
+def linear(x: Array, w: Array, b: Array | None) -> Array:
+    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
+    y = cupy.empty((x.shape[0], w.shape[0]), x.dtype)
+    multiply(operand(x), operand(w).T, y)
+    if b is not None:
+        add_bias(y, b)
+    return y
+
+
+def linear_dx(dy: Array, w: Array) -> Array:
+    """Return the gradient of `linear` by x, given dy (n, o)."""
+    dx = cupy.empty((dy.shape[0], w.shape[1]), dy.dtype)
+    multiply(operand(dy), operand(w), dx)
+    return dx
+
+
+def linear_dw(x: Array, dy: Array, dw: Array | None = None) -> Array:
+    """Return the gradient of `linear` by w, given dy (n, o); added to `dw`, in place, if given.
+
+    Raises ValueError unless the rows of `dw` are runs of memory.
+    """
+    add = dw is not None
+    if dw is None:
+        dw = cupy.empty((dy.shape[1], x.shape[1]), x.dtype)
+    elif dw.dtype != x.dtype or (dw.size and dw.strides[1] != dw.itemsize):
+        raise ValueError("dw must have the dtype of x and unit stride along its rows")
+    multiply(operand(dy).T, operand(x), dw, add)
+    return dw
