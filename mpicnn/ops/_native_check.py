@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpicnn.ops.window import conv_size
+
 Array = NDArray[Any]
 Pair = tuple[int, int]
 Shape4 = tuple[int, int, int, int]
@@ -74,6 +76,37 @@ def shape4(name: str, value: Shape4) -> Shape4:
     """Return a shape of four axes; raises ValueError for another number or a negative length."""
     a, b, c, d = _integers(name, value, 4, 0)
     return a, b, c, d
+
+
+def conv_y_shape(
+    name: str,
+    x_shape: Shape4,
+    w_shape: Shape4,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Shape4:
+    """Return the shape of a convolution's result; raises ValueError where arguments do not fit.
+
+    `name` is the argument that is blamed.
+    """
+    n, c, *image = shape4(name, x_shape)
+    o, c_group, *kernel = shape4("w_shape" if name == "w_shape" else "w", w_shape)
+    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
+    dilation = pair("dilation", dilation, 1)
+    if groups < 1 or o % groups or c_group * groups != c:
+        raise ValueError(
+            f"groups={groups} does not fit x of shape {tuple(x_shape)} and w of {tuple(w_shape)}"
+        )
+    if min(kernel) < 1:
+        raise ValueError(f"the kernel of w must not be empty: shape {tuple(w_shape)}")
+    oh, ow = (
+        conv_size(*axis) for axis in zip(image, kernel, stride, padding, dilation, strict=True)
+    )
+    if min(oh, ow) < 0:
+        raise ValueError(f"{name}: the kernel {tuple(kernel)} exceeds the padded image {image}")
+    return n, o, oh, ow
 
 
 def _integers(name: str, value: tuple[int, ...], count: int, least: int) -> list[int]:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mpicnn.ops._native_check import Array, Pair, Shape4, array, pair, shape4
+from mpicnn.ops._native_check import Array, Pair, Shape4, array, conv_y_shape
 from mpicnn.ops._native_core import HAS_BLAS, core
-from mpicnn.ops.window import conv_size
 
 
 def conv2d(
@@ -160,22 +159,7 @@ def _geometry(
 
     `name` is the argument that is blamed where shapes do not fit.
     """
-    n, c, *image = shape4(name, x_shape)
-    o, c_group, *kernel = shape4("w_shape" if name == "w_shape" else "w", w_shape)
-    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
-    dilation = pair("dilation", dilation, 1)
-    if groups < 1 or o % groups or c_group * groups != c:
-        raise ValueError(
-            f"groups={groups} does not fit x of shape {tuple(x_shape)} and w of {tuple(w_shape)}"
-        )
-    if min(kernel) < 1:
-        raise ValueError(f"the kernel of w must not be empty: shape {tuple(w_shape)}")
-    oh, ow = (
-        conv_size(*axis) for axis in zip(image, kernel, stride, padding, dilation, strict=True)
-    )
-    if min(oh, ow) < 0:
-        raise ValueError(f"{name}: the kernel {tuple(kernel)} exceeds the padded image {image}")
-    y_shape = n, o, oh, ow
+    y_shape = conv_y_shape(name, x_shape, w_shape, stride, padding, dilation, groups)
     if 0 in (*x_shape, *w_shape, *y_shape):
         return y_shape, None
     return y_shape, core.ConvShape(x_shape, w_shape, stride, padding, dilation, groups)
