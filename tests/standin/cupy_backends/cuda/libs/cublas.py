@@ -137,7 +137,9 @@ def gemmStridedBatchedEx(
     a = _stack(A, Atype, batchCount, strideA, m, k, lda, transa)
     b = _stack(B, Btype, batchCount, strideB, k, n, ldb, transb)
     c = _stack(C, Ctype, batchCount, strideC, m, n, ldc, CUBLAS_OP_N)
-    if batchCount > 1 and strideC < ldc * (n - 1) + m:
+    apart = strideC >= ldc * (n - 1) + m
+    interleaved = strideC >= m and ldc >= strideC * batchCount
+    if batchCount > 1 and not (apart or interleaved):
         raise CUBLASError(7)  # matrices of the result overlap: the sums would depend on the order
 
     def work() -> None:
