@@ -1,0 +1,97 @@
+"""Convolve on the GPU by copying windows into lines of a matrix and multiplying matrices.
+
+It takes every convolution in every precision. The lines lie in pieces of whole examples: as many
+as fit into `COLUMN_BYTES`, or one. So that, or one example's lines if they are more, is the memory
+that it needs besides its arguments and, in bf16, their rounded copies. Images and kernels have
+their channels last in memory; so have the lines, and a group of channels is a run in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cupy
+
+from mpicnn.ops._cuda_arrays import Array, blocks, launch
+from mpicnn.ops._cuda_gemm import BF16, add_bias, multiply, operand
+from mpicnn.ops._cuda_precision import precision_of
+from mpicnn.ops._cuda_shape import ConvShape
+
+COLUMN_BYTES = 256 << 20
+_BLOCK = (32, 8)  # threads along a line, and lines
+
+
+def forward(shape: ConvShape, x: Array, w: Array, y: Array, b: Array | None = None) -> None:
+    """Set y to the convolution of x with w, plus b, if given."""
+    kernels = _kernels(shape, operand(_rows(w)))
+    for examples in _pieces(shape, x):
+        columns = _columns(shape, x[examples])
+        multiply(columns, kernels.transpose(0, 2, 1), _groups(shape, _rows(y[examples])))
+    if b is not None:
+        add_bias(_rows(y), b)
+
+
+def dx(shape: ConvShape, dy: Array, w: Array, dx: Array) -> None:
+    """Set dx to the gradient by x."""
+    kernels = _kernels(shape, operand(_rows(w)))
+    for examples in _pieces(shape, dx):
+        part = dx[examples]
+        gradient = _groups(shape, operand(_rows(dy[examples])))
+        if shape.pointwise:
+            multiply(gradient, kernels, _groups(shape, _rows(part)))
+            continue
+        columns = cupy.empty((gradient.shape[1], shape.groups * shape.taps), dx.dtype)
+        multiply(gradient, kernels, _groups(shape, columns))
+        _launch("col2im", shape, dx, columns, part, _rows(part).shape[0])
+
+
+def dw(shape: ConvShape, x: Array, dy: Array, dw: Array) -> None:
+    """Set dw to the gradient by w."""
+    out = _kernels(shape, _rows(dw))
+    for examples in _pieces(shape, x):
+        gradient = _groups(shape, operand(_rows(dy[examples])))
+        columns = _columns(shape, x[examples])
+        multiply(gradient.transpose(0, 2, 1), columns, out, add=examples.start > 0)
+
+
+def _pieces(shape: ConvShape, x: Array) -> Iterator[slice]:
+    """Yield runs of examples whose lines, in the dtype of x, fit into `COLUMN_BYTES`."""
+    each = shape.y[2] * shape.y[3] * shape.groups * shape.taps * x.itemsize
+    count = shape.x[0] if shape.pointwise else max(1, COLUMN_BYTES // each)
+    for first in range(0, shape.x[0], count):
+        yield slice(first, first + count)
+
+
+def _columns(shape: ConvShape, x: Array) -> Array:
+    """Return the lines of all outputs of x as operands (groups, outputs, values)."""
+    if shape.pointwise:
+        return _groups(shape, operand(_rows(x)))
+    outputs = x.shape[0] * shape.y[2] * shape.y[3]
+    rounds = precision_of(x.dtype) == "bf16"
+    columns = cupy.empty((outputs, shape.groups * shape.taps), BF16 if rounds else x.dtype)
+    _launch("im2col_bf16" if rounds else "im2col", shape, x, x, columns, outputs)
+    return _groups(shape, columns)
+
+
+def _launch(
+    name: str, shape: ConvShape, like: Array, source: Array, target: Array, pixels: int
+) -> None:
+    """Start a kernel for which a row of threads does the work of one of so many pixels."""
+    sizes = shape.for_kernels()
+    grid = blocks(pixels, _BLOCK[1])
+    launch(name, "columns.cu", like.dtype, grid, _BLOCK, source, target, pixels, *sizes)
+
+
+def _rows(x: Array) -> Array:
+    """Return a view (n h w, c) of x (n, c, h, w), which has its channels last in memory."""
+    return x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _groups(shape: ConvShape, rows: Array) -> Array:
+    """Return a view (groups, rows, values of a group)."""
+    return rows.reshape(rows.shape[0], shape.groups, -1).transpose(1, 0, 2)
+
+
+def _kernels(shape: ConvShape, rows: Array) -> Array:
+    """Return a view (groups, outputs of a group, values that one sees) of w's rows."""
+    return rows.reshape(shape.groups, -1, shape.taps)

@@ -1,0 +1,64 @@
+"""Describe a convolution to the GPU's ways of computing it, and see that its arguments fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mpicnn.ops._native_check import Pair, Shape4, conv_y_shape, pair, shape4
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """The shapes x (n, c, h, w), w (o, c/groups, kh, kw) and y (n, o, oh, ow), and the window."""
+
+    x: Shape4
+    w: Shape4
+    y: Shape4
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        x: Shape4,
+        w: Shape4,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
+    ) -> ConvShape:
+        """Return the description. Raises ValueError, about `name`, where arguments do not fit."""
+        y = conv_y_shape(name, x, w, stride, padding, dilation, groups)
+        return cls(
+            shape4("x", x), shape4("w", w), y,
+            pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1),
+            groups,
+        )  # fmt: skip
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to multiply."""
+        return 0 in (*self.x, *self.w, *self.y)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether every output sees one pixel, and every pixel is seen by one output."""
+        return self.w[2:] == self.stride == (1, 1) and self.padding == (0, 0)
+
+    @property
+    def taps(self) -> int:
+        """The number of values that one output of one group sees."""
+        return prod(self.w[1:])
+
+    def for_kernels(self) -> list[Any]:
+        """Return the sizes in the order of SHAPE in columns.cu."""
+        window = (*self.w[2:], *self.stride, *self.padding, *self.dilation)
+        sizes = (*self.x[1:], *self.y[2:], self.groups, *window)
+        return [np.int32(size) for size in sizes]
