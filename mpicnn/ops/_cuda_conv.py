@@ -1,0 +1,197 @@
+"""Convolve on the GPU by whatever is fastest for the shapes: an engine of cuDNN, or columns.
+
+The first call for some shapes tries up to `CANDIDATES` ways and waits for the GPU; later ones use
+what was fastest then. So two runs may add in a different order; within one run they never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import islice
+from threading import get_ident
+
+import cupy
+from numpy.typing import DTypeLike
+
+from mpicnn.ops import _cuda_columns as columns
+from mpicnn.ops import _cudnn
+from mpicnn.ops._cuda_arrays import Array, Pair, Shape4, cells, empty_cells, zero_cells
+from mpicnn.ops._cuda_precision import precision_of, settings
+from mpicnn.ops._cuda_shape import ConvShape
+
+CANDIDATES = 8
+_RUNS = 5  # that are timed together
+_AS_FAST = 1.05  # among the fastest up to this factor cuDNN's order decides
+_KEPT = 4096  # convolutions, far more than a network has
+_COLUMNS: dict[str, Callable[..., None]] = {
+    "forward": columns.forward,
+    "dx": columns.dx,
+    "dw": columns.dw,
+}
+
+
+def conv2d(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int = 1,
+) -> Array:
+    """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,).
+
+    `padding` zeros lie on either side of each spatial axis. The result has x's dtype. Raises
+    ValueError where arguments do not fit.
+    """
+    shape = ConvShape.of("x", x.shape, w.shape, stride, padding, dilation, groups)
+    _check(w, shape.w, x.dtype)
+    if b is not None:
+        _check(b, shape.w[:1], x.dtype)
+    if shape.empty:
+        y = zero_cells(shape.y, x.dtype)
+        if b is not None:
+            y += b[:, None, None]
+        return y
+    y = empty_cells(shape.y, x.dtype)
+    bias = () if b is None else (cupy.ascontiguousarray(b),)
+    _way("forward", shape, x.dtype, bool(bias))(cells(x), cells(w), y, *bias)
+    return y
+
+
+def conv2d_dx(
+    dy: Array,
+    w: Array,
+    x_shape: Shape4,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int = 1,
+) -> Array:
+    """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
+    shape = ConvShape.of("x_shape", x_shape, w.shape, stride, padding, dilation, groups)
+    _check(dy, shape.y, w.dtype)
+    if shape.empty:
+        return zero_cells(shape.x, dy.dtype)
+    dx = empty_cells(shape.x, dy.dtype)
+    _way("dx", shape, dy.dtype)(cells(dy), cells(w), dx)
+    return dx
+
+
+def conv2d_dw(
+    x: Array,
+    dy: Array,
+    w_shape: Shape4,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int = 1,
+) -> Array:
+    """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
+    shape = ConvShape.of("w_shape", x.shape, w_shape, stride, padding, dilation, groups)
+    _check(dy, shape.y, x.dtype)
+    if shape.empty:
+        return zero_cells(shape.w, x.dtype)
+    dw = empty_cells(shape.w, x.dtype)
+    _way("dw", shape, x.dtype)(cells(x), cells(dy), dw)
+    return dw
+
+
+def conv2d_methods(
+    x_shape: Shape4,
+    w_shape: Shape4,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    dtype: DTypeLike,
+) -> tuple[str, str, str]:
+    """Return how `conv2d`, with a bias, `conv2d_dx` and `conv2d_dw` compute for these shapes.
+
+    "columns" makes products of columns, another name is that of an engine of cuDNN, and "none" says
+    that there is nothing to multiply. What was not used yet is tried out now.
+    """
+    shape = ConvShape.of("x_shape", x_shape, w_shape, stride, padding, dilation, groups)
+    if shape.empty:
+        return "none", "none", "none"
+    x, w, y = (zero_cells(dims, dtype) for dims in (shape.x, shape.w, shape.y))
+    forward = _way("forward", shape, dtype, bias=True)
+    dx, dw = _way("dx", shape, dtype), _way("dw", shape, dtype)
+    forward(x, w, y, cupy.zeros(shape.w[0], dtype))
+    dx(y, w, x)
+    dw(x, y, w)
+    return forward.name, dx.name, dw.name
+
+
+class Fastest:
+    """The fastest of some ways to compute the same; the first call finds out which.
+
+    Ways have a name and are called `way(*operands, out)`, or with a bias behind.
+    """
+
+    def __init__(self, ways: Mapping[str, Callable[..., None]]) -> None:
+        self._ways = dict(ways)
+
+    @property
+    def name(self) -> str:
+        """What computes, once that is known."""
+        return next(iter(self._ways))
+
+    def __call__(self, *arrays: Array) -> None:
+        """Compute on these arrays."""
+        if len(self._ways) > 1:
+            self._decide(arrays)
+        self._ways[self.name](*arrays)
+
+    def _decide(self, arrays: Sequence[Array]) -> None:
+        seconds = {name: _seconds(way, arrays) for name, way in self._ways.items()}
+        enough = min(seconds.values()) * _AS_FAST
+        name = next(name for name, taken in seconds.items() if taken <= enough)
+        self._ways = {name: self._ways[name]}
+
+
+def _seconds(way: Callable[..., None], arrays: Sequence[Array]) -> float:
+    """Return how long one call takes on the GPU, infinity where it fails."""
+    begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+    try:
+        way(*arrays)
+        begin.record()
+        for _ in range(_RUNS):
+            way(*arrays)
+        end.record()
+        end.synchronize()
+    except (RuntimeError, MemoryError):  # an engine that promised too much; others remain
+        return float("inf")
+    return float(cupy.cuda.get_elapsed_time(begin, end)) * 1e-3 / _RUNS
+
+
+def _way(kind: str, shape: ConvShape, dtype: DTypeLike, bias: bool = False) -> Fastest:
+    precision = precision_of(dtype)
+    stream = cupy.cuda.get_current_stream()
+    place = cupy.cuda.runtime.getDevice(), get_ident(), int(stream.ptr)
+    return _ways(place, kind, shape, precision, settings.transforms, bias)
+
+
+@lru_cache(_KEPT)
+def _ways(
+    place: tuple[int, int, int],
+    kind: str,
+    shape: ConvShape,
+    precision: str,
+    transforms: bool,
+    bias: bool,
+) -> Fastest:
+    """Return what computes one of cuDNN's `KINDS` on one stream of one thread."""
+    ways: dict[str, Callable[..., None]] = {}
+    library = None if precision == "float64" else _cudnn.library(*place)
+    if library is not None:
+        found = _cudnn.engines(library, kind, shape, precision, transforms, bias)
+        ways |= {engine.name: engine for engine in islice(found, CANDIDATES)}
+    return Fastest(ways | {"columns": partial(_COLUMNS[kind], shape)})
+
+
+def _check(array: Array, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+    """Raise ValueError unless an array, of which kernels see bare memory, is what they expect."""
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(f"{dtype} of shape {shape} expected, not {array.dtype} of {array.shape}")

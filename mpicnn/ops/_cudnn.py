@@ -1,0 +1,236 @@
+"""Convolve on the GPU by cuDNN's engines: describe a convolution as a graph, find what runs it.
+
+The graphs are those of cuDNN Frontend. Images and kernels are float32 and have their channels last
+in memory. In "float32" no engine may use tensor cores, which would round the operands; in "tf32"
+it may; for "bf16" the operands are rounded before, and the engine writes float32. What adds in an
+order of its own every time is never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from math import prod
+from typing import Any
+
+import cupy
+
+from mpicnn.ops._cuda_arrays import Array, Shape4, empty_cells
+from mpicnn.ops._cuda_gemm import add_bias, bf16_rows
+from mpicnn.ops._cuda_shape import ConvShape
+
+try:
+    import cudnn
+except ImportError:  # every convolution then goes by columns
+    cudnn = None
+
+KINDS = ("forward", "dx", "dw")
+WORKSPACE_BYTES = 1 << 30  # engines that need more are not tried
+_FIRST, _SECOND, _OUT, _BIAS = 1, 2, 3, 4  # what tensors are called in a graph
+_EIGHT = 8  # engines for bf16 take channels in eights
+
+
+class Library:
+    """cuDNN for one stream of one thread: its handle, and scratch memory that only grows."""
+
+    def __init__(self, stream: int) -> None:
+        self.handle = cudnn.create_handle()
+        cudnn.set_stream(self.handle, stream)
+        self._scratch = cupy.empty(0, "uint8")
+
+    def scratch(self, size: int) -> int:
+        """Return the address of so many bytes, which the next call may hand out again."""
+        if self._scratch.size < size:
+            self._scratch = cupy.empty(size, "uint8")
+        return int(self._scratch.data.ptr) if size else 0
+
+
+@cache
+def library(device: int, thread: int, stream: int) -> Library | None:
+    """Return cuDNN for a stream of the current thread and device, or None where it is missing."""
+    if cudnn is None:
+        return None
+    try:
+        return Library(stream)
+    except RuntimeError:  # the frontend is there and the library that it calls is not
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """One way of cuDNN to compute a graph; `call(first, second, out)`, or with a bias at the end.
+
+    `adds_bias` says whether the graph adds it, else it is added afterwards.
+    """
+
+    name: str
+    library: Library
+    graph: Any
+    index: int
+    workspace: int
+    adds_bias: bool
+
+    def __call__(self, first: Array, second: Array, out: Array, b: Array | None = None) -> None:
+        """Start the computation on the library's stream."""
+        tensors = {_FIRST: first, _SECOND: second, _OUT: out}
+        if b is not None and self.adds_bias:
+            tensors[_BIAS] = b
+        self.graph.execute_plan_at_index(
+            {uid: int(tensor.data.ptr) for uid, tensor in tensors.items()},
+            self.library.scratch(self.workspace),
+            self.index,
+            self.library.handle,
+        )
+        if b is not None and not self.adds_bias:
+            add_bias(out.transpose(0, 2, 3, 1).reshape(-1, out.shape[1]), b)
+
+
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """An engine for bf16 and the channels that it wants: it is called as an `Engine` is."""
+
+    engine: Engine
+    first: Shape4
+    second: Shape4
+    out: Shape4
+
+    @property
+    def name(self) -> str:
+        """The engine's name."""
+        return self.engine.name
+
+    def __call__(self, first: Array, second: Array, out: Array, b: Array | None = None) -> None:
+        """Round the operands, start the computation, and leave out channels that were added."""
+        padded = out if out.shape == self.out else empty_cells(self.out, out.dtype)
+        self.engine(_rounded(first, self.first), _rounded(second, self.second), padded, b)
+        if padded is not out:
+            out[...] = padded[: out.shape[0], : out.shape[1]]
+
+
+def engines(
+    library: Library, kind: str, shape: ConvShape, precision: str, transforms: bool, bias: bool
+) -> Iterator[Engine | Rounding]:
+    """Yield what computes one of `KINDS`, in the order in which cuDNN thinks it fast.
+
+    There may be none. For a sum with a bias, those that add it themselves come first.
+    """
+    padded = in_eights(kind, shape) if precision == "bf16" else shape
+    for fused in (True, False) if bias else (False,):
+        graph = describe(kind, padded, precision, fused, handle=library.handle)
+        for index in plans(graph, precision, transforms):
+            name = f"cudnn {graph.get_plan_name_at_index(index)}"
+            if bias and not fused:
+                name += " + bias"
+            size = graph.get_workspace_size_plan_at_index(index)
+            engine = Engine(name, library, graph, index, size, fused)
+            if precision != "bf16":
+                yield engine
+                continue
+            yield Rounding(engine, *_operands(kind, padded))
+            return  # a compiler makes these engines, which takes half a second each
+
+
+def describe(kind: str, shape: ConvShape, precision: str, bias: bool, **device: Any) -> Any:
+    """Return the graph of one of `KINDS` for a device: handle=…, or device_property=….
+
+    With `bias`, which goes with "forward" alone, a sum with a bias follows.
+    """
+    types = cudnn.data_type
+    io = types.BFLOAT16 if precision == "bf16" else types.FLOAT
+    graph = cudnn.pygraph(
+        io_data_type=io,
+        intermediate_data_type=types.FLOAT,
+        compute_data_type=types.FLOAT,
+        **device,
+    )
+    *operands, out = _operands(kind, shape)
+    first, second = (
+        graph.tensor(dim=list(dims), stride=_strides(dims), data_type=io, uid=uid)
+        for uid, dims in zip((_FIRST, _SECOND), operands, strict=True)
+    )
+    window = {
+        "padding": list(shape.padding),
+        "stride": list(shape.stride),
+        "dilation": list(shape.dilation),
+    }
+    if kind == "forward":
+        result = graph.conv_fprop(image=first, weight=second, **window)
+    elif kind == "dx":
+        result = graph.conv_dgrad(loss=first, filter=second, **window)
+    else:
+        result = graph.conv_wgrad(image=first, loss=second, **window)
+    if bias:
+        dims = (1, out[1], 1, 1)
+        b = graph.tensor(dim=list(dims), stride=_strides(dims), data_type=types.FLOAT, uid=_BIAS)
+        result = graph.bias(input=result, bias=b)
+    result.set_output(True).set_dim(list(out)).set_stride(_strides(out))
+    result.set_data_type(types.FLOAT).set_uid(_OUT)
+    return graph
+
+
+def plans(graph: Any, precision: str, transforms: bool) -> Iterator[int]:
+    """Yield the indices of the graph's plans that may be used and can be built, and build them."""
+    unsupported = (RuntimeError, cudnn.cudnnGraphNotSupportedError)
+    try:
+        graph.validate()
+        graph.build_operation_graph()
+        graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    except unsupported:
+        return
+    graph.deselect_numeric_notes(_unwanted(precision, transforms))
+    graph.deselect_workspace_greater_than(WORKSPACE_BYTES)
+    for index in range(graph.get_execution_plan_count()):
+        try:
+            graph.build_plan_at_index(index)
+        except unsupported:  # ruled out above, or not for this device after all
+            continue
+        yield index
+
+
+def _unwanted(precision: str, transforms: bool) -> list[Any]:
+    """Return the notes on engines that may not be used."""
+    notes = cudnn.numerical_note
+    found = [notes.DOWN_CONVERT_INPUTS, notes.REDUCED_PRECISION_REDUCTION, notes.NONDETERMINISTIC]
+    if precision == "float32":
+        found.append(notes.TENSOR_CORE)
+    if not transforms:
+        found += [
+            notes.FFT, notes.WINOGRAD, notes.WINOGRAD_TILE_4x4, notes.WINOGRAD_TILE_6x6,
+            notes.WINOGRAD_TILE_13x13,
+        ]  # fmt: skip
+    return found
+
+
+def in_eights(kind: str, shape: ConvShape) -> ConvShape:
+    """Return the shape with the channels of one group, if there is one, filled up to eights.
+
+    The forward pass takes any number of outputs.
+    """
+    if shape.groups > 1:
+        return shape
+    (n, c, h, w), (o, _, kh, kw) = shape.x, shape.w
+    c = -(-c // _EIGHT) * _EIGHT
+    if kind != "forward":
+        o = -(-o // _EIGHT) * _EIGHT
+    return replace(shape, x=(n, c, h, w), w=(o, c, kh, kw), y=(n, o, *shape.y[2:]))
+
+
+def _operands(kind: str, shape: ConvShape) -> tuple[Shape4, Shape4, Shape4]:
+    """Return the shapes of both operands and of the result."""
+    x, w, y = shape.x, shape.w, shape.y
+    return {"forward": (x, w, y), "dx": (y, w, x), "dw": (x, y, w)}[kind]
+
+
+def _strides(dims: Shape4) -> list[int]:
+    """Return the strides, in values, of an array that has its channels last in memory."""
+    _, c, h, w = dims
+    return [h * w * c, 1, w * c, c]
+
+
+def _rounded(x: Array, dims: Shape4) -> Array:
+    """Return x as bf16 with zeros up to these dims, channels last."""
+    n, c, h, w = dims
+    rows = x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
+    values = bf16_rows(rows, prod((n, h, w)), c)
+    return values.reshape(n, h, w, c).transpose(0, 3, 1, 2)
