@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import import_module
+from warnings import catch_warnings, simplefilter
 
 from mpi4py import MPI
 
@@ -27,13 +28,13 @@ def choose_wires(
     everyone = mesh.texts(identity)
     gpus = [i for i in everyone if i]
     obstacle = _against_nccl(everyone)
-    usable = mesh.texts(obstacle or _nccl_missing())
-    obstacle = next((text for text in usable if text), "")
+    if not obstacle and asked in ("auto", "nccl"):
+        obstacle = next(filter(None, mesh.texts(_nccl_missing())), "")
     if asked == "nccl" and obstacle:
         raise UserError(f"transport nccl: {obstacle}; use auto, host or mpi")
     if asked in ("auto", "nccl") and not obstacle:
         return _nccl(asked, environ), "NCCL"
-    if not gpus:
+    if not gpus or len(everyone) == 1:
         return Wire, "MPI"
     aware = asked == "mpi" or (asked == "auto" and cuda_aware(environ))
     way = "MPI on GPU memory" if aware else "MPI by way of host memory"
@@ -68,8 +69,9 @@ def _against_nccl(identities: Iterable[str]) -> str:
 
 
 def _nccl_missing() -> str:
-    from cupy.cuda import nccl
-
+    with catch_warnings():
+        simplefilter("ignore")  # CuPy's advice of several lines
+        from cupy.cuda import nccl
     return "" if nccl.available else "CuPy finds no NCCL library (pip install nvidia-nccl-cu12)"
 
 
