@@ -185,9 +185,7 @@ class Session:
     def initial(self) -> State:
         """Return this rank's part of the state at the start of a run."""
         state = initial_state(self.weights, self.mesh.coords, self.seed, self.dtype)
-        for part in vars(state).values():
-            part.update({name: self.ops.xp.asarray(a) for name, a in part.items()})
-        return state
+        return state.on(self.ops.xp)
 
     def load(
         self, state: State, checkpoints: Checkpoints, path: Path | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ class State:
     params: Arrays = field(default_factory=dict)
     velocity: Arrays = field(default_factory=dict)
     buffers: Arrays = field(default_factory=dict)
+
+    def on(self, xp: ModuleType) -> State:
+        """Return the state as arrays of the module `xp`, copied only to another memory."""
+        copies = ({name: xp.asarray(a) for name, a in part.items()} for part in vars(self).values())
+        return State(*copies)
 
     @property
     def nbytes(self) -> int:

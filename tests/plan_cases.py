@@ -6,6 +6,7 @@ import pytest
 from mpicnn import ops as backends
 from mpicnn.compile import compile
 from mpicnn.cost import step_costs
+from mpicnn.devices import Device
 from mpicnn.execute import Executor
 from mpicnn.layers import (
     LRN,
@@ -74,22 +75,27 @@ def batches(dtype):
         )
 
 
-def train(comm, plan, dtype=np.float64, model=None, backend="numpy", progress="poll"):
+CPU = Device(backends.load("numpy"))
+
+
+def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll"):
     """Return losses, the final state as whole arrays, and bytes sent and predicted."""
-    ops = backends.load(backend)
-    mesh = Mesh(comm, plan.grid, plan.depth, progress)
+    ops = device.ops
+    mesh = Mesh(comm, plan.grid, plan.depth, progress, device.wires)
     model = model or network()
     runner = Executor(mesh, ops, SEED, bucket=512)
     programs = {n: compile(model, plan, mesh.coords, n, mesh.stage) for n in (BATCH, RAGGED)}
     weights = programs[BATCH].weights
-    state = initial_state(weights, mesh.coords, SEED, dtype)
+    state = initial_state(weights, mesh.coords, SEED, dtype).on(ops.xp)
     specs = {w.name: w.param for w in weights}
     losses, predicted = [], 0.0
     for step, x, labels in batches(dtype):
         program = programs[len(x)]
-        grads, totals = runner.train(program, state, x[program.positions], labels, step)
+        grads, totals = runner.train(
+            program, state, ops.xp.asarray(x[program.positions]), labels, step
+        )
         update(ops, state.params, state.velocity, grads, specs, 0.05, 0.9, 0.01, 2.0)
-        losses.append(mesh.sum(totals.read()).wait()[0] / len(x))
+        losses.append(mesh.sum(totals.read()).wait()[0] / len(labels))
         costs = step_costs(program, plan.grid, mesh.coords, np.dtype(dtype).itemsize)
         predicted += sum(c.work.bytes_sent for c in costs)
     sent = mesh.sent
@@ -97,9 +103,10 @@ def train(comm, plan, dtype=np.float64, model=None, backend="numpy", progress="p
     for weight in weights:
         held = state.buffers if weight.buffer else state.params
         box = region(weight.param.shape, weight.home, mesh.coords)
-        parts[weight.name] = (weight.param.shape, box, held[weight.name])
+        parts[weight.name] = (weight.param.shape, box, ops.fetch(held[weight.name])())
     x, labels = next(iter(batches(dtype)))[1:]
-    totals = runner.evaluate(programs[BATCH], state, x[programs[BATCH].positions], labels)
+    x = ops.xp.asarray(x[programs[BATCH].positions])
+    totals = runner.evaluate(programs[BATCH], state, x, labels)
     tested = mesh.sum(totals.read()).wait()
     return losses, parts, tested, sent, predicted
 

@@ -1,0 +1,131 @@
+"""Ranks on GPUs, or on GPUs and CPUs together, train as one rank on a CPU does.
+
+Every rank is a thread with a stream of its own. Where there is no GPU, a stand-in takes its place
+(`standin/`): it computes what the kernels say, in their order, but knows no speed.
+"""
+
+import numpy as np
+import pytest
+from oracle import run_ranks
+from plan_cases import CPU, SHARES, compare, make, network, train
+
+from mpicnn import gpu
+from mpicnn.config import Division, environment
+from mpicnn.devices import Device
+from mpicnn.mesh import Mesh
+from mpicnn.plan import PRESETS, preset
+from mpicnn.planfile import load_plan
+from mpicnn.transport import choose_wires, cuda_aware
+
+pytestmark = pytest.mark.gpu
+cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)
+wire_gpu = pytest.importorskip("mpicnn.wire_gpu", reason="CuPy is not installed")
+
+STOOD_IN = "standin" in cuda.xp.__file__
+WAYS = {"host": "MPI by way of host memory", "mpi": "MPI on GPU memory", "nccl": "NCCL"}
+
+
+@pytest.fixture(autouse=True)
+def cards(monkeypatch):
+    """Show four GPUs where they are stood in for."""
+    monkeypatch.setenv("STANDIN_GPUS", "4")
+    cuda.set_precision("float64")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    plan = preset("data", network(), (1,))
+    return run_ranks(1, lambda comm: train(comm, plan))
+
+
+def device(number):
+    """Return a device on a GPU for the rank that is the calling thread."""
+    gpu.use(number % gpu.count())
+    line = wire_gpu.Line()
+    return Device(cuda, name="gpu", wires=lambda comm: wire_gpu.StagedWire(comm, line))
+
+
+def run(plan, rule, progress="poll", **how):
+    """Train with rank r on the device `rule[r]`: a GPU's number, or None for the CPU."""
+
+    def main(comm):
+        number = rule[comm.Get_rank() % len(rule)]
+        on = CPU if number is None else device(number)
+        return train(comm, plan, device=on, progress=progress, **how)
+
+    return run_ranks(plan.ranks, main)
+
+
+RULES = {"one card": (0,), "two cards": (0, 1), "cards and cores": (0, None, 1)}
+SCHEMES = [(name, "a") for name in PRESETS] + [("owt", "b"), ("owt", "c")]
+
+
+def test_one_gpu_trains_as_one_rank(subcomm, reference):
+    subcomm(1)
+    # Sums in another order: a few hundred roundings of 1e-16, over 20 steps.
+    compare(run(preset("data", network(), (1,)), (0,)), reference, 1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name, scheme", SCHEMES)
+def test_plan_trains_as_one_rank(subcomm, name, scheme, rule, reference):
+    subcomm(1)
+    ranks = 2 if rule == "two cards" else 3
+    shares = (1, 0, 3)[:ranks] if rule == "cards and cores" else (1, 1, 2)[:ranks]
+    sync = "sharded" if rule == "two cards" and name in ("data", "owt", "filter") else "allreduce"
+    results = run(make(name, (ranks,), (shares,), scheme, sync), RULES[rule])
+    compare(results, reference, 1e-12)
+    for *_, sent, predicted in results:
+        assert sent == pytest.approx(predicted)
+
+
+@pytest.mark.parametrize("progress", ["none", "poll", "thread"])
+def test_who_makes_progress_changes_nothing(subcomm, progress, reference):
+    subcomm(1)
+    plan = make("owt", (4,), ((0, 1, 2, 4),), "c", "sharded")
+    compare(run(plan, RULES["cards and cores"], progress), reference, 1e-12)
+
+
+@pytest.mark.parametrize("transport", ["host", "mpi", "nccl"])
+@pytest.mark.parametrize("name, scheme", [("data", "a"), ("filter", "a"), ("owt", "c")])
+def test_ways_of_travelling_train_as_one_rank_over_mpi(
+    subcomms, name, scheme, transport, reference, monkeypatch
+):
+    size, rank = subcomms.Get_size(), subcomms.Get_rank()
+    if transport == "mpi" and not STOOD_IN and not cuda_aware(environment()):
+        pytest.skip("this MPI does not take addresses of GPU memory")
+    if transport == "nccl" and (size == 1 or size > gpu.count()):
+        pytest.skip("NCCL needs several ranks and a GPU for each")
+    gpu.use(rank % gpu.count())
+    identity = gpu.describe(rank % gpu.count())[1]
+    wires, way = choose_wires(Mesh(subcomms), identity, transport, environment())
+    assert way == WAYS[transport] or size == 1
+    shares = SHARES[size][-1]
+    plan = make(name, (size,), (shares,), scheme, ("allreduce", "sharded")[size % 2])
+    results = subcomms.allgather(train(subcomms, plan, device=Device(cuda, wires=wires)))
+    compare(results, reference, 1e-12)
+    *_, sent, predicted = results[rank]
+    assert sent == pytest.approx(predicted)
+
+
+def test_a_grid_of_gpus_trains_as_one_rank(subcomm, reference):
+    subcomm(1)
+    plan = make("owt", (2, 2), ((2, 1), (1, 3)), "b", "sharded")
+    compare(run(plan, RULES["two cards"]), reference, 1e-12)
+
+
+def test_stages_on_gpus_and_cpus_train_as_one_rank(subcomm):
+    subcomm(1)
+    model = network(normalised=False)
+    plain = run_ranks(1, lambda c: train(c, preset("data", model, (1,)), model=model))
+    plan = load_plan(Division(stages="norm1,fc3", micro_batches=3), model, 3)
+    compare(run(plan, RULES["cards and cores"], model=model), plain, 1e-12)
+
+
+def test_single_precision_stays_close(subcomm):
+    subcomm(1)
+    cuda.set_precision("float32")
+    plan = make("owt", (3,), ((1, 0, 3),), "b", "allreduce")
+    one = run_ranks(1, lambda c: train(c, preset("data", network(), (1,)), np.float32))
+    # Roundings of 6e-8, a few hundred to a sum, grow over 20 steps of momentum.
+    compare(run(plan, RULES["cards and cores"], dtype=np.float32), one, 1e-4)
