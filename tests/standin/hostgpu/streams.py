@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 Work = Callable[[], object]
+PENDING = object()  # what work returns that must wait for other ranks, and be called again
+_NAP = 2e-4  # seconds
 
 
 class Mark(NamedTuple):
@@ -33,6 +35,7 @@ class Queue:
         self.blocking = blocking
         self.issued = 0
         self.finished = 0
+        self.error: BaseException | None = None
         self._entries: deque[tuple[int, Work, tuple[Mark, ...]]] = deque()
 
     @property
@@ -55,27 +58,51 @@ class Queue:
 
     def finish(self, number: int) -> None:
         """Do everything up to the entry `number`, and first what it waits for."""
-        with self.device.running:
-            while self.finished < number:
-                self._step()
+        while not self.advance(number):
+            time.sleep(_NAP)  # other ranks are not there yet, and may need this device's lock
 
     def poll(self, number: int) -> bool:
         """Return whether everything up to `number` was done; if not, do one entry."""
         with self.device.running:
+            self._raise()
             if self.finished >= number:
                 return True
             self._step()
             return False
 
-    def _step(self) -> None:
+    def advance(self, number: int) -> bool:
+        """Do what can be done up to the entry `number`; return whether that is everything."""
+        with self.device.running:
+            self._raise()
+            while self.finished < number:
+                if not self._step():
+                    return False
+            return True
+
+    def _step(self) -> bool:
+        """Do one entry, unless it has to wait for other ranks; return whether it was done."""
         number, work, waits = self._entries[0]
         for mark in waits:
-            mark.queue.finish(mark.number)
-        self._entries.popleft()
+            if not mark.queue.advance(mark.number):
+                return False
         try:
-            work()
-        finally:
-            self.finished = number
+            ended = work() is not PENDING
+        except BaseException:
+            self._end(number)
+            raise
+        if ended:
+            self._end(number)
+        return ended
+
+    def _end(self, number: int) -> None:
+        self._entries.popleft()
+        self.finished = number
+
+    def _raise(self) -> None:
+        """Raise what went wrong while nobody was waiting."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
 
 
 class Device:
@@ -200,7 +227,42 @@ def set_current(handle: int) -> None:
 
 def find(handle: int) -> Queue:
     """Return the stream with this handle; 0 is the current device's null stream."""
-    owner = device(handle >> 32) if handle else device()
-    if handle not in owner.queues:
+    owner = _devices.get(handle >> 32) if handle else device()
+    if owner is None or handle not in owner.queues:
         raise ValueError(f"no stream {handle:#x}")
     return owner.queues[handle]
+
+
+class _Driver:
+    """Carry out what other ranks wait for, as a device would, whatever this rank's threads do."""
+
+    def __init__(self) -> None:
+        self._marks: list[Mark] = []
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def drive(self, mark: Mark) -> None:
+        """Do everything up to the mark, in a thread of the driver."""
+        with self._lock:
+            self._marks.append(mark)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            for mark in list(self._marks):
+                try:
+                    ended = mark.queue.advance(mark.number)
+                except BaseException as error:
+                    mark.queue.error, ended = error, False
+                if ended:
+                    self._marks.remove(mark)
+            with self._lock:
+                if not self._marks:
+                    self._thread = None
+                    return
+            time.sleep(_NAP)
+
+
+drive = _Driver().drive

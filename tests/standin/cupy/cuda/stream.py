@@ -120,11 +120,12 @@ class Stream(_BaseStream):
             super().__init__(0, -1)
         else:
             queue = streams.device().open(blocking=not non_blocking)
+            self._device = queue.device
             super().__init__(queue.handle, queue.device.number)
 
     def __del__(self) -> None:
         if getattr(self, "ptr", 0):
-            streams.device(self.device_id).close(self.ptr)
+            self._device.close(self.ptr)
 
 
 class ExternalStream(_BaseStream):
