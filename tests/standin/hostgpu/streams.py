@@ -202,11 +202,9 @@ def device(number: int | None = None) -> Device:
     if not 0 <= number < max(1, visible()):
         raise ValueError(f"no device {number}")
     with _lock:
-        return (
-            _devices.setdefault(number, Device(number))
-            if number not in _devices
-            else (_devices[number])
-        )
+        if number not in _devices:
+            _devices[number] = Device(number)
+        return _devices[number]
 
 
 def use(number: int) -> None:
