@@ -52,9 +52,9 @@ class NcclWire(Wire):
         self.messages = messages
         self.compute = cupy.cuda.get_current_stream()
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        name = np.array(nccl.get_unique_id(), np.int64)
+        name = np.frombuffer(bytearray(nccl.get_unique_id()), np.uint8)
         wait(comm.Ibcast(name, root=0))
-        self.nccl = nccl.NcclCommunicator(self.size, tuple(name.tolist()), self.rank)
+        self.nccl = nccl.NcclCommunicator(self.size, name.tobytes(), self.rank)
 
     def allgather(self, send: Array, recv: Array, counts: Sequence[int]) -> Request:
         """Collect every rank's block into `recv`, in rank order."""
