@@ -18,11 +18,10 @@ TIME_LIMIT = 60.0  # seconds until a rank that nobody joins gives up
 
 
 def new_id() -> bytes:
-    """Return the name of a fresh folder, filled up with zeros."""
+    """Return the name of a folder that is not there yet, filled up with zeros."""
     shared = Path("/dev/shm")
     parent = shared if shared.is_dir() else Path(tempfile.gettempdir())
     folder = parent / f"mpicnn-standin-{os.getuid()}-{secrets.token_hex(8)}"
-    folder.mkdir(mode=0o700)
     return os.fsencode(folder).ljust(ID_BYTES, b"\0")
 
 
@@ -31,8 +30,7 @@ class Exchange:
 
     def __init__(self, name: bytes, size: int, rank: int) -> None:
         self.folder = Path(os.fsdecode(name.rstrip(b"\0")))
-        if not self.folder.is_dir():
-            raise FileNotFoundError(self.folder)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         self.size, self.rank = size, rank
         self._calls = itertools.count()
         self._sent = [itertools.count() for _ in range(size)]
