@@ -6,7 +6,7 @@ images, plain C order for (n, c). All kernels are CUDA C++ in `_cuda/`, compiled
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -23,6 +23,9 @@ FLOATS = {"float32": "float", "float64": "double"}
 # goes on in steps of its grid.
 BLOCKS = 4096
 THREADS = 256
+
+# Made anew, a NumPy scalar takes most of the time of a launch, and a pooling has 13 of them.
+_int64 = lru_cache(1 << 12)(np.int64)
 
 
 def cells(x: Array) -> Array:
@@ -51,12 +54,12 @@ def lie_alike(*arrays: Array) -> bool:
 
 def empty_cells(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return an array (n, c, …) that has its channels last in memory, with values not yet set."""
-    return _logical(cupy.empty([shape[axis] for axis in _channels_last(len(shape))], dtype))
+    return _logical(cupy.empty(_memory_shape(shape), dtype))
 
 
 def zero_cells(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return zeros (n, c, …) that have their channels last in memory."""
-    return _logical(cupy.zeros([shape[axis] for axis in _channels_last(len(shape))], dtype))
+    return _logical(cupy.zeros(_memory_shape(shape), dtype))
 
 
 def blocks(items: int, per_block: int = THREADS) -> int:
@@ -67,7 +70,7 @@ def blocks(items: int, per_block: int = THREADS) -> int:
 def launch(
     name: str,
     file: str,
-    dtype: DTypeLike,
+    dtype: np.dtype[Any],
     grid: int | tuple[int, ...],
     block: int | tuple[int, ...],
     *args: Any,
@@ -79,24 +82,25 @@ def launch(
     passed as int64, a float as `dtype`, a NumPy scalar as it is. `shared` is the number of bytes
     of dynamic shared memory. The call returns before the kernel has run.
     """
-    real: Any = np.dtype(dtype).type
+    real = dtype.type
     values = tuple(
-        np.int64(a) if isinstance(a, int) else real(a) if type(a) is float else a for a in args
+        _int64(a) if isinstance(a, int) else real(a) if type(a) is float else a for a in args
     )
     grid = grid if isinstance(grid, tuple) else (grid,)
     block = block if isinstance(block, tuple) else (block,)
     kernel(name, file, dtype)(grid, block, values, shared_mem=shared)
 
 
-def kernel(name: str, file: str, dtype: DTypeLike) -> Any:
+@cache
+def kernel(name: str, file: str, dtype: np.dtype[Any]) -> Any:
     """Return a kernel of `_cuda/<file>`, compiled once for each dtype.
 
     Raises ValueError for other arrays than float32 and float64.
     """
-    real = FLOATS.get(np.dtype(dtype).name)
+    real = FLOATS.get(dtype.name)
     if real is None:
-        raise ValueError(f"arrays must be float32 or float64, not {np.dtype(dtype)}")
-    return _kernel(name, file, real)
+        raise ValueError(f"arrays must be float32 or float64, not {dtype}")
+    return _module(file, real).get_function(name)
 
 
 def source(file: str) -> str:
@@ -106,17 +110,16 @@ def source(file: str) -> str:
 
 
 @cache
-def _kernel(name: str, file: str, real: str) -> Any:
-    return _module(file, real).get_function(name)
-
-
-@cache
 def _module(file: str, real: str) -> Any:
     return cupy.RawModule(code=source(file), options=(f"-DREAL={real}",))
 
 
 def _channels_last(ndim: int) -> tuple[int, ...]:
     return (0, *range(2, ndim), 1)[:ndim]
+
+
+def _memory_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in _channels_last(len(shape)))
 
 
 def _logical(last: Array) -> Array:
