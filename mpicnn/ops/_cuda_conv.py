@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import islice
 from threading import get_ident
+from typing import Any
 
 import cupy
 from numpy.typing import DTypeLike
@@ -167,28 +168,30 @@ def _seconds(way: Callable[..., None], arrays: Sequence[Array]) -> float:
 
 
 def _way(kind: str, shape: ConvShape, dtype: DTypeLike, bias: bool = False) -> Fastest:
-    precision = precision_of(dtype)
     stream = cupy.cuda.get_current_stream()
     place = cupy.cuda.runtime.getDevice(), get_ident(), int(stream.ptr)
-    return _ways(place, kind, shape, precision, settings.transforms, bias)
+    return _fastest(place, kind, shape, precision_of(dtype), settings.transforms, bias)
 
 
 @lru_cache(_KEPT)
-def _ways(
-    place: tuple[int, int, int],
+def _fastest(place: tuple[int, int, int], *what: Any) -> Fastest:
+    return Fastest(ways(_cudnn.library(*place), *what))
+
+
+def ways(
+    library: _cudnn.Library | None,
     kind: str,
     shape: ConvShape,
     precision: str,
     transforms: bool,
     bias: bool,
-) -> Fastest:
-    """Return what computes one of cuDNN's `KINDS` on one stream of one thread."""
-    ways: dict[str, Callable[..., None]] = {}
-    library = None if precision == "float64" else _cudnn.library(*place)
-    if library is not None:
-        found = _cudnn.engines(library, kind, shape, precision, transforms, bias)
-        ways |= {engine.name: engine for engine in islice(found, CANDIDATES)}
-    return Fastest(ways | {"columns": partial(_COLUMNS[kind], shape)})
+) -> dict[str, Callable[..., None]]:
+    """Return all that may compute one of cuDNN's `KINDS`, by name; columns are the last."""
+    found: dict[str, Callable[..., None]] = {}
+    if library is not None and precision != "float64":
+        engines = _cudnn.engines(library, kind, shape, precision, transforms, bias)
+        found |= {engine.name: engine for engine in islice(engines, CANDIDATES)}
+    return found | {"columns": partial(_COLUMNS[kind], shape)}
 
 
 def _check(array: Array, shape: tuple[int, ...], dtype: DTypeLike) -> None:
