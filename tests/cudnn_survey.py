@@ -1,0 +1,63 @@
+"""Count cuDNN's engines for the convolutions of named networks on a GPU that is only described.
+
+`python cudnn_survey.py OUT.json PRECISION NETWORK…` writes a list of (network, layer, kind, number
+of engines). It takes the real CuPy and cuDNN and builds every engine's plan, as on the GPU, up to
+loading the code onto it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import cudnn
+
+from mpicnn import models
+from mpicnn.layers import Conv
+from mpicnn.ops import _cudnn
+from mpicnn.ops._cuda_shape import ConvShape
+
+# What cuDNN asks of a device, with an H200's values.
+H200 = {
+    "deviceName": "NVIDIA H200", "deviceId": 0, "deviceVer": 900, "driverVer": 12080,
+    "maxGridSize": [2147483647, 65535, 65535], "maxBlockSize": [1024, 1024, 64],
+    "regsPerBlock": 65536, "multiProcessorCount": 132, "smCountOrigin": 0, "warpSize": 32,
+    "maxSharedMemoryPerBlock": 49152, "maxSharedMemoryPerBlockOptin": 232448,
+    "oversizedSharedMemoryPerBlock": 233472, "reservedSharedMemoryPerBlock": 1024,
+    "maxRegistersPerSM": 65536, "maxCtasPerSM": 32, "maxThreadsPerBlock": 1024,
+    "maxThreadsPerSM": 2048, "pciDeviceId": 9013, "isTccDriver": 0, "supportCoopLaunch": 1,
+    "smClockRateKHz": 1980000, "memClockRateKHz": 3201000, "memoryBusWidth": 6144,
+    "l2CacheSize": 62914560, "cudaDeviceId": 0, "totalGlobalMem": 150754820096,
+}  # fmt: skip
+BATCH = 64
+
+
+def natural(name):
+    """Return image shape and number of classes of the data a network was made for."""
+    if name.startswith(("default", "lenet5")):
+        return (1, 28, 28), 10
+    if name.startswith("alexnet") and not name.startswith("alexnet-cifar"):
+        return (3, 224, 224), 1000
+    return (3, 64, 64) if name == "vgg11" else (3, 32, 32), 10
+
+
+def survey(name, precision):
+    """Yield layer, kind and number of engines for every convolution of a network."""
+    device = cudnn.create_device_properties(json.dumps(H200))
+    model = models.load(name, *natural(name))
+    for (layer_name, layer), shape in zip(model.layers, model.shapes(), strict=False):
+        if not isinstance(layer, Conv):
+            continue
+        w = layer.params(shape)["w"].shape
+        window = layer.stride, layer.padding, layer.dilation, layer.groups
+        whole = ConvShape.of("x", (BATCH, *shape), w, *window)
+        for kind in _cudnn.KINDS:
+            padded = _cudnn.in_eights(kind, whole) if precision == "bf16" else whole
+            bias = kind == "forward"
+            graph = _cudnn.describe(kind, padded, precision, bias, device_property=device)
+            yield layer_name, kind, len(list(_cudnn.plans(graph, precision, True)))
+
+
+if __name__ == "__main__":
+    out, precision, *names = sys.argv[1:]
+    rows = [(name, *row) for name in names for row in survey(name, precision)]
+    Path(out).write_text(json.dumps(rows))
