@@ -52,6 +52,7 @@ template <class F> void parallel_ranges(i64 n, F &&f) {
 
 void bind_conv(nb::module_ &m);
 void bind_linear(nb::module_ &m);
+void bind_products(nb::module_ &m);
 void bind_pool(nb::module_ &m);
 void bind_lrn(nb::module_ &m);
 void bind_channel(nb::module_ &m);

@@ -1,5 +1,6 @@
 // Convolution: which method serves which shape, and the bindings.
 
+#include "bf16_product.h"
 #include "conv_depthwise.h"
 #include "conv_im2col.h"
 #include "conv_winograd.h"
@@ -11,6 +12,8 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 // One way to convolve. `fits` and `cost` may look at the shape alone: the choice must be the same in
 // every call for the shape, on every run and rank.
@@ -29,22 +32,35 @@ template <int m, int r> static constexpr ConvMethod<float> winograd_method(const
   return {name, true, W::fits, W::cost, W::forward, W::input_gradient, W::weight_gradient};
 }
 
-template <class T>
-static constexpr ConvMethod<T> depthwise = {
-    "depthwise", false, depthwise_method::fits, depthwise_cost, depthwise_method::forward<T>,
-    depthwise_method::input_gradient<T>, depthwise_method::weight_gradient<T>};
+template <class P, class T = typename P::Array>
+static constexpr ConvMethod<T> depthwise_by(const char *name) {
+  return {name, false, depthwise_method::fits, depthwise_cost, depthwise_method::forward<P>,
+          depthwise_method::input_gradient<P>, depthwise_method::weight_gradient<P>};
+}
 
-template <class T>
-static constexpr ConvMethod<T> general = {
-    "im2col", false, [](const ConvShape &) { return true; }, column_cost, im2col_method::forward<T>,
-    im2col_method::input_gradient<T>, im2col_method::weight_gradient<T>};
+template <class P, class T = typename P::Array>
+static constexpr ConvMethod<T> columns_by(const char *name) {
+  return {name, false, [](const ConvShape &) { return true; }, column_cost,
+          im2col_method::forward<P>, im2col_method::input_gradient<P>,
+          im2col_method::weight_gradient<P>};
+}
 
-// The last one fits everything. Double precision is asked for where errors matter: no transforms.
-template <class T> static constexpr ConvMethod<T> methods[] = {depthwise<T>, general<T>};
-template <>
-constexpr ConvMethod<float> methods<float>[] = {
-    winograd_method<4, 5>("winograd 4x4,5x5"), winograd_method<6, 3>("winograd 6x6,3x3"),
-    winograd_method<4, 3>("winograd 4x4,3x3"), depthwise<float>, general<float>};
+template <class T> using Methods = std::vector<ConvMethod<T>>;
+
+// What there is to choose from; the last one fits everything. No transforms where errors matter
+// (float64) nor of operands of 8 bits (bf16), which they would cancel.
+template <class T> static const Methods<T> &methods() {
+  static const Methods<double> doubles{
+      depthwise_by<Blas<double>>("depthwise"), columns_by<Blas<double>>("im2col")};
+  static const Methods<float> floats{
+      winograd_method<4, 5>("winograd 4x4,5x5"), winograd_method<6, 3>("winograd 6x6,3x3"),
+      winograd_method<4, 3>("winograd 4x4,3x3"), depthwise_by<Blas<float>>("depthwise"),
+      columns_by<Blas<float>>("im2col")};
+  static const Methods<float> rounded{
+      depthwise_by<bf16::Product>("depthwise bf16"), columns_by<bf16::Product>("im2col bf16")};
+  if constexpr (std::is_same_v<T, double>) return doubles;
+  else return bf16::selected ? rounded : floats;
+}
 
 static std::atomic<bool> transforms_allowed{true};
 
@@ -52,7 +68,7 @@ static std::atomic<bool> transforms_allowed{true};
 template <class T>
 static const ConvMethod<T> &method_for(const ConvShape &s, Pass pass, const std::string &name) {
   const ConvMethod<T> *best = nullptr;
-  for (const ConvMethod<T> &method : methods<T>) {
+  for (const ConvMethod<T> &method : methods<T>()) {
     if (!method.fits(s) || (!name.empty() && name != method.name)) continue;
     if (name.empty() && method.transforms && !transforms_allowed) continue;
     if (!best || method.cost(s, pass) < best->cost(s, pass)) best = &method;

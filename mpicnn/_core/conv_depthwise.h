@@ -4,6 +4,7 @@
 
 #include "cells.h"
 #include "conv_shape.h"
+#include "gemm.h"
 
 namespace depthwise_method {
 
@@ -35,12 +36,18 @@ template <class T, class F> void each_group(const ConvShape &s, F &&f) {
   });
 }
 
-template <class T>
+// cells (size, lanes) <- planes (count, size) as operands of products
+template <class P, class T> void to_operands(i64 count, i64 size, const T *planes, T *cells) {
+  to_cells(count, size, planes, cells);
+  for (i64 i = 0; i < size * lanes; ++i) cells[i] = P::operand(cells[i]);
+}
+
+template <class P, class T = typename P::Array>
 void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
   const i64 size = s.h * s.w, pixels = s.pixels(), ow = s.ow();
   each_group<T>(s, [&](i64 i, i64 c, i64 count, T *filters, T *image, T *sums) {
-    to_cells(count, s.taps(), w + c * s.taps(), filters);
-    to_cells(count, size, x + (i * s.c + c) * size, image);
+    to_operands<P>(count, s.taps(), w + c * s.taps(), filters);
+    to_operands<P>(count, size, x + (i * s.c + c) * size, image);
     Cell<T> bias = {};
     if (b)
       for (i64 j = 0; j < count; ++j) bias[j] = b[c + j];
@@ -57,11 +64,12 @@ void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
   });
 }
 
-template <class T> void input_gradient(const ConvShape &s, const T *dy, const T *w, T *dx) {
+template <class P, class T = typename P::Array>
+void input_gradient(const ConvShape &s, const T *dy, const T *w, T *dx) {
   const i64 size = s.h * s.w, pixels = s.pixels(), ow = s.ow();
   each_group<T>(s, [&](i64 i, i64 c, i64 count, T *filters, T *image, T *gradient) {
-    to_cells(count, s.taps(), w + c * s.taps(), filters);
-    to_cells(count, pixels, dy + (i * s.c + c) * pixels, gradient);
+    to_operands<P>(count, s.taps(), w + c * s.taps(), filters);
+    to_operands<P>(count, pixels, dy + (i * s.c + c) * pixels, gradient);
     std::fill_n(image, size * lanes, T(0));
     for (i64 oy = 0; oy < s.oh(); ++oy)
       each_tap(s, oy, [&](i64 tap, i64 place, i64 begin, i64 end) {
@@ -76,15 +84,16 @@ template <class T> void input_gradient(const ConvShape &s, const T *dy, const T 
 }
 
 // A task owns `lanes` channels and adds up its examples in order.
-template <class T> void weight_gradient(const ConvShape &s, const T *x, const T *dy, T *dw) {
+template <class P, class T = typename P::Array>
+void weight_gradient(const ConvShape &s, const T *x, const T *dy, T *dw) {
   const i64 size = s.h * s.w, pixels = s.pixels(), ow = s.ow(), taps = s.taps();
   parallel_for<T>(ceil_div(s.c, lanes), (taps + size + pixels) * lanes, [&](i64 task, T *sums) {
     const i64 c = task * lanes, count = std::min(lanes, s.c - c);
     T *image = sums + taps * lanes, *gradient = image + size * lanes;
     std::fill_n(sums, taps * lanes, T(0));
     for (i64 i = 0; i < s.n; ++i) {
-      to_cells(count, size, x + (i * s.c + c) * size, image);
-      to_cells(count, pixels, dy + (i * s.c + c) * pixels, gradient);
+      to_operands<P>(count, size, x + (i * s.c + c) * size, image);
+      to_operands<P>(count, pixels, dy + (i * s.c + c) * pixels, gradient);
       for (i64 oy = 0; oy < s.oh(); ++oy)
         each_tap(s, oy, [&](i64 tap, i64 place, i64 begin, i64 end) {
           const T *from = image + place * lanes, *line = gradient + oy * ow * lanes;

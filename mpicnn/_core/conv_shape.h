@@ -1,7 +1,7 @@
 // The geometry of one convolution, and the maps between images and columns.
 #pragma once
 
-#include "common.h"
+#include "bf16.h"
 
 struct ConvShape {
   i64 n, c, h, w, o, groups;
@@ -29,17 +29,17 @@ struct Band {
   i64 size() const { return channels * rows() * pitch(); }
 
   // band (channels, rows, pitch) <- x (channels, h, w), zeros where it is padding
-  template <class T> void pad(const T *x, T *band) const {
+  template <class T, class E> void pad(const T *x, E *band) const {
     for (i64 c = 0; c < channels; ++c)
       for (i64 row = 0; row < rows(); ++row, band += pitch()) {
         const i64 line = begin * s.sh - s.ph + row;
         if (line < 0 || line >= s.h) {
-          std::fill_n(band, pitch(), T(0));
+          std::fill_n(band, pitch(), E{});
           continue;
         }
-        std::fill_n(band, s.pw, T(0));
-        std::copy_n(x + (c * s.h + line) * s.w, s.w, band + s.pw);
-        std::fill_n(band + s.pw + s.w, s.pw, T(0));
+        std::fill_n(band, s.pw, E{});
+        convert(s.w, x + (c * s.h + line) * s.w, band + s.pw);
+        std::fill_n(band + s.pw + s.w, s.pw, E{});
       }
   }
 

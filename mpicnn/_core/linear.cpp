@@ -1,15 +1,30 @@
 // Fully connected layers: matrix products cut into tasks, and the address of the product itself.
 
-#include "gemm.h"
+#include "bf16_product.h"
 
 #include <nanobind/stl/optional.h>
+
+// As below, from operands rounded to bf16; some columns of c to a task, which packs its part of b.
+static void bf16_product(Op op_a, Op op_b, i64 m, i64 n, i64 k, const float *a, i64 lda,
+                         const float *b, i64 ldb, float *c, bool add) {
+  using bf16::Product;
+  constexpr i64 side = 128;
+  const Product::Shared shared(op_a, m, k, a, lda);
+  parallel_for<float>(ceil_div(n, side), Product::right_size(side, k), [&](i64 task, float *room) {
+    const i64 j = task * side;
+    Product::multiply(shared.left(), op_b, std::min(side, n - j),
+                      b + j * (op_b == Op::keep ? 1 : ldb), ldb, add, c + j, n, room);
+  });
+}
 
 // c (m, n) = op(a) (m, k) op(b) (k, n), plus c if it is to be added to; a block of c to a task. Cuts
 // follow the shape alone, and the contraction is never cut: the bits do not depend on the number of
 // threads.
 template <class T>
-void product(Op op_a, Op op_b, i64 m, i64 n, i64 k, const T *a, i64 lda, const T *b, i64 ldb, T *c,
-             bool add = false) {
+static void product(Op op_a, Op op_b, i64 m, i64 n, i64 k, const T *a, i64 lda, const T *b, i64 ldb,
+                    T *c, bool add = false) {
+  if constexpr (std::is_same_v<T, float>)
+    if (bf16::selected) return bf16_product(op_a, op_b, m, n, k, a, lda, b, ldb, c, add);
   serial_blas();
   constexpr i64 side = 256;
   const i64 across = ceil_div(n, side);

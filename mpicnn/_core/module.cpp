@@ -18,7 +18,7 @@ static void keep_memory() {
 
 NB_MODULE(MPICNN_MODULE, m) {
   // Raised with every change of a signature: a source tree may meet a module built from another.
-  m.attr("ABI") = 3;
+  m.attr("ABI") = 4;
 
   keep_memory();
   m.def("set_threads", [](int n) { thread_count = n; });
@@ -45,6 +45,7 @@ NB_MODULE(MPICNN_MODULE, m) {
 
   bind_conv(m);
   bind_linear(m);
+  bind_products(m);
   bind_pool(m);
   bind_lrn(m);
   bind_channel(m);
