@@ -91,12 +91,22 @@ def set_convolution(methods: str) -> None:
 
 
 def set_precision(precision: str) -> None:
-    """Multiply in this precision from now on (see `mpicnn.precision`): "float32" or "float64".
+    """Multiply in this precision from now on (see `mpicnn.precision`): not in "tf32", and in "bf16"
+    where the CPU has instructions for it.
 
-    Raises DeviceError for the others.
+    Raises DeviceError for what the CPU does not have.
     """
-    if precision not in ("float32", "float64"):
-        raise precisions.refuse(precision, "the CPU", f"products in {precision}")
+    if precision == "tf32":
+        raise precisions.refuse(precision, "the CPU", "products in tf32")
+    products = "float32"
+    if precision == "bf16":
+        _, *fast = core.bf16_kernels()
+        if not fast:
+            raise precisions.refuse(precision, "this CPU", "AVX512-BF16 or AMX-BF16 instructions")
+        if not HAS_BLAS:
+            raise precisions.refuse(precision, "this installation", "OpenBLAS (scipy-openblas32)")
+        products = fast[-1]
+    core.set_products(products)
 
 
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
