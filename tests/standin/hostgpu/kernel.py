@@ -22,12 +22,15 @@ class LaunchError(RuntimeError):
 
 
 class Module:
-    """A compiled source; its kernels run one at a time, as their state is the library's."""
+    """A compiled source."""
 
     def __init__(self, source: str, options: tuple[str, ...]) -> None:
         self.library = compile.library(source, options)
         self.names = compile.kernels(source)
-        self.lock = threading.Lock()
+
+
+# Kernels run one at a time: their arguments lie in variables that all libraries share.
+_running = threading.Lock()
 
 
 class Kernel:
@@ -38,11 +41,11 @@ class Kernel:
             raise KeyError(name)
         self.name = name
         self.max_shared = MAX_SHARED
-        self._module = module
         self._launch = getattr(module.library, f"standin_launch_{name}")
         self._launch.restype = None
         text = ctypes.create_string_buffer(4096)
-        getattr(module.library, f"standin_signature_{name}")(text)
+        with _running:
+            getattr(module.library, f"standin_signature_{name}")(text)
         self.parameters = text.value.decode().split(",")[:-1]
 
     def launch(
@@ -69,7 +72,7 @@ class Kernel:
         def work() -> None:
             pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
             text = ctypes.create_string_buffer(512)
-            with self._module.lock:
+            with _running:
                 self._launch(
                     (ctypes.c_uint * 3)(*grid),
                     (ctypes.c_uint * 3)(*block),
