@@ -1,0 +1,123 @@
+"""Which rank computes on what, and how what it computes gets to the others."""
+
+import numpy as np
+import pytest
+from oracle import run_ranks
+
+from mpicnn import devices, gpu, transport
+from mpicnn.devices import assigned
+from mpicnn.errors import DeviceError, UserError
+from mpicnn.mesh import Mesh
+from mpicnn.wire import Wire
+
+
+@pytest.mark.parametrize(
+    ("rule", "gpus", "expected"),
+    [
+        ("cpu", 2, [None, None, None]),
+        ("auto", 0, [None, None, None]),
+        ("auto", 2, [0, 1, 0]),
+        ("gpu", 2, [0, 1, 0]),
+        ("gpu", 1, [0, 0, 0]),
+        ("gpu:1", 2, [1, 1, 1]),
+        ("gpu:0,cpu", 1, [0, None, None]),
+        ("cpu,gpu:1,auto", 2, [None, 1, 0]),
+    ],
+)
+def test_every_rank_of_a_host_has_its_device(monkeypatch, rule, gpus, expected):
+    monkeypatch.setattr(gpu, "count", lambda: gpus)
+    assert [assigned(rule, local) for local in range(3)] == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "gpus", "message"),
+    [
+        ("gpu", 0, "device gpu: .* shows no GPUs to this rank"),
+        ("gpu:1", 1, "device gpu:1: .* shows 1 GPU to this rank; use --device cpu"),
+        ("cpu,gpu:9", 4, "device gpu:9: .* shows 4 GPUs"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, rule, gpus, message):
+    monkeypatch.setattr(gpu, "count", lambda: gpus)
+    with pytest.raises(DeviceError, match=message) as caught:
+        assigned(rule, 1)
+    assert caught.value.code == 69
+
+
+def test_without_cupy_auto_takes_the_cores(monkeypatch):
+    def missing():
+        raise DeviceError("device gpu: No module named 'cupy'")
+
+    monkeypatch.setattr(gpu, "count", missing)
+    assert assigned("auto", 0) is None
+    assert assigned("gpu:0,cpu", 1) is None
+    with pytest.raises(DeviceError, match="cupy"):
+        assigned("gpu", 0)
+
+
+def chosen(monkeypatch, identities, asked, aware=False, nccl=""):
+    """Return what every rank takes as its wires, and the way's names."""
+    monkeypatch.setattr(transport, "cuda_aware", lambda environ: aware)
+    monkeypatch.setattr(transport, "_nccl_missing", lambda: nccl)
+    monkeypatch.setattr(transport, "_over_mpi", lambda aware: "aware" if aware else "staged")
+    monkeypatch.setattr(transport, "_nccl", lambda asked, environ: "nccl")
+
+    def main(comm):
+        return transport.choose_wires(Mesh(comm), identities[comm.Get_rank()], asked, {})
+
+    found = run_ranks(len(identities), main)
+    ways = {way for _, way in found}
+    assert len(ways) == 1
+    return [wires for wires, _ in found], ways.pop()
+
+
+TWO = ["a", "b"]
+HOST, AWARE = "MPI by way of host memory", "MPI on GPU memory"
+
+
+@pytest.mark.parametrize(
+    ("identities", "asked", "aware", "nccl", "expected", "way"),
+    [
+        (["", ""], "auto", True, "", [Wire, Wire], "MPI"),
+        (["a"], "auto", True, "", [Wire], "MPI"),
+        (TWO, "auto", False, "", ["nccl", "nccl"], "NCCL"),
+        (TWO, "auto", False, "no library", ["staged", "staged"], HOST),
+        (TWO, "auto", True, "no library", ["aware", "aware"], AWARE),
+        (["a", "a"], "auto", False, "", ["staged", "staged"], HOST),
+        (["a", "", "b"], "auto", False, "", ["staged", Wire, "staged"], HOST),
+        (["a", "", "b"], "auto", True, "", ["aware", Wire, "aware"], AWARE),
+        (TWO, "host", True, "", ["staged", "staged"], HOST),
+        (TWO, "mpi", False, "", ["aware", "aware"], AWARE),
+        (TWO, "nccl", False, "", ["nccl", "nccl"], "NCCL"),
+    ],
+)
+def test_arrays_travel_one_way_in_the_whole_job(
+    subcomm, monkeypatch, identities, asked, aware, nccl, expected, way
+):
+    subcomm(1)
+    assert chosen(monkeypatch, identities, asked, aware, nccl) == (expected, way)
+
+
+@pytest.mark.parametrize(
+    ("identities", "nccl", "message"),
+    [
+        (["a"], "", "only one rank"),
+        (["a", ""], "", "computes on a CPU"),
+        (["a", "b", "a"], "", "share a GPU"),
+        (TWO, "CuPy finds no NCCL", "finds no NCCL"),
+    ],
+)
+def test_nccl_where_it_does_not_fit_is_refused(subcomm, monkeypatch, identities, nccl, message):
+    subcomm(1)
+    with pytest.raises(UserError, match=f"transport nccl: .*{message}"):
+        chosen(monkeypatch, identities, "nccl", nccl=nccl)
+
+
+def test_crays_mpi_is_asked_by_its_variable():
+    assert transport.cuda_aware({"MPICH_GPU_SUPPORT_ENABLED": "1"})
+    assert not transport.cuda_aware({"MPICH_GPU_SUPPORT_ENABLED": "0"})
+
+
+def test_a_device_is_the_cpu_unless_said_otherwise():
+    device = devices.Device(np)
+    assert (device.name, device.threads, device.wires, device.way) == ("cpu", 1, Wire, "MPI")
