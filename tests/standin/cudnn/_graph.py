@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from hostgpu import memory, streams
 
+from cudnn._describe import NOT_SET, Description
 from cudnn._enums import (
     build_plan_policy,
-    convolution_mode,
     cudnnGraphNotSupportedError,
     data_type,
     heur_mode,
     numerical_note,
-    reduction_mode,
 )
 from cudnn._handle import get_stream
-from cudnn._nodes import Convolution, Node, Pointwise, Reduction
 from cudnn._plans import Plan, plans
-from cudnn._tensor import _integers, tensor
-
-_NOT_SET = data_type.NOT_SET
+from cudnn._tensor import tensor
 
 
-class pygraph:
+class pygraph(Description):
     """Operations on tensors. The steps of making it ready must come in cuDNN's order."""
 
     def __init__(
         self,
         name: str = "test_graph",
-        io_data_type: data_type = _NOT_SET,
-        intermediate_data_type: data_type = _NOT_SET,
-        compute_data_type: data_type = _NOT_SET,
+        io_data_type: data_type = NOT_SET,
+        intermediate_data_type: data_type = NOT_SET,
+        compute_data_type: data_type = NOT_SET,
         handle: int | None = None,
         sm_count: Any = None,
         sm_version: Any = None,
@@ -44,114 +40,11 @@ class pygraph:
     ) -> None:
         if handle is not None:
             get_stream(handle)
-        self._io, self._between, self._compute = (
-            io_data_type,
-            intermediate_data_type,
-            compute_data_type,
-        )
-        self._tensors: list[tensor] = []
-        self._nodes: list[Node] = []
+        super().__init__(compute_data_type)
+        self._io, self._between = io_data_type, intermediate_data_type
         self._plans: list[Plan] | None = None
         self._chosen: int | None = None
         self._stage = "described"
-
-    # describing
-
-    def tensor(
-        self,
-        dim: Sequence[int],
-        stride: Sequence[int],
-        data_type: data_type = _NOT_SET,
-        is_virtual: bool = False,
-        is_pass_by_value: bool = False,
-        ragged_offset: Any = None,
-        reordering_type: Any = None,
-        name: str = "",
-        uid: int = -1,
-    ) -> tensor:
-        made = tensor(name, is_virtual).set_dim(dim).set_stride(stride).set_data_type(data_type)
-        if uid >= 0:
-            made.set_uid(uid)
-        self._tensors.append(made)
-        return made
-
-    def _convolution(
-        self, kind: str, x: tensor, w: tensor, y: tensor, out: tensor, window: Mapping[str, Any]
-    ) -> tensor:
-        window = dict(window)
-        padding = _integers(window.pop("padding", []))
-        before = _integers(window.pop("pre_padding", padding))
-        after = _integers(window.pop("post_padding", padding))
-        stride = _integers(window.pop("stride", []))
-        dilation = _integers(window.pop("dilation", []))
-        compute = window.pop("compute_data_type", _NOT_SET)
-        mode = window.pop("convolution_mode", convolution_mode.CROSS_CORRELATION)
-        out.name = window.pop("name", "") or kind
-        if window:
-            raise TypeError(f"incompatible arguments: {', '.join(window)}")
-        if mode is not convolution_mode.CROSS_CORRELATION:
-            raise NotImplementedError("the stand-in knows cross-correlation only")
-        if _NOT_SET is compute is self._compute:
-            raise ValueError("no compute data type")
-        self._nodes.append(Convolution(kind, x, w, y, before, after, stride, dilation))
-        return out
-
-    def conv_fprop(self, image: tensor, weight: tensor, **window: Any) -> tensor:
-        out = self._result()
-        return self._convolution("fprop", image, weight, out, out, window)
-
-    def conv_dgrad(self, loss: tensor, filter: tensor, **window: Any) -> tensor:
-        out = self._result()
-        return self._convolution("dgrad", out, filter, loss, out, window)
-
-    def conv_wgrad(self, image: tensor, loss: tensor, **window: Any) -> tensor:
-        out = self._result()
-        return self._convolution("wgrad", image, out, loss, out, window)
-
-    def bias(
-        self,
-        input: tensor,
-        bias: tensor,
-        compute_data_type: data_type = _NOT_SET,
-        name: str = "",
-    ) -> tensor:
-        return self._node(Pointwise("add", (input, bias), self._result(name)))
-
-    def add(
-        self, a: tensor, b: tensor, compute_data_type: data_type = _NOT_SET, name: str = ""
-    ) -> tensor:
-        return self._node(Pointwise("add", (a, b), self._result(name)))
-
-    def relu(
-        self,
-        input: tensor,
-        negative_slope: float | None = None,
-        lower_clip: float | None = None,
-        upper_clip: float | None = None,
-        compute_data_type: data_type = _NOT_SET,
-        name: str = "",
-    ) -> tensor:
-        if (negative_slope, lower_clip, upper_clip) != (None, None, None):
-            raise NotImplementedError("the stand-in knows plain relu only")
-        return self._node(Pointwise("relu", (input,), self._result(name)))
-
-    def reduction(
-        self,
-        input: tensor,
-        mode: reduction_mode,
-        compute_data_type: data_type = _NOT_SET,
-        name: str = "",
-    ) -> tensor:
-        return self._node(Reduction((input,), self._result(name), mode))
-
-    def _result(self, name: str = "") -> tensor:
-        made = tensor(name, virtual=True)
-        self._tensors.append(made)
-        return made
-
-    def _node(self, node: Node) -> tensor:
-        self._nodes.append(node)
-        return node.out
 
     # making ready
 
@@ -167,7 +60,7 @@ class pygraph:
             if node.out.virtual and id(node.out) not in used:
                 raise ValueError(f"Nobody sees '{node.out.name}': set_output(True)")
         for one in self._tensors:
-            if one.data_type is _NOT_SET:
+            if one.data_type is NOT_SET:
                 one.data_type = self._between if one.virtual else self._io
             one.check()
         self._advance("described", "validated")

@@ -29,11 +29,11 @@ class tensor:
         self.alignment = 16
 
     def set_dim(self, dim: Sequence[int]) -> tensor:
-        self.dim = _integers(dim)
+        self.dim = integers(dim)
         return self
 
     def set_stride(self, stride: Sequence[int]) -> tensor:
-        self.stride = _integers(stride)
+        self.stride = integers(stride)
         return self
 
     def set_data_type(self, kind: data_type) -> tensor:
@@ -43,7 +43,7 @@ class tensor:
         return self
 
     def set_uid(self, uid: int) -> tensor:
-        self.uid = _integers([uid])[0]
+        self.uid = integers([uid])[0]
         return self
 
     def set_name(self, name: str) -> tensor:
@@ -105,7 +105,8 @@ class tensor:
         stored[...] = numerics.to_bf16(value) if self.data_type is data_type.BFLOAT16 else value
 
 
-def _integers(values: Sequence[int]) -> list[int]:
+def integers(values: Sequence[int]) -> list[int]:
+    """Return the values as a list; TypeError for anything but ints, as the bindings raise."""
     if not isinstance(values, (list, tuple)) or not all(type(v) is int for v in values):
         raise TypeError(f"a list of ints, not {values!r}")
     return list(values)

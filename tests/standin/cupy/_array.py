@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from hostgpu import streams
 
-from cupy import _memory
+from cupy import _index, _memory
 from cupy._lazy import queued, reject_host
+from cupy._operators import Operators
 
 
-class ndarray:  # noqa: N801 - CuPy's name
+class ndarray(Operators):
     """An array in device memory; fresh memory is full of NaN."""
 
     __array_priority__ = 100
@@ -180,9 +181,6 @@ class ndarray:  # noqa: N801 - CuPy's name
     def __bool__(self) -> bool:
         return bool(self.get())
 
-    def __index__(self) -> int:
-        return operator.index(self.get())
-
     def __repr__(self) -> str:
         return repr(self.get())
 
@@ -192,25 +190,25 @@ class ndarray:  # noqa: N801 - CuPy's name
     # parts
 
     def __getitem__(self, key: Any) -> ndarray:
-        if not _advanced(key):
-            return self._view(self._host[_basic(key)])
-        key = _uploaded(key)
-        if any(_is_mask(part) for part in _parts(key)):
-            host = tuple(_settled(part) for part in _parts(key))  # a mask's count is needed now
+        if not _index.advanced(key):
+            return self._view(self._host[_index.basic(key)])
+        key = _index.uploaded(key)
+        if _index.has_mask(key):  # how many items there are is needed now
+            host = _index.on_host(key)
             return queued(lambda a: a[host], self)
-        return queued(lambda a, *parts: a[parts], self, *_parts(key))
+        return queued(lambda a, *parts: a[parts], self, *key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(value, np.ndarray) and value.ndim:
             raise TypeError(f"Unsupported type {type(value)}")
         reject_host(value)
         target, source = self._host, value._host if isinstance(value, ndarray) else value
-        if _advanced(key):
-            parts = _parts(_uploaded(key))
+        if _index.advanced(key):
+            parts = _index.uploaded(key)
             place = tuple(p._host if isinstance(p, ndarray) else p for p in parts)
             streams.current().put(lambda: operator.setitem(target, place, source))
             return
-        part = target[_basic(key)]
+        part = target[_index.basic(key)]
         if np.broadcast_shapes(part.shape, np.shape(source)) != part.shape:
             raise ValueError(f"cannot broadcast {np.shape(source)} into {part.shape}")
         streams.current().put(lambda: np.copyto(part, source, casting="unsafe"))
@@ -262,7 +260,7 @@ class ndarray:  # noqa: N801 - CuPy's name
             and (order == "K" or model.strides == self.strides)
         ):
             return self
-        return _like(model, self)
+        return like(model, self)
 
     def copy(self, order: str = "C") -> ndarray:
         return self.astype(self.dtype, order)
@@ -272,16 +270,8 @@ class ndarray:  # noqa: N801 - CuPy's name
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         self[...] = value
 
-    # numbers
 
-    def __matmul__(self, other: Any) -> ndarray:
-        return queued(np.matmul, self, other)
-
-    def dot(self, b: ndarray, out: ndarray | None = None) -> ndarray:
-        return queued(np.dot, self, b, out=out)
-
-
-def _like(model: np.ndarray, source: ndarray) -> ndarray:
+def like(model: np.ndarray, source: ndarray) -> ndarray:
     """Queue a copy into a new array with the dtype and strides of `model`."""
     result = ndarray(model.shape, model.dtype)
     if model.size:
@@ -294,102 +284,3 @@ def _like(model: np.ndarray, source: ndarray) -> ndarray:
 
 def _shape_only(array: ndarray) -> np.ndarray:
     return np.broadcast_to(np.ones((), array.dtype), array.shape)
-
-
-def _parts(key: Any) -> tuple[Any, ...]:
-    return key if isinstance(key, tuple) else (key,)
-
-
-def _basic(key: Any) -> tuple[Any, ...]:
-    """Return a key under which NumPy gives a view and never a scalar."""
-    parts = _parts(key)
-    return parts if any(part is Ellipsis for part in parts) else (*parts, ...)
-
-
-def _advanced(key: Any) -> bool:
-    return any(isinstance(part, (list, np.ndarray, ndarray, bool)) for part in _parts(key))
-
-
-def _uploaded(key: Any) -> tuple[Any, ...]:
-    from cupy import asarray
-
-    parts = _parts(key)
-    return tuple(asarray(p) if isinstance(p, (list, np.ndarray)) else p for p in parts)
-
-
-def _is_mask(part: Any) -> bool:
-    return isinstance(part, ndarray) and part.dtype == bool
-
-
-def _settled(part: Any) -> Any:
-    return part.get() if isinstance(part, ndarray) else part
-
-
-def _binary(function: np.ufunc) -> Any:
-    def method(self: ndarray, other: Any) -> Any:
-        if other is None or isinstance(other, str):
-            return NotImplemented
-        return queued(function, self, other)
-
-    return method
-
-
-def _reflected(function: np.ufunc) -> Any:
-    return lambda self, other: queued(function, other, self)
-
-
-def _in_place(function: np.ufunc) -> Any:
-    return lambda self, other: queued(function, self, other, out=self)
-
-
-def _reduction(name: str, typed: bool) -> Any:
-    function = getattr(np, name)
-
-    def plain(self: ndarray, axis: Any = None, out: Any = None, keepdims: bool = False) -> ndarray:
-        return queued(function, self, out=out, axis=axis, keepdims=keepdims)
-
-    def with_dtype(
-        self: ndarray,
-        axis: Any = None,
-        dtype: Any = None,
-        out: Any = None,
-        keepdims: bool = False,
-    ) -> ndarray:
-        return queued(function, self, out=out, axis=axis, dtype=dtype, keepdims=keepdims)
-
-    return with_dtype if typed else plain
-
-
-for _name, _ufunc in {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "truediv": np.true_divide,
-    "floordiv": np.floor_divide,
-    "mod": np.remainder,
-    "pow": np.power,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
-    "lshift": np.left_shift,
-    "rshift": np.right_shift,
-}.items():
-    setattr(ndarray, f"__{_name}__", _binary(_ufunc))
-    setattr(ndarray, f"__r{_name}__", _reflected(_ufunc))
-    setattr(ndarray, f"__i{_name}__", _in_place(_ufunc))
-for _name, _ufunc in {
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-    "eq": np.equal,
-    "ne": np.not_equal,
-}.items():
-    setattr(ndarray, f"__{_name}__", _binary(_ufunc))
-for _name, _ufunc in {"neg": np.negative, "abs": np.absolute, "invert": np.invert}.items():
-    setattr(ndarray, f"__{_name}__", functools.partialmethod(lambda a, f: queued(f, a), _ufunc))
-for _name in ("sum", "mean", "prod"):
-    setattr(ndarray, _name, _reduction(_name, typed=True))
-for _name in ("min", "max", "any", "all", "argmax", "argmin"):
-    setattr(ndarray, _name, _reduction(_name, typed=False))
-ndarray.__hash__ = None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hostgpu import streams
 
-from cupy._array import _like, ndarray
+from cupy._array import like, ndarray
 
 __all__ = [
     "arange",
@@ -166,7 +166,7 @@ def _upload(host: np.ndarray, order: str = "C") -> ndarray:
     class _Source:
         _host = model
 
-    return _like(model, _Source)
+    return like(model, _Source)
 
 
 def asnumpy(
