@@ -47,6 +47,9 @@ def test_scalars_and_functions_of_numpy_are_taken():
     assert isinstance(np.zeros_like(a), cupy.ndarray)
     with pytest.raises(TypeError):
         np.busday_count(a, a)  # CuPy has no such function
+    for unknown in ({"initial": 0}, {"where": True}):
+        with pytest.raises(TypeError, match="unexpected"):
+            np.max(a, **unknown)
 
 
 def test_reductions_stay_on_the_device():

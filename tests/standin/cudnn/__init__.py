@@ -8,7 +8,6 @@ support and how fast they are is not checked.
 
 from cudnn._enums import (  # noqa: F401
     build_plan_policy,
-    convolution_mode,
     cudnnGraphNotSupportedError,
     data_type,
     heur_mode,

@@ -74,11 +74,11 @@ class pygraph(Description):
             node.check()
         self._advance("validated", "built")
 
-    def create_execution_plans(self, modes: list[heur_mode]) -> None:
+    def create_execution_plans(self, modes: list[heur_mode], /) -> None:
         self._advance("built", "planned")
         self._plans = plans(self._nodes, modes)
 
-    def build(self, modes: list[heur_mode] | None = None) -> None:
+    def build(self, modes: list[heur_mode] | None = None, /) -> None:
         self.validate()
         self.build_operation_graph()
         self.create_execution_plans(modes or [heur_mode.A])
@@ -90,15 +90,15 @@ class pygraph(Description):
             raise RuntimeError(f"Plan index {index} is invalid.")
         return self._plans[index]
 
-    def deselect_numeric_notes(self, notes: list[numerical_note]) -> None:
+    def deselect_numeric_notes(self, notes: list[numerical_note], /) -> None:
         for plan in self._needed():
             plan.wanted &= not plan.notes & set(notes)
 
-    def select_numeric_notes(self, notes: list[numerical_note]) -> None:
+    def select_numeric_notes(self, notes: list[numerical_note], /) -> None:
         for plan in self._needed():
             plan.wanted &= set(notes) <= plan.notes
 
-    def deselect_workspace_greater_than(self, size: int) -> None:
+    def deselect_workspace_greater_than(self, size: int, /) -> None:
         for plan in self._needed():
             plan.wanted &= plan.workspace <= size
 

@@ -9,6 +9,7 @@ from hostgpu import memory, numerics
 
 from cudnn._enums import data_type
 
+_TYPES = tuple(data_type)
 DTYPES = {
     data_type.FLOAT: np.dtype("f4"),
     data_type.DOUBLE: np.dtype("f8"),
@@ -28,33 +29,33 @@ class tensor:
         self.virtual = virtual
         self.alignment = 16
 
-    def set_dim(self, dim: Sequence[int]) -> tensor:
+    def set_dim(self, dim: Sequence[int], /) -> tensor:
         self.dim = integers(dim)
         return self
 
-    def set_stride(self, stride: Sequence[int]) -> tensor:
+    def set_stride(self, stride: Sequence[int], /) -> tensor:
         self.stride = integers(stride)
         return self
 
-    def set_data_type(self, kind: data_type) -> tensor:
-        if not isinstance(kind, data_type):
-            raise TypeError(f"a data type, not {kind!r}")
-        self.data_type = kind
+    def set_data_type(self, data_type: data_type) -> tensor:
+        if data_type not in _TYPES:
+            raise TypeError(f"a data type, not {data_type!r}")
+        self.data_type = data_type
         return self
 
-    def set_uid(self, uid: int) -> tensor:
+    def set_uid(self, uid: int, /) -> tensor:
         self.uid = integers([uid])[0]
         return self
 
-    def set_name(self, name: str) -> tensor:
+    def set_name(self, name: str, /) -> tensor:
         self.name = name
         return self
 
-    def set_output(self, output: bool) -> tensor:
+    def set_output(self, output: bool, /) -> tensor:
         self.virtual = not output
         return self
 
-    def set_alignment(self, alignment: int) -> tensor:
+    def set_alignment(self, alignment: int, /) -> tensor:
         self.alignment = alignment
         return self
 

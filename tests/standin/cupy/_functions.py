@@ -18,10 +18,37 @@ _UFUNCS = """
     minimum mod multiply negative not_equal power reciprocal remainder right_shift rint sign
     signbit sin sqrt square subtract tan tanh true_divide trunc
 """.split()
-_QUEUED = """
-    argmax argmin argsort bincount clip cumsum diff dot einsum flip max mean min
-    pad prod repeat roll sort std sum take tensordot tile trace tril triu var where
-""".split()
+# With the keywords that CuPy takes: some of NumPy's are missing, such as initial and where.
+_QUEUED = {
+    "argmax": "axis dtype out keepdims",
+    "argmin": "axis dtype out keepdims",
+    "argsort": "axis kind",
+    "bincount": "weights minlength",
+    "clip": "a_min a_max out",
+    "cumsum": "axis dtype out",
+    "diff": "n axis prepend append",
+    "dot": "out",
+    "einsum": "optimize",
+    "flip": "axis",
+    "max": "axis out keepdims",
+    "mean": "axis dtype out keepdims",
+    "min": "axis out keepdims",
+    "pad": "mode constant_values",
+    "prod": "axis dtype out keepdims",
+    "repeat": "axis",
+    "roll": "axis",
+    "sort": "axis kind",
+    "std": "axis dtype out ddof keepdims",
+    "sum": "axis dtype out keepdims",
+    "take": "axis out",
+    "tensordot": "axes",
+    "tile": "reps",
+    "trace": "offset axis1 axis2 dtype out",
+    "tril": "k",
+    "triu": "k",
+    "var": "axis dtype out ddof keepdims",
+    "where": "x y",
+}
 _VIEWS = "expand_dims moveaxis rollaxis broadcast_to diagonal".split()
 _METHODS = "ravel reshape squeeze swapaxes transpose".split()
 
@@ -56,6 +83,7 @@ def _ufunc(name: str) -> Callable[..., ndarray]:
     function = getattr(np, name)
 
     def call(*args: Any, out: Any = None, **kwargs: Any) -> ndarray:
+        _check_keywords(name, kwargs, "casting dtype")
         if len(args) > function.nin:
             *args, out = args
         return queued(function, *args, out=out, **kwargs)
@@ -64,14 +92,21 @@ def _ufunc(name: str) -> Callable[..., ndarray]:
     return call
 
 
-def _function(name: str) -> Callable[..., ndarray]:
+def _function(name: str, keywords: str) -> Callable[..., ndarray]:
     function = getattr(np, name)
 
     def call(*args: Any, **kwargs: Any) -> ndarray:
+        _check_keywords(name, kwargs, keywords)
         return queued(function, *args, **kwargs)
 
     call.__name__ = name
     return call
+
+
+def _check_keywords(name: str, given: dict[str, Any], known: str) -> None:
+    unknown = set(given) - set(known.split())
+    if unknown:
+        raise TypeError(f"{name}() got an unexpected keyword argument {sorted(unknown)[0]!r}")
 
 
 def _as_view(name: str) -> Callable[..., ndarray]:
@@ -88,7 +123,7 @@ def _as_method(name: str) -> Callable[..., ndarray]:
 
 
 globals().update({name: _ufunc(name) for name in _UFUNCS})
-globals().update({name: _function(name) for name in _QUEUED})
+globals().update({item[0]: _function(*item) for item in _QUEUED.items()})
 globals().update({name: _as_view(name) for name in _VIEWS})
 globals().update({name: _as_method(name) for name in _METHODS})
 

@@ -16,10 +16,7 @@ streamLegacy, streamPerThread = 1, 2
 eventDefault, eventBlockingSync, eventDisableTiming, eventInterprocess = 0, 1, 2, 4
 CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF = 0, 1, 2, 14
 cudaDevAttrMultiProcessorCount = 16
-cudaDevAttrComputeCapabilityMajor = deviceAttributeComputeCapabilityMajor = 75
-cudaDevAttrComputeCapabilityMinor = deviceAttributeComputeCapabilityMinor = 76
-errorInvalidValue, errorMemoryAllocation = 1, 2
-errorNotReady = 600
+_NOT_READY = 600
 is_hip = False
 
 _ERRORS = {
@@ -31,8 +28,8 @@ _ERRORS = {
 }
 _ATTRIBUTES = {
     cudaDevAttrMultiProcessorCount: 132,
-    cudaDevAttrComputeCapabilityMajor: 9,
-    cudaDevAttrComputeCapabilityMinor: 0,
+    75: 9,
+    76: 0,
     1: 1024,
     8: 48 << 10,
     10: 32,
@@ -154,7 +151,7 @@ def streamSynchronize(stream: int) -> None:
 
 def streamQuery(stream: int) -> int:
     queue = _queue(stream)
-    return 0 if queue.poll(queue.issued) else errorNotReady
+    return 0 if queue.poll(queue.issued) else _NOT_READY
 
 
 def _queue(stream: int) -> streams.Queue:

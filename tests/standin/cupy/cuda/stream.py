@@ -38,7 +38,7 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     if not (first.timing and last.timing and first.mark and last.mark):
         raise runtime.CUDARuntimeError(400)
     if first.reached is None or last.reached is None:
-        raise runtime.CUDARuntimeError(runtime.errorNotReady)
+        raise runtime.CUDARuntimeError(600)
     return 1e3 * (last.reached - first.reached)
 
 
