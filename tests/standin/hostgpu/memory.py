@@ -13,6 +13,10 @@ GUARD = 4096  # bytes on either side: enough for a few rows of a small array
 _ALIGN = 512  # cudaMalloc aligns to 256 bytes, CuPy's pool rounds sizes up to 512
 _FRESH = 0xFF  # NaN in every float format, -1 in integers: what nobody wrote shows
 
+# One lock for all bookkeeping, held for a moment at a time: the garbage collector may free memory
+# in the middle of it, in any thread, and two locks would be taken in either order.
+LOCK = threading.RLock()
+
 
 class AddressError(RuntimeError):
     """Say that an address lies in no live block, or that a block's guards were overwritten."""
@@ -70,23 +74,22 @@ class _Blocks:
     """Find live blocks by address."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         self._starts: list[int] = []
         self._blocks: dict[int, weakref.ref[Block]] = {}
 
     def add(self, block: Block) -> None:
-        with self._lock:
+        with LOCK:
             bisect.insort(self._starts, block.address)
             self._blocks[block.address] = weakref.ref(block)
         weakref.finalize(block, self._remove, block.address).atexit = False
 
     def _remove(self, address: int) -> None:
-        with self._lock:
+        with LOCK:
             del self._starts[bisect.bisect_left(self._starts, address)]
             del self._blocks[address]
 
     def at(self, address: int) -> Block | None:
-        with self._lock:
+        with LOCK:
             place = bisect.bisect_right(self._starts, address) - 1
             block = self._blocks[self._starts[place]]() if place >= 0 else None
         if block is None or address > block.address + block.size:

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from hostgpu.memory import LOCK
+
 Work = Callable[[], object]
 PENDING = object()  # what work returns that must wait for other ranks, and be called again
 _NAP = 2e-4  # seconds
@@ -50,7 +52,7 @@ class Queue:
 
     def put(self, work: Work, *waits: Mark) -> Mark:
         """Append work that may be done when all of `waits` is done; return the point after it."""
-        with self.device.issuing:
+        with LOCK:
             self.issued += 1
             waits += self.device.implied(self)
             self._entries.append((self.issued, work, waits))
@@ -106,29 +108,24 @@ class Queue:
 
 
 class Device:
-    """Hold the queues of one device, and two locks.
-
-    `running` is held by the thread that does a queue's work, which may wait for other devices;
-    `issuing` only for a moment, so that memory can be freed by any thread at any time.
-    """
+    """Hold the queues of one device; `running` is held by the thread that does their work."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.issuing = threading.RLock()
         self.running = threading.RLock()
         self._handles = itertools.count(0x1000, 16)
         self.queues = {0: Queue(self, 0, blocking=True)}
 
     def open(self, blocking: bool) -> Queue:
         """Return a new queue."""
-        with self.issuing:
+        with LOCK:
             handle = next(self._handles) + (self.number << 32)
             self.queues[handle] = Queue(self, handle, blocking)
             return self.queues[handle]
 
     def close(self, handle: int) -> None:
         """Forget a queue once its work is done."""
-        with self.issuing:
+        with LOCK:
             for other in [q for q in self.queues.values() if q.handle == handle and q.idle]:
                 del self.queues[other.handle]
 
@@ -161,7 +158,7 @@ class Event:
             if self.mark is not None and self.mark.number == number:
                 self.reached = time.perf_counter()
 
-        with queue.device.issuing:
+        with LOCK:
             number = queue.issued + 1
             self.mark = queue.put(reach)
 
