@@ -67,7 +67,9 @@ def test_kernels_compile(file, real, arch):
     code = "\n".join((FOLDER / name).read_text("utf-8") for name in ("common.cu", file))
     # -DREAL is given by ops/_cuda_arrays.py, the last two are what CuPy adds
     ptx = compiled(code, f"-DREAL={real}", f"-arch=compute_{arch}", "-std=c++17", "-ftz=true")
-    declared = re.findall(r'extern "C" __global__ void\s+(\w+)\(', code)
+    declared = re.findall(
+        r'extern "C" __global__ void\s+(?:__launch_bounds__\(.*\)\s+)?(\w+)\(', code
+    )
     assert declared
     assert sorted(re.findall(r"\.visible \.entry (\w+)\(", ptx)) == sorted(declared)
     # an array that is indexed at run time would lie in slow memory

@@ -3,6 +3,9 @@
 // what is summed over the windows, with a margin on either side, through shared memory.
 
 enum { BLOCK = 256, EACH = 4, TILE = BLOCK * EACH };
+// Blocks that share a multiprocessor: while some wait for each other, others read. With floats it
+// is full, and nothing is spilled.
+enum { OCCUPANCY = 32 / sizeof(real) };
 
 // scale**-beta. Square roots are several times faster than powers: the papers' beta is worth a
 // branch.
@@ -80,17 +83,18 @@ __device__ inline void backward(const real *dy, const real *x, const real *y,
 }
 
 // weight = alpha / size
-extern "C" __global__ void lrn(const real *x, real *y, real *scale, i64 n, i64 c, i64 before,
-                               i64 after, real weight, real beta, real k) {
+extern "C" __global__ void __launch_bounds__(BLOCK, OCCUPANCY)
+lrn(const real *x, real *y, real *scale, i64 n, i64 c, i64 before, i64 after, real weight,
+    real beta, real k) {
   if (before == 2 && after == 2)
     forward<5>(x, y, scale, n, c, 2, 2, weight, beta, k);
   else
     forward<0>(x, y, scale, n, c, before, after, weight, beta, k);
 }
 
-extern "C" __global__ void lrn_dx(const real *dy, const real *x, const real *y, const real *scale,
-                                  real *dx, i64 n, i64 c, i64 before, i64 after, real weight,
-                                  real beta) {
+extern "C" __global__ void __launch_bounds__(BLOCK, OCCUPANCY)
+lrn_dx(const real *dy, const real *x, const real *y, const real *scale, real *dx, i64 n, i64 c,
+       i64 before, i64 after, real weight, real beta) {
   if (before == 2 && after == 2)
     backward<5>(dy, x, y, scale, dx, n, c, 2, 2, weight, beta);
   else
