@@ -96,15 +96,14 @@ template <int N>
 __device__ inline void mean_forward(const Pool &s, bool padded, const real *x, real *y) {
   each_place<N>(s.n, s.oh, s.ow, s.c, [&](i64 image, int oy, int ox, int channel) {
     const int top = oy * s.sh - s.ph, left = ox * s.sw - s.pw;
+    const int bottom = min(top + s.kh, s.h), right = min(left + s.kw, s.w);
     Pack<real, N> sum = {};
-    for (int i = 0; i < s.kh; ++i) {
-      if (top + i < 0 || top + i >= s.h) continue;
-      for (int j = 0; j < s.kw; ++j) {
-        if (left + j < 0 || left + j >= s.w) continue;
-        const Pack<real, N> value = load<N>(x + s.input(image, top + i, left + j, channel));
+    for (int iy = max(0, top); iy < bottom; ++iy)
+#pragma unroll 4
+      for (int ix = max(0, left); ix < right; ++ix) {
+        const Pack<real, N> value = load<N>(x + s.input(image, iy, ix, channel));
         for (int l = 0; l < N; ++l) sum.v[l] += value.v[l];
       }
-    }
     const real count = s.divisor(oy, ox, padded);
     for (int l = 0; l < N; ++l) sum.v[l] /= count;
     store<N>(y + s.output(image, oy, ox, channel), sum);
