@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,12 +81,24 @@ def _module(entry: Mapping[str, Any], shape: Sequence[int], before: str) -> nn.M
     raise ValueError(f"layer {name}: PyTorch has no counterpart for type {kind} here")
 
 
+def multiply_in(precision: str) -> None:
+    """Let PyTorch multiply float32 arrays of a GPU in float32, or in TF32 for the others.
+
+    Engines for convolutions are chosen by trying them out.
+    """
+    rounds = precision != "float32"
+    torch.set_float32_matmul_precision("high" if rounds else "highest")
+    torch.backends.cudnn.allow_tf32 = rounds
+    torch.backends.cudnn.benchmark = True
+
+
 class Peer:
-    """Train a network on one batch, in one variant.
+    """Train a network on one batch, in one variant, on one device.
 
     "eager" and "compiled" (`torch.compile`) keep n c h w in memory, "channels-last" and
     "compiled-cl" n h w c, into which the images are brought once, here. x is float32
     (n, c, h, w), labels int64 (n,). The update is that of `mpicnn.optim`, without its schedule.
+    In precision "bf16" PyTorch casts automatically, activations too.
     """
 
     def __init__(
@@ -96,9 +109,12 @@ class Peer:
         x: NDArray[Any],
         labels: NDArray[Any],
         hyper: Hyper,
+        device: str = "cpu",
+        precision: str = "float32",
     ) -> None:
-        self.net = network(model, weights).train()
-        self.x, self.labels = torch.from_numpy(x), torch.from_numpy(labels)
+        self.net = network(model, weights).train().to(device)
+        self.x, self.labels = (torch.from_numpy(array).to(device) for array in (x, labels))
+        self.cast = partial(torch.autocast, device, torch.bfloat16, precision == "bf16")
         if variant in ("channels-last", "compiled-cl"):
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.x = self.x.contiguous(memory_format=torch.channels_last)
@@ -122,17 +138,22 @@ class Peer:
             self.loss = torch.compile(self._loss, dynamic=False)
 
     def _loss(self) -> torch.Tensor:
-        return cross_entropy(self.net(self.x), self.labels)
+        with self.cast():
+            return cross_entropy(self.net(self.x), self.labels)
 
     def dropout(self, on: bool) -> None:
         """Drop activations at the network's rates from now on, or not at all."""
         for module, rate in self.rates.items():
             module.p = rate if on else 0.0
 
-    def step(self) -> float:
-        """Do one training step and return the batch's mean loss before it."""
+    def run(self) -> torch.Tensor:
+        """Do one training step and return the batch's mean loss before it, wherever it lies."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
+
+    def step(self) -> float:
+        """Do one training step and return the batch's mean loss before it."""
+        return float(self.run())

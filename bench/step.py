@@ -28,20 +28,29 @@ TOLERANCE = 1e-4  # between the losses of both sides, absolute or relative
 
 
 def peers(
-    task: Task, losses: Sequence[float], variants: Sequence[str], limit: float
+    task: Task,
+    losses: Sequence[float],
+    variants: Sequence[str],
+    limit: float,
+    tolerance: float = TOLERANCE,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> tuple[list[Side], list[str]]:
     """Return PyTorch's sides of a task, ready to run, and why others are left out.
 
     `losses` are mpicnn's before each of the first steps, without dropout. Where PyTorch's are
     others, the same is not timed: raises RuntimeError, or leaves out what a compiler made wrong.
+    On a GPU, PyTorch's steps are not waited for until a turn ends.
     """
+    import torch
     from peers import Peer
 
     sides, notes = [], []
     for variant in variants:
         try:
             with within(limit):
-                peer = Peer(variant, task.model, task.weights(), task.x, task.labels, HYPER)
+                given = task.model, task.weights(), task.x, task.labels, HYPER
+                peer = Peer(variant, *given, device, precision)
                 peer.dropout(False)
                 theirs = [peer.step() for _ in losses]
                 peer.dropout(True)
@@ -50,13 +59,14 @@ def peers(
             lines = str(error).strip().splitlines() or [""]
             notes.append(f"{variant} left out: {type(error).__name__}: {lines[0]}")
             continue
-        if not np.allclose(theirs, losses, rtol=TOLERANCE, atol=TOLERANCE):
+        if not np.allclose(theirs, losses, rtol=tolerance, atol=tolerance):
             differ = f"its losses {theirs} are not {losses}"
             if not variant.startswith("compiled"):
                 raise RuntimeError(f"{task.model.name}, PyTorch {variant}: {differ}")
             notes.append(f"{variant} left out: {differ}")
             continue
-        sides.append(Side(variant, peer.step, together=False))
+        finish = torch.cuda.synchronize if device == "cuda" else bool
+        sides.append(Side(variant, peer.run, together=False, finish=finish))
     return sides, notes
 
 

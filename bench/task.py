@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -77,13 +78,23 @@ def _natural(name: str) -> tuple[tuple[int, int, int], int]:
 
 
 class Ours:
-    """Train the task's network with mpicnn, all ranks of the mesh together."""
+    """Train the task's network with mpicnn, all ranks of the mesh together.
 
-    def __init__(self, mesh: Mesh, backend: ModuleType, task: Task, plan: Plan) -> None:
+    `put` brings this rank's images to where the backend has them in training.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        backend: ModuleType,
+        task: Task,
+        plan: Plan,
+        put: Callable[[Array], Any] = np.asarray,
+    ) -> None:
         self.session = Session(mesh.world.comm, Device(backend), task.model, plan, "float32", SEED)
         self.state = self.session.initial()
         self.program = self.session.program(len(task.labels))
-        self.x, self.labels = task.x[self.program.positions], task.labels
+        self.x, self.labels = put(task.x[self.program.positions]), task.labels
         self.specs = task.model.param_specs()
         self.done = 0
 

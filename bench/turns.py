@@ -23,11 +23,15 @@ NAP_S = 5e-3  # between two looks of a rank that waits while rank 0 is at work a
 
 @dataclass(frozen=True)
 class Side:
-    """One of what is compared: `step` is None on the ranks that wait while rank 0 runs a peer."""
+    """One of what is compared: `step` is None on the ranks that wait while rank 0 runs a peer.
+
+    `finish` waits for what steps have left to a GPU.
+    """
 
     name: str
-    step: Callable[[], float] | None
+    step: Callable[[], object] | None
     together: bool
+    finish: Callable[[], object] = bool  # nothing
 
 
 class Cores:
@@ -75,11 +79,13 @@ def turn(mesh: Mesh, cores: Cores, side: Side, steps: int) -> float:
     if side.together:
         for _ in range(steps):
             side.step()  # type: ignore[misc]
+        side.finish()
         meet(mesh)
     elif side.step is not None:
         with cores.shared():
             for _ in range(steps):
                 side.step()
+            side.finish()
     seconds = perf_counter() - since
     rest(mesh)
     return first(mesh, seconds)

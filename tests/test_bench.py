@@ -196,6 +196,68 @@ def test_script_times_a_network(subcomm, tmp_path, ranks):
     assert ["lenet5", "4", f"{max(1, ranks)}x1", f"{rate:,.1f}", *"-----"] in table
 
 
+STANDIN = str(Path(__file__).parent / "standin")
+GPU = BENCH / "gpu.py", "--models", "lenet5:3", "--edge", "16", "--copied", "1", "--repeats", "1"
+
+
+@pytest.mark.limit(120)
+@pytest.mark.parametrize("peer", [True, False])
+def test_gpu_is_timed(subcomm, tmp_path, peer):
+    """On the stand-in for a GPU, with PyTorch on the CPU: that it runs, not how fast."""
+    if peer:
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+    subcomm(1)
+    out = tmp_path / "rows.csv"
+    path = os.pathsep.join([STANDIN, os.environ.get("PYTHONPATH", "")])
+    job = mpi_jobs.run(
+        0, *GPU, "--variants", "channels-last", "--out", out, *([] if peer else ["--no-peer"]),
+        seconds=100, STANDIN_GPUS="1", PYTHONPATH=path,
+    )  # fmt: skip
+    assert job.code == 0, job.err
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    sides = ["mpicnn", "channels-last"] if peer else ["mpicnn"]
+    precisions = [p for p in ("float32", "tf32", "bf16") for _ in sides]
+    assert [row["precision"] for row in rows] == precisions
+    assert [row["side"] for row in rows] == sides * 3
+    for row in rows:
+        assert (row["network"], row["batch"]) == ("lenet5", "3")
+        assert 0 < float(row["lowest_ms"]) <= float(row["step_ms"]) <= float(row["highest_ms"])
+        share = float(row["least_ms"]) / float(row["step_ms"])
+        assert float(row["share"]) == pytest.approx(share, abs=1e-3)
+    assert ("PyTorch on cpu" in job.out) == peer
+
+
+def test_least_time_counts_both_limits(subcomm, script):
+    subcomm(1)
+    task = drawn(script, "lenet5", batch=4)
+    ours = script("task").Ours(
+        Mesh(MPI.COMM_SELF), ops.load("numpy"), task, preset("data", task.model, (1,))
+    )
+    gpu = script("gpu")
+    costs = step_costs(ours.program, (1,), (0,), 4)
+    flops, touched = (sum(vars(c.work)[name] for c in costs) for name in ("flops", "bytes_touched"))
+    assert gpu.floor(ours, gpu.Limits(1e9, 1e30)) == pytest.approx(flops / 1e9)
+    assert gpu.floor(ours, gpu.Limits(1e30, 1e9)) == pytest.approx(touched / 1e9)
+    assert gpu.floor(ours, gpu.Limits(1e9, 1e9)) > max(flops, touched) / 1e9
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "code", "message"),
+    [
+        ("0", (), 69, "CUDA shows no GPU"),
+        ("1", ("--models", "lenet5:x"), 2, "models lenet5:x: expected"),
+        ("1", ("--backend", "numpy"), 2, "backend numpy: gpu.py computes with cuda"),
+    ],
+)
+def test_gpu_script_says_what_is_wrong(subcomm, gpus, options, code, message):
+    subcomm(1)
+    path = os.pathsep.join([STANDIN, os.environ.get("PYTHONPATH", "")])
+    job = mpi_jobs.run(0, *GPU, *options, STANDIN_GPUS=gpus, PYTHONPATH=path)
+    assert job.code == code
+    assert message in job.err
+    assert len(job.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
