@@ -77,9 +77,8 @@ def _launch(
     name: str, shape: ConvShape, like: Array, source: Array, target: Array, pixels: int
 ) -> None:
     """Start a kernel for which a row of threads does the work of one of so many pixels."""
-    sizes = shape.for_kernels()
     grid = blocks(pixels, _BLOCK[1])
-    launch(name, "columns.cu", like.dtype, grid, _BLOCK, source, target, pixels, *sizes)
+    launch(name, "columns.cu", like.dtype, grid, _BLOCK, source, target, pixels, *shape.sizes)
 
 
 def _rows(x: Array) -> Array:

@@ -12,9 +12,8 @@ import cupy
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mpicnn.errors import DeviceError
+from mpicnn import precision as precisions
 
-PRECISIONS = ("float32", "float64", "tf32", "bf16")
 _TENSOR_CORES = 80  # the compute capability, times ten, of the first GPUs that take TF32 and bf16
 
 
@@ -39,15 +38,14 @@ def set_precision(precision: str) -> None:
     Arrays of float64 are multiplied in float64 whatever is set. Raises DeviceError where the GPU
     has no such products and ValueError for another word.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision not in precisions.NAMES:
+        names = ", ".join(precisions.NAMES)
+        raise ValueError(f"precision must be one of {names}, not {precision!r}")
     if precision in ("tf32", "bf16"):
         capability = int(cupy.cuda.Device().compute_capability)
         if capability < _TENSOR_CORES:
-            raise DeviceError(
-                f"precision {precision}: this GPU has compute capability {capability / 10:.1f}, "
-                f"and 8.0 or more is needed: choose float32"
-            )
+            gpu = f"a GPU of compute capability {capability / 10:.1f}"
+            raise precisions.refuse(precision, gpu, f"products in {precision}, as from 8.0 on")
     settings.precision = precision
 
 

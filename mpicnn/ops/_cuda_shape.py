@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
@@ -24,6 +25,7 @@ class ConvShape:
     groups: int
 
     @classmethod
+    @lru_cache(4096)  # convolutions, far more than a network has
     def of(
         cls,
         name: str,
@@ -57,8 +59,9 @@ class ConvShape:
         """The number of values that one output of one group sees."""
         return prod(self.w[1:])
 
-    def for_kernels(self) -> list[Any]:
-        """Return the sizes in the order of SHAPE in columns.cu."""
+    @cached_property
+    def sizes(self) -> tuple[Any, ...]:
+        """The sizes in the order of SHAPE in columns.cu."""
         window = (*self.w[2:], *self.stride, *self.padding, *self.dilation)
         sizes = (*self.x[1:], *self.y[2:], self.groups, *window)
-        return [np.int32(size) for size in sizes]
+        return tuple(np.int32(size) for size in sizes)

@@ -170,7 +170,11 @@ def describe(kind: str, shape: ConvShape, precision: str, bias: bool, **device: 
 
 
 def plans(graph: Any, precision: str, transforms: bool) -> Iterator[int]:
-    """Yield the indices of the graph's plans that may be used and can be built, and build them."""
+    """Yield the indices of the graph's plans that may be used and can be built, and build them.
+
+    Building checks each plan. `check_support` would ask CUDA's runtime too, and fails where two
+    versions of that are installed.
+    """
     unsupported = (RuntimeError, cudnn.cudnnGraphNotSupportedError)
     try:
         graph.validate()
