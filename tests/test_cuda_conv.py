@@ -157,6 +157,24 @@ def test_arrays_may_lie_in_any_way(precision):
         assert distance(cuda.conv2d_dx(dy, w, x.shape, *window), dx) <= TOLERANCE[precision]
 
 
+def test_arrays_may_begin_anywhere(fresh, precision, monkeypatch):
+    monkeypatch.setattr(_cuda_conv, "_seconds", lambda way, _: hasattr(way, "func"))
+    dtype = dtype_of(precision)
+    window = ONE, ONE, ONE
+    flat = cupy.asarray(draw((3 * 75 + 2,), dtype))
+    # examples of 75 values: the second begins at an address that 16 bytes do not divide
+    x = flat[2:].reshape(3, 5, 5, 3).transpose(0, 3, 1, 2)[1:]
+    w = flat[1 : 1 + 4 * 27].reshape(4, 3, 3, 3).transpose(0, 3, 1, 2)
+    b = flat[1:5]
+    assert x.data.ptr % 16 and w.data.ptr % 16 and b.data.ptr % 16
+    host = [array.get().astype("float64") for array in (x, w, b)]
+    y = plain.conv2d(*host, *window)
+    assert distance(cuda.conv2d(x, w, b, *window), y) <= TOLERANCE[precision]
+    dx = plain.conv2d_dx(host[0], host[1].transpose(1, 0, 2, 3), (2, 4, 5, 5), *window)
+    back = cuda.conv2d_dx(x, w.transpose(1, 0, 2, 3), (2, 4, 5, 5), *window)
+    assert distance(back, dx) <= TOLERANCE[precision]
+
+
 @pytest.mark.parametrize("name", ["strided", "groups", "pointwise, groups"])
 def test_columns_come_in_pieces(monkeypatch, precision, name):
     monkeypatch.setattr(_cudnn, "cudnn", None)

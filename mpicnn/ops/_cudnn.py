@@ -28,6 +28,7 @@ except ImportError:  # every convolution then goes by columns
 KINDS = ("forward", "dx", "dw")
 WORKSPACE_BYTES = 1 << 30  # engines that need more are not tried
 _FIRST, _SECOND, _OUT, _BIAS = 1, 2, 3, 4  # what tensors are called in a graph
+_ALIGNMENT = 16  # bytes
 _EIGHT = 8  # engines for bf16 take channels in eights
 
 
@@ -73,9 +74,9 @@ class Engine:
 
     def __call__(self, first: Array, second: Array, out: Array, b: Array | None = None) -> None:
         """Start the computation on the library's stream."""
-        tensors = {_FIRST: first, _SECOND: second, _OUT: out}
+        tensors = {_FIRST: _aligned(first), _SECOND: _aligned(second), _OUT: out}
         if b is not None and self.adds_bias:
-            tensors[_BIAS] = b
+            tensors[_BIAS] = _aligned(b)
         self.graph.execute_plan_at_index(
             {uid: int(tensor.data.ptr) for uid, tensor in tensors.items()},
             self.library.scratch(self.workspace),
@@ -230,6 +231,11 @@ def _strides(dims: Shape4) -> list[int]:
     """Return the strides, in values, of an array that has its channels last in memory."""
     _, c, h, w = dims
     return [h * w * c, 1, w * c, c]
+
+
+def _aligned(x: Array) -> Array:
+    """Return x, or a copy that lies alike, at an address from which engines can read wide."""
+    return x if x.data.ptr % _ALIGNMENT == 0 else x.copy(order="K")
 
 
 def _rounded(x: Array, dims: Shape4) -> Array:
