@@ -4,17 +4,22 @@ Every rank is a thread with a stream of its own. Where there is no GPU, a stand-
 (`standin/`): it computes what the kernels say, in their order, but knows no speed.
 """
 
+import gc
+
 import numpy as np
 import pytest
+from mpi4py import MPI
 from oracle import run_ranks
-from plan_cases import CPU, SHARES, compare, make, network, train
+from plan_cases import BATCH, CPU, SHARES, batches, compare, make, network, train
 
 from mpicnn import gpu
 from mpicnn.config import Division, environment
 from mpicnn.devices import Device
 from mpicnn.mesh import Mesh
+from mpicnn.optim import update
 from mpicnn.plan import PRESETS, preset
 from mpicnn.planfile import load_plan
+from mpicnn.session import Session
 from mpicnn.transport import choose_wires, cuda_aware
 
 pytestmark = pytest.mark.gpu
@@ -129,3 +134,56 @@ def test_single_precision_stays_close(subcomm):
     one = run_ranks(1, lambda c: train(c, preset("data", network(), (1,)), np.float32))
     # Roundings of 6e-8, a few hundred to a sum, grow over 20 steps of momentum.
     compare(run(plan, RULES["cards and cores"], dtype=np.float32), one, 1e-4)
+
+
+def steps(count, watch):
+    """Do so many steps on one GPU; call `watch` before each and after, with the totals."""
+    gpu.use(0)
+    comm, model = MPI.COMM_SELF, network()
+    session = Session(comm, Device(cuda), model, preset("data", model, (1,)), "float32")
+    state, program = session.initial(), session.program(BATCH)
+    _, x, labels = next(iter(batches(np.float32)))
+    x = cuda.xp.asarray(x)
+    for step in range(count):
+        before = watch(None)
+        grads, totals = session.executor.train(program, state, x, labels, step)
+        specs = model.param_specs()
+        update(cuda, state.params, state.velocity, grads, specs, 0.01, 0.9, 0.01)
+        watch(before)
+        totals.read()
+
+
+def test_the_host_does_not_wait_within_a_step(subcomm):
+    subcomm(1)
+    if not STOOD_IN:
+        pytest.skip("a real GPU may be done before it is asked: only the stand-in waits to be told")
+
+    waited = []
+
+    def watch(begun):
+        if begun is None:
+            cuda.relu(cuda.xp.ones(3))
+            return cuda.xp.cuda.get_current_stream().record()
+        waited.append(begun.done)
+        return None
+
+    cuda.set_precision("float32")
+    steps(4, watch)
+    # the first step times engines
+    assert not any(waited[1:]), waited
+
+
+def test_steps_leave_no_memory_behind(subcomm):
+    subcomm(1)
+    cuda.set_precision("float32")
+    pool, used = cuda.xp.get_default_memory_pool(), []
+
+    def watch(before):
+        cuda.synchronize()
+        gc.collect()
+        used.append(pool.used_bytes())
+        return 0
+
+    steps(8, watch)
+    # the first steps make what is kept: scratch memory, the engines of a shape
+    assert len(set(used[4::2])) == 1 and len(set(used[5::2])) == 1, used
