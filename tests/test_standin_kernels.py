@@ -53,6 +53,16 @@ extern "C" __global__ void race(REAL* x, int step) {
   mine[threadIdx.x] = own[(threadIdx.x + step) % blockDim.x];
 }
 
+extern "C" __global__ void rounds(REAL* x) {
+  __shared__ REAL part[2];
+  for (int i = 0; i < 3; ++i) {
+    REAL v = warp_sum(x[threadIdx.x]);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
+    __syncthreads();  // and another one is missing behind the next line
+    x[threadIdx.x] = part[0] + part[1];
+  }
+}
+
 extern "C" __global__ void lanes(int* out) {
   int lane = threadIdx.x % 32;
   out[threadIdx.x] = __shfl_down_sync(FULL, lane, 3);
@@ -122,6 +132,12 @@ def test_a_forgotten_barrier_shows(module, step):
     out = cupy.asarray(x)
     module.get_function("race")((2,), (64,), (out, np.int32(step)))
     assert not np.array_equal(out.get(), np.roll(x, -step, axis=1))
+
+
+def test_a_value_overwritten_too_early_shows(module):
+    x = cupy.full(64, 1, np.float32)
+    module.get_function("rounds")((1,), (64,), (x,))
+    assert not (x.get() == 64**3).all()
 
 
 def test_exchanges_between_lanes(module):

@@ -1,8 +1,9 @@
 // Run the threads of a block as fibers of one host thread, one at a time.
 //
 // A fiber takes threads one after another; it is parked with its thread where that waits, and
-// another fiber goes on. Kernels without barriers therefore run as one plain loop. Odd blocks run
-// their threads backwards: whichever way a missing barrier hurts, some block shows it.
+// another fiber goes on. Kernels without barriers therefore run as one plain loop. A warp runs as
+// far as it can before the next one starts, and odd blocks run everything backwards: whichever way
+// a missing barrier hurts, some block shows it.
 #pragma once
 #include <csetjmp>
 #include <cstdio>
@@ -17,7 +18,7 @@ constexpr unsigned kDynamicShared = 227 << 10;
 
 constexpr int kVotes = -1;
 
-enum State : unsigned char { kFresh, kRunning, kBarrier, kWarp, kDone };
+enum State : unsigned char { kRunning, kBarrier, kWarp, kDone };
 
 struct Fiber {
     ucontext_t start;
@@ -38,7 +39,8 @@ struct Thread {
 
 static Thread threads[kThreads];
 static Fiber* fibers[kThreads];
-static unsigned fiber_count, idle_count, thread_count, taken;
+static unsigned fiber_count, idle_count, thread_count;
+static unsigned warp_first, warp_size, taken;  // of the warp whose threads start now
 static Fiber* idle[kThreads];
 static Fiber* running;
 static jmp_buf scheduler;
@@ -66,8 +68,8 @@ static inline void enter(unsigned t) {
 
 static void work() {
     for (;;) {
-        while (taken < thread_count) {
-            unsigned t = backward ? thread_count - 1 - taken : taken;
+        while (taken < warp_size) {
+            unsigned t = warp_first + (backward ? warp_size - 1 - taken : taken);
             ++taken;
             running->thread = t;
             threads[t].fiber = running;
@@ -118,11 +120,11 @@ static inline void wait(State state, int line, unsigned mask) {
     enter(fiber->thread);
 }
 
-// Let the threads of `go` run on, in this block's order.
-static bool release(const bool* go) {
-    for (unsigned i = 0; i < thread_count; ++i) {
-        unsigned t = backward ? thread_count - 1 - i : i;
-        if (go[t]) resume(threads[t].fiber);
+// Let the lanes of `go`, of the present warp, run on until they wait or end.
+static bool release(unsigned go) {
+    for (unsigned i = 0; i < warp_size; ++i) {
+        unsigned lane = backward ? warp_size - 1 - i : i;
+        if (go >> lane & 1) resume(threads[warp_first + lane].fiber);
         if (failed) return false;
     }
     return true;
@@ -134,68 +136,95 @@ static bool complain(const char* what, unsigned t) {
     return false;
 }
 
-// Mark the threads whose exchange is complete; false where one can never be.
-static bool exchanges(bool* go, bool* any) {
-    for (unsigned t = 0; t < thread_count; ++t) {
-        if (threads[t].state != kWarp || go[t]) continue;
-        unsigned warp = t / 32 * 32, mask = threads[t].mask;
-        if (!(mask >> (t % 32) & 1)) return complain("a lane is not in its own mask", t);
-        for (unsigned lane = 0; lane < 32; ++lane) {
-            if (!(mask >> lane & 1)) continue;
-            unsigned other = warp + lane;
-            if (other >= thread_count)
-                return complain("the mask names lanes that the block has not", t);
-            if (threads[other].state != kWarp || threads[other].line != threads[t].line ||
-                threads[other].mask != mask)
-                return complain("a lane that the mask names does not take part", t);
-            go[other] = true;
+// Give the lanes that `mask` names what they asked for.
+static bool exchange_among(unsigned mask, unsigned t) {
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        if (!(mask >> lane & 1)) continue;
+        Thread& own = threads[warp_first + lane];
+        if (own.source == kVotes) {
+            own.result = 0;
+            for (unsigned k = 0; k < 32; ++k)
+                if (mask >> k & 1) own.result |= (threads[warp_first + k].offer & 1) << k;
+        } else {
+            if (!(mask >> own.source & 1))
+                return complain("a lane reads from one that the mask does not name", t);
+            own.result = threads[warp_first + own.source].offer;
         }
-        for (unsigned lane = 0; lane < 32; ++lane) {
-            if (!(mask >> lane & 1)) continue;
-            Thread& own = threads[warp + lane];
-            if (own.source == kVotes) {
-                own.result = 0;
-                for (unsigned k = 0; k < 32; ++k)
-                    if (mask >> k & 1) own.result |= (threads[warp + k].offer & 1) << k;
-            } else {
-                if (!(mask >> own.source & 1))
-                    return complain("a lane reads from one that the mask does not name", t);
-                own.result = threads[warp + own.source].offer;
-            }
-        }
-        *any = true;
     }
     return true;
 }
 
-static bool barrier(bool* go) {
+// Carry out the present warp's exchanges; collect the lanes that may go on in `go`.
+static bool exchanges(unsigned* go) {
+    for (unsigned lane = 0; lane < warp_size; ++lane) {
+        unsigned t = warp_first + lane, mask = threads[t].mask;
+        if (threads[t].state != kWarp || (*go >> lane & 1)) continue;
+        if (!(mask >> lane & 1)) return complain("a lane is not in its own mask", t);
+        for (unsigned k = 0; k < 32; ++k) {
+            if (!(mask >> k & 1)) continue;
+            if (k >= warp_size)
+                return complain("the mask names lanes that the block has not", t);
+            const Thread& other = threads[warp_first + k];
+            if (other.state != kWarp || other.line != threads[t].line || other.mask != mask)
+                return complain("a lane that the mask names does not take part", t);
+        }
+        if (!exchange_among(mask, t)) return false;
+        *go |= mask;
+    }
+    return true;
+}
+
+// Let the lanes of `go` run, and the warp after them until all wait at a barrier or have ended.
+static bool run_warp(unsigned go) {
+    while (go) {
+        if (!release(go)) return false;
+        go = 0;
+        if (!exchanges(&go)) return false;
+    }
+    return true;
+}
+
+// Check that all threads wait at one barrier, or that all have ended.
+static bool at_barrier(bool* ended) {
     unsigned first = thread_count;
-    for (unsigned t = 0; t < thread_count; ++t)
-        if (threads[t].state == kBarrier && first == thread_count) first = t;
-    for (unsigned t = 0; t < thread_count; ++t) {
+    for (unsigned t = thread_count; t-- > 0;)
+        if (threads[t].state == kBarrier) first = t;
+    *ended = first == thread_count;
+    for (unsigned t = 0; t < thread_count && !*ended; ++t) {
         if (threads[t].state != kBarrier)
             return complain("not all threads reach the barrier", first);
         if (threads[t].line != threads[first].line)
             return complain("threads wait at different barriers", t);
-        go[t] = true;
     }
     return true;
 }
 
+static void select_warp(unsigned i) {
+    unsigned warps = (thread_count + 31) / 32;
+    warp_first = (backward ? warps - 1 - i : i) * 32;
+    warp_size = thread_count - warp_first < 32 ? thread_count - warp_first : 32;
+    taken = warp_size;
+}
+
 static bool run_block() {
-    for (unsigned t = 0; t < thread_count; ++t) threads[t].state = kFresh;
-    taken = 0;
-    while (taken < thread_count) {
-        resume(spare());
-        if (failed) return false;
+    unsigned warps = (thread_count + 31) / 32, go;
+    for (unsigned i = 0; i < warps; ++i) {
+        select_warp(i);
+        for (taken = 0; taken < warp_size;) {
+            resume(spare());
+            if (failed) return false;
+        }
+        if (!exchanges(&(go = 0)) || !run_warp(go)) return false;
     }
     for (;;) {
-        bool go[kThreads] = {}, any = false, waiting = false;
-        for (unsigned t = 0; t < thread_count; ++t) waiting |= threads[t].state != kDone;
-        if (!waiting) return true;
-        if (!exchanges(go, &any)) return false;
-        if (!any && !barrier(go)) return false;
-        if (!release(go)) return false;
+        bool ended;
+        if (!at_barrier(&ended)) return false;
+        if (ended) return true;
+        for (unsigned i = 0; i < warps; ++i) {
+            select_warp(i);
+            unsigned all = warp_size == 32 ? ~0u : (1u << warp_size) - 1;
+            if (!run_warp(all)) return false;
+        }
     }
 }
 
