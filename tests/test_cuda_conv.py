@@ -1,21 +1,14 @@
-"""Convolutions and matrix products of the GPU backend: every way of computing, every precision."""
+"""Convolutions of the GPU backend: every way of computing, every precision."""
 
 import numpy as np
 import pytest
 
-from mpicnn.errors import DeviceError
 from mpicnn.ops import numpy as plain
 
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)
 cupy = pytest.importorskip("cupy")
 
-from mpicnn.ops import (  # noqa: E402
-    _cuda_columns,
-    _cuda_conv,
-    _cuda_gemm,
-    _cuda_precision,
-    _cudnn,
-)
+from mpicnn.ops import _cuda_columns, _cuda_conv, _cudnn  # noqa: E402
 from mpicnn.ops._cuda_shape import ConvShape  # noqa: E402
 
 ONE, NONE = (1, 1), (0, 0)
@@ -254,44 +247,6 @@ def test_transforms_can_be_forbidden():
     assert notes.NONDETERMINISTIC in _cudnn._unwanted("bf16", True)
 
 
-@pytest.mark.parametrize("n, c, o", [(7, 13, 5), (1, 5, 1), (64, 40, 24), (0, 3, 2), (3, 0, 2)])
-def test_fully_connected(precision, n, c, o):
-    dtype = dtype_of(precision)
-    x, w, b, dy, dw = (draw(s, dtype) for s in ((n, c), (o, c), (o,), (n, o), (o, c)))
-    exact = [array.astype("float64") for array in (x, w, b, dy, dw)]
-    sums, least = cupy.asarray(dw), TOLERANCE[precision]
-
-    def every_other(a):
-        return cupy.asarray(a.repeat(2, 1))[:, ::2]
-
-    for order in (every_other, cupy.asfortranarray, cupy.asarray):  # strided, transposed, plain
-        x, w, dy = (order(array.astype(dtype)) for array in (exact[0], exact[1], exact[3]))
-        y = cuda.linear(x, w, cupy.asarray(b))
-        assert distance(y, exact[0] @ exact[1].T + exact[2]) <= least
-        assert distance(cuda.linear_dx(dy, w), exact[3] @ exact[1]) <= least
-        assert cuda.linear_dw(x, dy, sums) is sums
-    assert distance(sums, exact[4] + 3 * exact[3].T @ exact[0]) <= least
-
-
-def test_rows_may_be_one_and_the_same(precision):
-    row, w = draw((1, 6), dtype_of(precision)), draw((5, 6), dtype_of(precision))
-    x = cupy.broadcast_to(cupy.asarray(row), (4, 6))
-    y = np.repeat(row.astype("float64") @ w.T.astype("float64"), 4, 0)
-    assert distance(cuda.linear(x, cupy.asarray(w), None), y) <= TOLERANCE[precision]
-
-
-def test_bf16_is_the_nearest_value():
-    ulp = 2.0**-7
-    given = [1, 1 + ulp / 2, 1 + 1.5 * ulp, 1 + 0.51 * ulp, -3.4e38, np.inf, 2.0**-133, 0, -0.0]
-    expected = [1, 1, 1 + 2 * ulp, 1 + ulp, -np.inf, np.inf, 2.0**-133, 0, -0.0]
-    given = np.array([*given, np.nan, *given], np.float32)
-    bits = _cuda_gemm.bf16_rows(cupy.asarray(given[None]), 2, 24).get()
-    found = (bits.astype(np.uint32) << 16).view(np.float32)
-    np.testing.assert_array_equal(found[0, : given.size], [*expected, np.nan, *expected])
-    np.testing.assert_array_equal(np.signbit(found[0, :9]), np.signbit(expected))
-    assert not found[0, given.size :].any() and not found[1].any()
-
-
 def test_wrong_arguments_are_told():
     x, w = cupy.asarray(draw((2, 3, 5, 5))), cupy.asarray(draw((4, 3, 3, 3)))
     with pytest.raises(ValueError, match="float32 of shape"):
@@ -300,22 +255,3 @@ def test_wrong_arguments_are_told():
         cuda.conv2d(x, w, None, ONE, NONE, ONE, 2)
     with pytest.raises(ValueError, match=r"float32 of shape \(2, 4, 3, 3\)"):
         cuda.conv2d_dw(x, x, w.shape, ONE, NONE, ONE)
-    with pytest.raises(ValueError, match="no product"):
-        cuda.linear(x[0, 0], w[0, 0], None)
-    with pytest.raises(ValueError, match="dw must have"):
-        cuda.linear_dw(x[0, 0], x[0, 0], x[0, 1].T)
-    with pytest.raises(ValueError, match="precision must be one of"):
-        cuda.set_precision("fp16")
-
-
-def test_old_gpus_have_no_tensor_cores(monkeypatch):
-    class Device:
-        compute_capability = "75"
-
-    monkeypatch.setattr(_cuda_precision.cupy.cuda, "Device", Device)
-    cuda.set_precision("float64")
-    for precision in ("tf32", "bf16"):
-        with pytest.raises(DeviceError, match=f"precision {precision}: .* 7.5"):
-            cuda.set_precision(precision)
-    assert _cuda_precision.settings.precision == "float64"
-    cuda.set_precision("float32")
