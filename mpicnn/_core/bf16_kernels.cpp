@@ -83,20 +83,25 @@ static constexpr Kernel avx512 = {
     "bf16-avx512", nothing, nothing,
     {{avx512_block<1, 1>, avx512_block<1, 2>}, {avx512_block<2, 1>, avx512_block<2, 2>}}};
 
-// Eight tile registers of 16 rows of 64 bytes, the state of a thread.
+// What ldtilecfg reads: eight tile registers of 16 rows of 64 bytes.
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64 && line_bytes == 64 && side == 16);
+
+// Configures the registers of this thread. A constant, because compilers take the intrinsic to read
+// the first 8 bytes only and would leave out stores to the others.
 AMX_BF16 static void amx_start() {
-  struct alignas(64) {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-  } config;
-  for (int i = 0; i < 8; ++i) config.row_bytes[i] = line_bytes, config.rows[i] = side;
+  static constexpr TileConfig config;
   _tile_loadconfig(&config);
 }
 
 AMX_BF16 static void amx_stop() { _tile_release(); }
 
-// Registers 0 … 3 hold sums, 4 and 5 tiles of a, 6 and 7 tiles of b.
+// Registers 0 … 3 hold sums, 4 and 5 tiles of a, 6 and 7 tiles of b. To be called by its address:
+// compilers do not know what the intrinsics read, and everything is in memory before such a call.
 template <int r, int v>
 AMX_BF16 static void amx_block(i64 tiles, const Pair *a, const Pair *b, i64 pitch, float *sums) {
   _tile_zero(0);
