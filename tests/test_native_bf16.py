@@ -6,6 +6,7 @@ from oracle import run_ranks
 from plan_cases import compare, make, train
 from test_native import CONVOLUTIONS, NONE, ONE
 
+from mpicnn.devices import Device
 from mpicnn.errors import DeviceError
 from mpicnn.ops import numpy as plain
 
@@ -185,7 +186,9 @@ def test_plans_train_as_one_rank(name, shares, subcomm):
 
     def run(name, shares):
         plan = make(name, (len(shares),), (shares,), "a", "allreduce")
-        return run_ranks(len(shares), lambda comm: train(comm, plan, np.float32, backend="native"))
+        return run_ranks(
+            len(shares), lambda comm: train(comm, plan, np.float32, device=Device(native))
+        )
 
     try:
         # Sums of float32 in another order differ by 1e-7, which now and then rounds an operand to
