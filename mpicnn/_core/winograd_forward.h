@@ -6,6 +6,7 @@
 #pragma once
 
 #include "conv_shape.h"
+#include "scratch.h"
 #include "winograd_product.h"
 #include "winograd_tiles.h"
 
@@ -126,14 +127,16 @@ template <int m, int r> struct Forward : Transforms<m, r> {
     // again for each chunk.
     const i64 t_bytes = o_chunk < g.o ? 2 * chunk_bytes : chunk_bytes / 4;
     const i64 t_chunk = std::clamp<i64>(t_bytes / (row_bytes * panel), 1, t_panels) * panel;
-    const Buffer u(positions * g.c * o_chunk), v(positions * g.c * t_chunk);
+    Scratch scratch(positions * g.c * (o_chunk + t_chunk), 2);
+    float *const u = scratch.take(positions * g.c * o_chunk);
+    float *const v = scratch.take(positions * g.c * t_chunk);
     for (i64 t = 0; t < tiles; t += t_chunk) {
       const i64 t_end = std::min(t + t_chunk, tiles);
-      Base::tiles(g, x, t, t_end, v.get());
+      Base::tiles(g, x, t, t_end, v);
       for (i64 o = 0; o < g.o; o += o_chunk) {
         const i64 o_end = std::min(o + o_chunk, g.o);
-        if (t == 0 || o_chunk < g.o) Base::weights(g, w, flipped, o, o_end, u.get());
-        multiply(g, u.get(), v.get(), o, o_end, t, t_end, b, y);
+        if (t == 0 || o_chunk < g.o) Base::weights(g, w, flipped, o, o_end, u);
+        multiply(g, u, v, o, o_end, t, t_end, b, y);
       }
     }
   }

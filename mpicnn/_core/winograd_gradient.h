@@ -27,18 +27,20 @@ template <int m, int r> struct WeightGradient : Transforms<m, r> {
     const i64 panels = std::clamp<i64>(budget / height / panel, 1, ceil_div(b.channels, panel));
     const i64 breadth = panels * panel;
     const i64 depth = std::min({std::max<i64>(budget / (height + breadth), 16), tiles, longest});
-    const Buffer rows(positions * height * depth), columns(positions * breadth * depth);
-    const Buffer sums(positions * height * breadth);
+    Scratch scratch(positions * ((height + breadth) * depth + height * breadth), 3);
+    float *const rows = scratch.take(positions * height * depth);
+    float *const columns = scratch.take(positions * breadth * depth);
+    float *const sums = scratch.take(positions * height * breadth);
     for (i64 i = 0; i < a.channels; i += height)
       for (i64 j = 0; j < b.channels; j += breadth) {
         const Part part{std::min(height, a.channels - i), std::min(breadth, b.channels - j), height, breadth};
         for (i64 t = 0; t < tiles; t += depth) {
           const i64 count = std::min(depth, tiles - t);
-          a.transform(i, part.rows, t, count, group, rows.get());
-          b.transform(j, part.columns, t, count, panel, columns.get());
-          part.add(count, rows.get(), columns.get(), t > 0, sums.get());
+          a.transform(i, part.rows, t, count, group, rows);
+          b.transform(j, part.columns, t, count, panel, columns);
+          part.add(count, rows, columns, t > 0, sums);
         }
-        part.collapse(sums.get(), a.dw_pitch, b.dw_pitch, dw + i * a.dw_pitch + j * b.dw_pitch);
+        part.collapse(sums, a.dw_pitch, b.dw_pitch, dw + i * a.dw_pitch + j * b.dw_pitch);
       }
   }
 

@@ -1,9 +1,8 @@
-// How images are cut into tiles, the padded lines that tiles are read from, and memory for both.
+// How images are cut into tiles, and the padded lines that tiles are read from.
 #pragma once
 
 #include "winograd_transform.h"
 
-#include <new>
 
 namespace winograd {
 
@@ -51,20 +50,5 @@ inline float *next_line(float *memory) {
   const auto bytes = line_floats * sizeof(float);
   return reinterpret_cast<float *>((reinterpret_cast<std::uintptr_t>(memory) + bytes - 1) / bytes * bytes);
 }
-
-// Memory that begins at a cache line.
-class Buffer {
- public:
-  explicit Buffer(i64 elements)
-      : start(static_cast<float *>(::operator new[](size_t(elements) * sizeof(float), line))) {}
-  ~Buffer() { ::operator delete[](start, line); }
-  Buffer(const Buffer &) = delete;
-  Buffer &operator=(const Buffer &) = delete;
-  float *get() const { return start; }
-
- private:
-  static constexpr std::align_val_t line{line_floats * sizeof(float)};
-  float *start;
-};
 
 }  // namespace winograd
