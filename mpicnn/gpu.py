@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from socket import gethostname
+
 from mpicnn.errors import DeviceError
 
 INSTALL = "install CuPy with `pip install mpicnn[gpu]`, or use --device cpu"
@@ -33,8 +35,13 @@ def use(number: int) -> None:
 
 
 def describe(number: int) -> tuple[str, str]:
-    """Return a GPU's name and what tells it from all others (its UUID)."""
+    """Return a GPU's name and what tells it from all others: host, place, and UUID.
+
+    Slices of one card share its place; a UUID may end at its first byte of 0.
+    """
     import cupy
 
-    found = cupy.cuda.runtime.getDeviceProperties(number)
-    return found["name"].decode(), bytes(found["uuid"]).hex()
+    runtime = cupy.cuda.runtime
+    found = runtime.getDeviceProperties(number)
+    identity = (gethostname(), runtime.deviceGetPCIBusId(number), bytes(found["uuid"]).hex())
+    return found["name"].decode(), " ".join(identity)
