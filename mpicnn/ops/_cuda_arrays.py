@@ -23,6 +23,7 @@ FLOATS = {"float32": "float", "float64": "double"}
 # goes on in steps of its grid.
 BLOCKS = 4096
 THREADS = 256
+_TILE = 1024  # values, as in transpose.cu: 4 for each of 256 threads
 
 # Made anew, a NumPy scalar takes most of the time of a launch, and a pooling has 13 of them.
 _int64 = lru_cache(1 << 12)(np.int64)
@@ -34,7 +35,25 @@ def cells(x: Array) -> Array:
     Strides along axes of length 1 have no meaning and are left as they are.
     """
     last = x.transpose(_channels_last(x.ndim))
-    return x if last.flags.c_contiguous else _logical(cupy.ascontiguousarray(last))
+    if last.flags.c_contiguous:
+        return x
+    if x.flags.c_contiguous and _are_images(x):
+        return _transpose(x, empty_cells(x.shape, x.dtype), x.shape[1], x.shape[2] * x.shape[3])
+    return _logical(cupy.ascontiguousarray(last))
+
+
+def plain(x: Array) -> Array:
+    """Return x in C order in memory, copied only where it does not lie so."""
+    if x.flags.c_contiguous:
+        return x
+    if _are_images(x) and x.transpose(_channels_last(4)).flags.c_contiguous:
+        return _transpose(x, cupy.empty(x.shape, x.dtype), x.shape[2] * x.shape[3], x.shape[1])
+    return cupy.ascontiguousarray(x)
+
+
+def flat(x: Array) -> Array:
+    """Return the items of x in logical order, flat: a view where they lie so, else a copy."""
+    return plain(x).reshape(-1)
 
 
 def cells_like(name: str, value: Array, x: Array) -> Array:
@@ -60,6 +79,27 @@ def empty_cells(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 def zero_cells(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return zeros (n, c, …) that have their channels last in memory."""
     return _logical(cupy.zeros(_memory_shape(shape), dtype))
+
+
+def _are_images(x: Array) -> bool:
+    return x.ndim == 4 and x.dtype.name in FLOATS
+
+
+def _transpose(x: Array, y: Array, rows: int, columns: int) -> Array:
+    """Fill y with what is in the memory of x, matrices (rows, columns), each transposed; return y.
+
+    A tile is about square, or as long as the other side is short.
+    """
+    across = min(columns, max(32, _TILE // rows))
+    down = min(rows, _TILE // across)
+    grid, room = [], BLOCKS
+    for tiles in (-(-columns // across), -(-rows // down), len(x)):
+        grid.append(max(1, min(room, tiles)))
+        room //= grid[-1]
+    threads = 32 * -(-down * across // 128)
+    sizes = len(x), rows, columns, down, across
+    launch("transpose", "transpose.cu", x.dtype, tuple(grid), threads, x, y, *sizes)
+    return y
 
 
 def blocks(items: int, per_block: int = THREADS) -> int:

@@ -10,6 +10,8 @@ import cupy
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from mpicnn.ops._cuda_arrays import plain
+
 SLOTS = 4
 """Batches of bytes in GPU memory: one in use, two that wait, one that arrives."""
 
@@ -25,9 +27,10 @@ def fetch(a: Any) -> Callable[[], NDArray[Any]]:
     It waits for what the array is made of, not for what was begun later.
     """
     here = pinned(a.shape, a.dtype)
-    flat = cupy.ascontiguousarray(a)
-    if flat.size:
-        flat.data.copy_to_host_async(here.ctypes.data, flat.nbytes, cupy.cuda.get_current_stream())
+    ordered = plain(a)
+    if ordered.size:
+        stream = cupy.cuda.get_current_stream()
+        ordered.data.copy_to_host_async(here.ctypes.data, ordered.nbytes, stream)
     copied = cupy.cuda.Event(disable_timing=True)
     copied.record()
 
