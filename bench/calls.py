@@ -17,7 +17,7 @@ from mpicnn.mesh import Mesh
 from mpicnn.plan import preset
 
 _NOT_TIMED = (
-    "Feed", "Timer", "fetch", "set_convolution", "set_precision", "set_threads",
+    "Feed", "Timer", "fetch", "flat", "set_convolution", "set_precision", "set_threads",
     "synchronize", "topk_correct",
 )  # fmt: skip
 

@@ -24,10 +24,10 @@ _STAGE = 42  # the tag of what passes between stages
 class Group:
     """The ranks along one mesh axis (or all of them), with non-blocking buffer collectives.
 
-    Arrays are flat and contiguous arrays of `xp`; counts are numbers of items per rank. `sent`
-    counts the bytes and `messages` the collectives of this rank by the rule of `Move.items_sent`,
-    from the counts that are really given. What moves begin is handed to `underway`; how it travels
-    is the wire's affair.
+    Arrays are of `xp`, flat and contiguous as `flat` makes them; counts are numbers of items per
+    rank. `sent` counts the bytes and `messages` the collectives of this rank by the rule of
+    `Move.items_sent`, from the counts that are really given. What moves begin is handed to
+    `underway`; how it travels is the wire's affair.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Group:
     ) -> None:
         self.comm = comm
         self.wire = wires(comm)
-        self.xp = self.wire.xp
+        self.xp, self.flat = self.wire.xp, self.wire.flat
         self.underway = underway or Underway()
         self.size: int = comm.Get_size()
         self.rank: int = comm.Get_rank()
@@ -95,7 +95,7 @@ class Link:
 
     def send(self, x: Array) -> Pending:
         """Begin to send `x`, which must stay unchanged until that has ended."""
-        flat = self.wire.xp.ascontiguousarray(x).reshape(-1)
+        flat = self.wire.flat(x)
         self.sent += flat.nbytes
         self.messages += 1
         request = self.wire.send(flat, self.rank, _STAGE)

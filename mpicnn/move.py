@@ -120,7 +120,7 @@ def _gather(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     counts = [_volume(box) for box in boxes]
     whole = move.dst.box(shape, group.rank)
     flat = group.xp.empty(prod(shape), x.dtype)
-    send = group.xp.ascontiguousarray(x).reshape(-1)
+    send = group.flat(x)
     request = group.allgather(send, flat, counts)
     return group.underway.add(request, lambda: _unpack(group.xp, flat, boxes, whole), send)
 
@@ -131,7 +131,7 @@ def _exchange(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     mine, goal = move.src.box(shape, group.rank), move.dst.box(shape, group.rank)
     outgoing = [intersect(mine, move.dst.box(shape, r)) for r in range(group.size)]
     incoming = [intersect(move.src.box(shape, r), goal) for r in range(group.size)]
-    send = _pack(group.xp, x, outgoing, mine)
+    send = _pack(group, x, outgoing, mine)
     flat = group.xp.empty(_volume(goal), x.dtype)
     request = group.alltoall(
         send, [_volume(b) for b in outgoing], flat, [_volume(b) for b in incoming]
@@ -140,15 +140,16 @@ def _exchange(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
 
 
 def _sum(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    total = group.xp.array(x, order="C")
-    request = group.allreduce(total.reshape(-1))
-    return group.underway.add(request, lambda: total)
+    # the sum is in place, so that either way this is a copy
+    total = group.flat(x.copy() if x.flags.c_contiguous else x)
+    request = group.allreduce(total)
+    return group.underway.add(request, lambda: total.reshape(shape))
 
 
 def _sum_and_split(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
     whole = move.src.box(shape, group.rank)
     boxes = [move.dst.box(shape, r) for r in range(group.size)]
-    send = _pack(group.xp, x, boxes, whole)
+    send = _pack(group, x, boxes, whole)
     mine = group.xp.empty(box_shape(boxes[group.rank]), x.dtype)
     request = group.reduce_scatter(send, mine.reshape(-1), [_volume(b) for b in boxes])
     return group.underway.add(request, lambda: mine, send)
@@ -184,11 +185,11 @@ def _rows_of(boxes: list[Box], origin: Box) -> bool:
     return at == origin[0][1]
 
 
-def _pack(xp: ModuleType, x: Array, boxes: list[Box], origin: Box) -> Array:
+def _pack(group: Group, x: Array, boxes: list[Box], origin: Box) -> Array:
     """Lay boxes of `x` one after another in a flat array: a view where they lie so already."""
     if _rows_of(boxes, origin):
-        return xp.ascontiguousarray(x).reshape(-1)
-    return xp.concatenate([x[slices(box, origin)].reshape(-1) for box in boxes])
+        return group.flat(x)
+    return group.xp.concatenate([group.flat(x[slices(box, origin)]) for box in boxes])
 
 
 def _unpack(xp: ModuleType, flat: Array, boxes: list[Box], goal: Box) -> Array:

@@ -130,7 +130,7 @@ class Homecoming:
     def _close(self, axes: tuple[int, ...]) -> None:
         names = self.open.pop(axes)
         group = self.mesh.group(axes)
-        flat = group.xp.concatenate([self.home[n].reshape(-1) for n in names])
+        flat = group.xp.concatenate([group.flat(self.home[n]) for n in names])
         at = 0
         for name in names:
             g = self.home[name]

@@ -11,6 +11,8 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from mpicnn.ops import numpy as host
+
 Array = NDArray[Any]
 
 
@@ -37,12 +39,13 @@ Call = Callable[[Any, Any], Request]
 class Wire:
     """Begin collectives of one communicator on arrays in host memory.
 
-    `xp` is the module of the arrays. They are flat and contiguous, counts are numbers of items per
-    rank, and they must stay unchanged and alive until the request has ended. All ranks begin the
-    same collectives in the same order.
+    `xp` is the module of the arrays. They are flat and contiguous, as `flat` makes them, counts are
+    numbers of items per rank, and they must stay unchanged and alive until the request has ended.
+    All ranks begin the same collectives in the same order.
     """
 
     xp: ModuleType = np
+    flat = staticmethod(host.flat)
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.comm = comm

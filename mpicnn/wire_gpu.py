@@ -9,6 +9,7 @@ from typing import Any
 import cupy
 from mpi4py import MPI
 
+from mpicnn.ops import _cuda_arrays
 from mpicnn.ops._cuda_transfer import pinned
 from mpicnn.wire import Array, Call, Request, Wire
 
@@ -127,6 +128,7 @@ class AwareWire(Wire):
     """Begin collectives on arrays in GPU memory that MPI reads and writes itself."""
 
     xp = cupy
+    flat = staticmethod(_cuda_arrays.flat)
     passage = Passage
 
     def __init__(self, comm: MPI.Intracomm, line: Line) -> None:

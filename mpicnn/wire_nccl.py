@@ -10,6 +10,7 @@ import numpy as np
 from cupy.cuda import nccl
 from mpi4py import MPI
 
+from mpicnn.ops import _cuda_arrays
 from mpicnn.polling import wait
 from mpicnn.wire import Array, Request, Wire, starts
 
@@ -45,6 +46,7 @@ class NcclWire(Wire):
     """
 
     xp = cupy
+    flat = staticmethod(_cuda_arrays.flat)
 
     def __init__(self, comm: MPI.Intracomm, stream: Any, messages: Wire) -> None:
         super().__init__(comm)

@@ -128,6 +128,7 @@ def test_kernels_are_compared_with_the_same_in_pytorch(subcomm, script, monkeypa
         "NAME",
         "Timer",
         "fetch",
+        "flat",
         "images",
         "synchronize",
         "topk_correct",

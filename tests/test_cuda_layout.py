@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from mpicnn.layers import Flatten
 from mpicnn.ops import _cuda_arrays, available, load
 
 if "cuda" not in available():
     pytest.skip("CuPy is not installed", allow_module_level=True)
+
+from mpicnn.wire_gpu import AwareWire, StagedWire
 
 cuda = load("cuda")
 
@@ -79,3 +82,14 @@ def test_orders_of_memory_from_any_strides(dtype):
             for found in (there, back):
                 np.testing.assert_array_equal(found.get(), x.get())
             np.testing.assert_array_equal(_cuda_arrays.flat(x).get(), x.get().reshape(-1))
+
+
+def test_what_is_flattened_or_sent_takes_the_kernel(tiled):
+    a = numbers((3, 5, 4, 2), np.float32)
+    x = channels_last(a)
+    rows, saved = Flatten().forward(cuda, x, {}, None)
+    np.testing.assert_array_equal(rows.get(), a.reshape(3, 40))
+    assert saved == x.shape
+    for wire in (StagedWire, AwareWire):
+        np.testing.assert_array_equal(wire.flat(x).get(), a.reshape(-1))
+    np.testing.assert_array_equal(cuda.fetch(x)(), a)

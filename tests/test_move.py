@@ -11,6 +11,7 @@ from oracle import run_ranks
 
 from mpicnn.mesh import Group
 from mpicnn.move import Move
+from mpicnn.ops import numpy
 from mpicnn.placement import (
     Partial,
     Replicated,
@@ -138,7 +139,7 @@ def test_memory_under_way_is_kept_until_the_end(src, dst):
         return SimpleNamespace(Test=lambda: bool(ended))
 
     group = SimpleNamespace(
-        size=2, rank=0, xp=np, underway=Underway(),
+        size=2, rank=0, xp=np, flat=numpy.flat, underway=Underway(),
         allgather=begin, alltoall=begin, reduce_scatter=begin, allreduce=begin,
     )  # fmt: skip
     # Every other column, so that what is sent is a copy that nobody else has.

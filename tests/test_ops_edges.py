@@ -1,5 +1,7 @@
 """The ends of every operation's range: empty axes, ties, infinities, bounded memory, bad names."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -134,6 +136,18 @@ def test_no_examples_have_no_loss(ops):
     assert losses.shape == (0,)
     assert dlogits.shape == (0, 7)
     assert ops.topk_correct(logits, labels, 5) == 0
+
+
+@pytest.mark.parametrize("shape", ((2, 3, 4, 5), (3, 4), (0, 3, 2, 2), (6,)), ids=str)
+def test_flat(ops, shape):
+    a = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+    x = ops.xp.asarray(a)
+    for axes in itertools.permutations(range(len(shape))):
+        turned = ops.flat(x.transpose(axes))
+        assert turned.flags.c_contiguous
+        np.testing.assert_array_equal(host(turned), a.transpose(axes).reshape(-1))
+    ops.flat(x)[...] = -1  # a view, as x lies so
+    assert (host(x) == -1).all()
 
 
 def test_first_maximum_wins_and_padding_never(ops):

@@ -25,7 +25,7 @@ class Flatten(Layer):
     def forward(
         self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
     ) -> tuple[Array, Any]:
-        return x.reshape(x.shape[0], math.prod(x.shape[1:])), x.shape
+        return ops.flat(x).reshape(x.shape[0], math.prod(x.shape[1:])), x.shape
 
     def backward(
         self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run

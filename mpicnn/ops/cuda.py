@@ -24,6 +24,7 @@ from mpicnn.ops._cuda_arrays import (
     cells,
     cells_like,
     empty_cells,
+    flat,
     launch,
     lie_alike,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "conv2d_methods",
     "dropout",
     "fetch",
+    "flat",
     "images",
     "linear",
     "linear_dw",

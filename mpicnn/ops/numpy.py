@@ -34,6 +34,7 @@ __all__ = [
     "conv2d_dx",
     "dropout",
     "fetch",
+    "flat",
     "images",
     "linear",
     "linear_dw",
@@ -90,6 +91,11 @@ def fetch(a: Array) -> Callable[[], Array]:
     Here it is the array itself.
     """
     return lambda: a
+
+
+def flat(x: Array) -> Array:
+    """Return the items of x in logical order, flat: a view where they lie so, else a copy."""
+    return np.ascontiguousarray(x).reshape(-1)
 
 
 class Feed:
