@@ -90,16 +90,6 @@ def floor(ours: Ours, limits: Limits) -> float:
     )
 
 
-def put(backend: ModuleType) -> Any:
-    """Return a function that brings images to the card as training does: channels last."""
-
-    def bring(x: Any) -> Any:
-        last = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-        return backend.xp.asarray(last).transpose(0, 3, 1, 2)
-
-    return bring
-
-
 def compare(
     mesh: Mesh,
     backend: ModuleType,
@@ -111,14 +101,14 @@ def compare(
     """Return the seconds per step of every side, the least seconds, and remarks."""
     backend.set_precision(precision)
     plan = preset("data", task.model, (1,))
-    ours = Ours(mesh, backend, task, plan, put(backend))
+    ours = Ours(mesh, backend, task, plan, backend.upload)
     sides = [Side("mpicnn", ours.step, together=True, finish=backend.synchronize)]
     notes: list[str] = []
     if options.peer:
         from peers import multiply_in
 
         multiply_in(precision)
-        checked = Ours(mesh, backend, task.without_dropout(), plan, put(backend))
+        checked = Ours(mesh, backend, task.without_dropout(), plan, backend.upload)
         losses = [checked.step() for _ in range(2)]
         found, notes = peers(
             task, losses, options.variants, options.limit,

@@ -119,11 +119,11 @@ def _time(ops: ModuleType, layer: Conv, shape: Shape, dtype: DTypeLike, batch: i
     count = int(min(batch, max(1, WORK // flops)))
     rng = np.random.default_rng(0)
     params = {
-        name: ops.xp.asarray(rng.standard_normal(param.shape).astype(dtype))
+        name: ops.upload(rng.standard_normal(param.shape).astype(dtype))
         for name, param in layer.params(shape).items()
     }
-    x = ops.xp.asarray(rng.standard_normal((count, *shape)).astype(dtype))
-    dy = ops.xp.asarray(rng.standard_normal((count, *out)).astype(dtype))
+    x = ops.upload(rng.standard_normal((count, *shape)).astype(dtype))
+    dy = ops.upload(rng.standard_normal((count, *out)).astype(dtype))
     run = Run(True, 0, 0, 0, count, np.arange(count), (0, out[0]))
     times = []
     for _ in range(1 + REPEATS):

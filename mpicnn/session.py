@@ -185,7 +185,7 @@ class Session:
     def initial(self) -> State:
         """Return this rank's part of the state at the start of a run."""
         state = initial_state(self.weights, self.mesh.coords, self.seed, self.dtype)
-        return state.on(self.ops.xp)
+        return state.on(self.ops)
 
     def load(
         self, state: State, checkpoints: Checkpoints, path: Path | None = None
@@ -198,7 +198,7 @@ class Session:
         meta = checkpoints.load(self.mesh.world.comm, tensors, path)
         for section, part in vars(state).items():
             for name, array in part.items():
-                array[...] = self.ops.xp.asarray(tensors[f"{section}/{name}"].array)
+                array[...] = self.ops.upload(tensors[f"{section}/{name}"].array)
         return meta
 
     def tensors(self, state: State) -> dict[str, Tensor]:

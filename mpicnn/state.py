@@ -26,9 +26,9 @@ class State:
     velocity: Arrays = field(default_factory=dict)
     buffers: Arrays = field(default_factory=dict)
 
-    def on(self, xp: ModuleType) -> State:
-        """Return the state as arrays of the module `xp`, copied only to another memory."""
-        copies = ({name: xp.asarray(a) for name, a in part.items()} for part in vars(self).values())
+    def on(self, ops: ModuleType) -> State:
+        """Return the state as arrays of a backend, copied only to another memory."""
+        copies = ({name: ops.upload(a) for name, a in part.items()} for part in vars(self).values())
         return State(*copies)
 
     @property

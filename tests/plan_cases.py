@@ -86,7 +86,7 @@ def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll")
     runner = Executor(mesh, ops, SEED, bucket=512)
     programs = {n: compile(model, plan, mesh.coords, n, mesh.stage) for n in (BATCH, RAGGED)}
     weights = programs[BATCH].weights
-    state = initial_state(weights, mesh.coords, SEED, dtype).on(ops.xp)
+    state = initial_state(weights, mesh.coords, SEED, dtype).on(ops)
     specs = {w.name: w.param for w in weights}
     losses, predicted = [], 0.0
     for step, x, labels in batches(dtype):

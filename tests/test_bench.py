@@ -132,6 +132,7 @@ def test_kernels_are_compared_with_the_same_in_pytorch(subcomm, script, monkeypa
         "images",
         "synchronize",
         "topk_correct",
+        "upload",
         "xp",
     } | settings
     assert kinds(found) == set(backend.__all__) - others

@@ -9,6 +9,8 @@ from mpicnn.ops import _cuda_arrays, available, load
 if "cuda" not in available():
     pytest.skip("CuPy is not installed", allow_module_level=True)
 
+from mpicnn.ops import numpy as reference
+from mpicnn.state import State
 from mpicnn.wire_gpu import AwareWire, StagedWire
 
 cuda = load("cuda")
@@ -93,3 +95,20 @@ def test_what_is_flattened_or_sent_takes_the_kernel(tiled):
     for wire in (StagedWire, AwareWire):
         np.testing.assert_array_equal(wire.flat(x).get(), a.reshape(-1))
     np.testing.assert_array_equal(cuda.fetch(x)(), a)
+
+
+def test_parameters_lie_between_steps_as_convolutions_read_them(tiled):
+    rng = np.random.default_rng(3)
+    w, v, g = (rng.standard_normal((6, 5, 3, 3)).astype(np.float32) for _ in range(3))
+    state = State({"w": w}, {"w": v}, {"mean": w[0, 0, 0]}).on(cuda)
+    here, speed = state.params["w"], state.velocity["w"]
+    assert _cuda_arrays.cells(here) is here
+    # gradients of convolutions and those that have travelled
+    for place in (channels_last, cuda.xp.asarray):
+        reference.sgd(w, v, g, 0.1, 0.9, 0.05)
+        cuda.sgd(here, speed, place(g), 0.1, 0.9, 0.05)
+        for found, expected in ((here, w), (speed, v)):
+            assert lies_channels_last(found)
+            # products may be fused with sums: a rounding less of numbers below 5, twice
+            tolerance = 10 * np.finfo(np.float32).eps
+            np.testing.assert_allclose(cuda.fetch(found)(), expected, rtol=0, atol=tolerance)

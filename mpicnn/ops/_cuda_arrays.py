@@ -64,13 +64,6 @@ def cells_like(name: str, value: Array, x: Array) -> Array:
     return cells(value)
 
 
-def lie_alike(*arrays: Array) -> bool:
-    """Return whether arrays of one shape are without gaps, and in one order, in memory."""
-    return all(a.flags.c_contiguous for a in arrays) or all(
-        a.transpose(_channels_last(a.ndim)).flags.c_contiguous for a in arrays
-    )
-
-
 def empty_cells(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Return an array (n, c, …) that has its channels last in memory, with values not yet set."""
     return _logical(cupy.empty(_memory_shape(shape), dtype))

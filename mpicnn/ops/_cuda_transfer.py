@@ -10,7 +10,7 @@ import cupy
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mpicnn.ops._cuda_arrays import plain
+from mpicnn.ops._cuda_arrays import cells, plain
 
 SLOTS = 4
 """Batches of bytes in GPU memory: one in use, two that wait, one that arrives."""
@@ -19,6 +19,11 @@ SLOTS = 4
 def synchronize() -> None:
     """Wait until everything that was begun has ended."""
     cupy.cuda.get_current_stream().synchronize()
+
+
+def upload(a: NDArray[Any]) -> Any:
+    """Return a copy of an array in GPU memory, with its channels last."""
+    return cells(cupy.asarray(a))
 
 
 def fetch(a: Any) -> Callable[[], NDArray[Any]]:

@@ -10,7 +10,6 @@ dtypes raise ValueError. Importing raises ImportError where CuPy is not installe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import cupy
 import numpy as np
@@ -26,7 +25,7 @@ from mpicnn.ops._cuda_arrays import (
     empty_cells,
     flat,
     launch,
-    lie_alike,
+    plain,
 )
 from mpicnn.ops._cuda_channels import bias_grad, channel_sums, lrn, lrn_dx, scale_shift
 from mpicnn.ops._cuda_conv import conv2d, conv2d_dw, conv2d_dx, conv2d_methods
@@ -35,7 +34,7 @@ from mpicnn.ops._cuda_linear import linear, linear_dw, linear_dx
 from mpicnn.ops._cuda_loss import softmax_xent, topk_correct
 from mpicnn.ops._cuda_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 from mpicnn.ops._cuda_precision import set_convolution, set_precision
-from mpicnn.ops._cuda_transfer import Feed, Timer, fetch, synchronize
+from mpicnn.ops._cuda_transfer import Feed, Timer, fetch, synchronize, upload
 
 __all__ = [
     "Feed",
@@ -71,6 +70,7 @@ __all__ = [
     "softmax_xent",
     "synchronize",
     "topk_correct",
+    "upload",
     "xp",
 ]
 
@@ -153,18 +153,11 @@ def sgd(w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float
             raise ValueError(f"{name} must be {g.dtype} of shape {g.shape}, not {value.shape}")
     if g.size == 0:
         return
-    arrays, numbers = (w, v, g), (float(rate), float(momentum), float(decay))
-    if lie_alike(*arrays):
-        launch("sgd", "sgd.cu", g.dtype, _streams(g), THREADS, *arrays, g.size, *numbers)
-        return
-    shape = _four(g.shape, 1)
-    strides = [s for a in arrays for s in _four([s // a.itemsize for s in a.strides], 0)]
-    args = *arrays, *shape, *strides, *numbers
-    launch("sgd_strided", "sgd.cu", g.dtype, blocks(g.size), THREADS, *args)
-
-
-def _four(values: Sequence[int], fill: int) -> tuple[int, ...]:
-    """Return what is said of each axis for four axes, of which the first are new."""
-    if len(values) > 4:
-        raise ValueError(f"arrays of {len(values)} axes, expected at most 4")
-    return *[fill] * (4 - len(values)), *values
+    # gradients of kernels lie as w does, those that travelled in C order
+    lay = plain if w.flags.c_contiguous else cells
+    arrays = lay(w), lay(v), lay(g)
+    numbers = float(rate), float(momentum), float(decay)
+    launch("sgd", "sgd.cu", g.dtype, _streams(g), THREADS, *arrays, g.size, *numbers)
+    for given, updated in zip((w, v), arrays[:2], strict=True):
+        if updated is not given:
+            given[...] = updated
