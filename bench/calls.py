@@ -18,7 +18,7 @@ from mpicnn.plan import preset
 
 _NOT_TIMED = (
     "Feed", "Timer", "fetch", "flat", "set_convolution", "set_precision", "set_threads",
-    "synchronize", "topk_correct", "upload",
+    "synchronize", "topk_correct", "upload", "upload_labels",
 )  # fmt: skip
 
 # Layers beside those of the named networks, and the images that they are given.

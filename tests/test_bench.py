@@ -133,6 +133,7 @@ def test_kernels_are_compared_with_the_same_in_pytorch(subcomm, script, monkeypa
         "synchronize",
         "topk_correct",
         "upload",
+        "upload_labels",
         "xp",
     } | settings
     assert kinds(found) == set(backend.__all__) - others

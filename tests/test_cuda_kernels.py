@@ -155,16 +155,15 @@ def test_rows_of_logits(classes, limit):
     logits[2] = -np.inf
     logits[3, 0] = np.inf
     logits[4, -1] = np.nan
+    there = cuda.upload_labels(labels, classes)
     for device in (upload(logits), upload(logits.T).T):
         with np.errstate(invalid="ignore"):
             expected = reference.softmax_xent(logits, labels)
-        for e, f in zip(expected, cuda.softmax_xent(device, labels), strict=True):
+        for e, f in zip(expected, cuda.softmax_xent(device, there), strict=True):
             # exponentials and logarithms of two libraries, sums in another order
             np.testing.assert_allclose(f.get(), e, rtol=2e-5, atol=2e-6)
-        for k in (1, 5):
-            correct = cuda.topk_correct(device, labels, k)
-            assert (correct.shape, correct.dtype) == ((), np.int64)
-            assert int(correct) == reference.topk_correct(logits, labels, k)
+        correct = cuda.topk_correct(device, there, (1, 5)).get()
+        np.testing.assert_array_equal(correct, reference.topk_correct(logits, labels, (1, 5)))
 
 
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
@@ -226,8 +225,9 @@ def test_more_rows_than_a_grid_is_high():
         (lambda a, b: cuda.dropout(a, 1.0, 0, 0, 0, np.arange(2), 0), "rate"),
         (lambda a, b: cuda.dropout(a, 0.5, 0, 0, 0, np.arange(3), 0), "positions"),
         (lambda a, b: cuda.dropout(a, 0.5, 0, 0, 0, np.arange(2), -1), "first"),
-        (lambda a, b: cuda.topk_correct(a[:, :, 0, 0], np.array([0, 3]), 1), "labels must lie"),
-        (lambda a, b: cuda.softmax_xent(a[:, :, 0, 0], np.array([0])), "labels must have"),
+        (lambda a, b: cuda.upload_labels(np.array([0, 3]), 3), "labels must lie"),
+        (lambda a, b: cuda.softmax_xent(a[:, :, 0, 0], cuda.xp.zeros(1, np.int64)), "labels must"),
+        (lambda a, b: cuda.topk_correct(a[:, :, 0, 0], cuda.xp.zeros(2), (1,)), "labels must"),
         (lambda a, b: cuda.set_threads(0), "count"),
     ),
 )
@@ -250,8 +250,9 @@ def test_the_host_waits_for_nothing():
         begun = stream.record()
         for case in CASES.values():
             case(cuda, x, z)
-        cuda.softmax_xent(x[:, :, 0, 0], places)
-        cuda.topk_correct(x[:, :, 0, 0], places, 1)
+        labels = cuda.upload_labels(places, 3)
+        cuda.softmax_xent(x[:, :, 0, 0], labels)
+        cuda.topk_correct(x[:, :, 0, 0], labels, (1, 5))
         cuda.sgd(x, z, z, 0.1, 0.9, 0.1)
         cuda.images(batch, places, -places, places > 0, np.ones(3), np.ones(3), (3, 3), np.float32)
         assert not begun.done

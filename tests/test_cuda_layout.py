@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mpicnn.layers import Flatten
+from mpicnn.layers.loss import SoftmaxCrossEntropy
 from mpicnn.ops import _cuda_arrays, available, load
 
 if "cuda" not in available():
@@ -112,3 +113,14 @@ def test_parameters_lie_between_steps_as_convolutions_read_them(tiled):
             # products may be fused with sums: a rounding less of numbers below 5, twice
             tolerance = 10 * np.finfo(np.float32).eps
             np.testing.assert_allclose(cuda.fetch(found)(), expected, rtol=0, atol=tolerance)
+
+
+def test_labels_are_brought_to_the_gpu_once(monkeypatch):
+    uploads = []
+    original = cuda.xp.asarray
+    monkeypatch.setattr(
+        cuda.xp, "asarray", lambda a, *args: uploads.append(a) or original(a, *args)
+    )
+    logits, labels = cuda.xp.ones((4, 3), np.float32), np.array([0, 2, 1, 1])
+    SoftmaxCrossEntropy().forward(cuda, logits, labels)
+    assert uploads == [labels]

@@ -31,7 +31,7 @@ from mpicnn.ops._cuda_channels import bias_grad, channel_sums, lrn, lrn_dx, scal
 from mpicnn.ops._cuda_conv import conv2d, conv2d_dw, conv2d_dx, conv2d_methods
 from mpicnn.ops._cuda_images import images
 from mpicnn.ops._cuda_linear import linear, linear_dw, linear_dx
-from mpicnn.ops._cuda_loss import softmax_xent, topk_correct
+from mpicnn.ops._cuda_loss import softmax_xent, topk_correct, upload_labels
 from mpicnn.ops._cuda_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 from mpicnn.ops._cuda_precision import set_convolution, set_precision
 from mpicnn.ops._cuda_transfer import Feed, Timer, fetch, synchronize, upload
@@ -71,6 +71,7 @@ __all__ = [
     "synchronize",
     "topk_correct",
     "upload",
+    "upload_labels",
     "xp",
 ]
 

@@ -20,7 +20,17 @@ from mpicnn.ops._native_check import Array, array, channels_array, integers
 from mpicnn.ops._native_contract import conv2d_methods
 from mpicnn.ops._native_core import HAS_BLAS, core
 from mpicnn.ops._native_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
-from mpicnn.ops.numpy import Feed, Timer, fetch, flat, images, synchronize, topk_correct, upload
+from mpicnn.ops.numpy import (
+    Feed,
+    Timer,
+    fetch,
+    flat,
+    images,
+    synchronize,
+    topk_correct,
+    upload,
+    upload_labels,
+)
 
 if HAS_BLAS:
     from mpicnn.ops._native_contract import (
@@ -69,6 +79,7 @@ __all__ = [
     "synchronize",
     "topk_correct",
     "upload",
+    "upload_labels",
     "xp",
 ]
 

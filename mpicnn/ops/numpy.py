@@ -7,7 +7,7 @@ of its first array. Any axis may have length 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -55,6 +55,7 @@ __all__ = [
     "synchronize",
     "topk_correct",
     "upload",
+    "upload_labels",
     "xp",
 ]
 
@@ -89,6 +90,16 @@ def set_precision(precision: str) -> None:
 def upload(a: Array) -> Array:
     """Return an array of host memory as the backend wants it for computing: here it is itself."""
     return a
+
+
+def upload_labels(labels: NDArray[np.int64], classes: int) -> Array:
+    """Return labels (n,) as `softmax_xent` and `topk_correct` take them.
+
+    Raises ValueError for a label outside 0 … classes - 1.
+    """
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels must lie in 0 … {classes - 1}")
+    return labels
 
 
 def fetch(a: Array) -> Callable[[], Array]:
@@ -274,11 +285,9 @@ def _inverse_power(scale: Array, beta: float) -> Array:
 def softmax_xent(logits: Array, labels: NDArray[np.int64]) -> tuple[Array, Array]:
     """Return the cross-entropy of every example (n,) and its gradient by the logits (n, classes).
 
-    The gradient, softmax - onehot, is not divided by anything. Raises ValueError for a label
-    outside 0 … classes - 1.
+    `labels` are as `upload_labels` gives them. The gradient, softmax - onehot, is not divided by
+    anything.
     """
-    if labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
-        raise ValueError(f"labels must lie in 0 … {logits.shape[1] - 1}")
     rows = np.arange(len(logits))
     shifted = logits - logits.max(axis=1, keepdims=True)
     dlogits = np.exp(shifted)
@@ -289,15 +298,16 @@ def softmax_xent(logits: Array, labels: NDArray[np.int64]) -> tuple[Array, Array
     return losses, dlogits
 
 
-def topk_correct(logits: Array, labels: NDArray[np.int64], k: int) -> int:
-    """Return how many labels have fewer than k other logits that are not below theirs.
+def topk_correct(logits: Array, labels: NDArray[np.int64], ks: Sequence[int]) -> Array:
+    """Return, for every k, how many labels have fewer than k other logits not below theirs.
 
-    Ties, and NaN, count against the network.
+    `labels` are as `upload_labels` gives them. Ties, and NaN, count against the network. The
+    numbers are int64.
     """
     own = logits[np.arange(len(logits)), labels]
     not_below = logits.shape[1] - (logits < own[:, None]).sum(axis=1)
     # the label's own logit is one of those not below it
-    return int((not_below <= k).sum())
+    return np.array([(not_below <= k).sum() for k in ks], np.int64)
 
 
 def sgd(w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float) -> None:

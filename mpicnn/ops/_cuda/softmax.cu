@@ -30,23 +30,23 @@ extern "C" __global__ void softmax_xent(const real *logits, const i64 *labels, r
   }
 }
 
-// correct[row] = 1 where fewer than k other logits are not below the label's, else 0.
-extern "C" __global__ void topk_rows(const real *logits, const i64 *labels, i64 *correct, i64 n,
-                                     i64 classes, i64 k) {
+// ranks[row] = the number of logits that are not below the label's, itself one of them.
+extern "C" __global__ void ranks(const real *logits, const i64 *labels, i64 *ranks, i64 n,
+                                 i64 classes) {
   for (i64 row = blockIdx.x; row < n; row += gridDim.x) {
     const real *x = logits + row * classes;
     const real own = x[labels[row]];
     int below = 0;
     for (i64 i = threadIdx.x; i < classes; i += blockDim.x) below += x[i] < own;
     below = over_block(below, [](int a, int b) { return a + b; });
-    if (threadIdx.x == 0) correct[row] = classes - below <= k;
+    if (threadIdx.x == 0) ranks[row] = classes - below;
   }
 }
 
-// The sum of `correct` (n,), by one block.
-extern "C" __global__ void count(const i64 *correct, i64 *sum, i64 n) {
+// How many of `ranks` (n,) are at most k, by one block.
+extern "C" __global__ void count(const i64 *ranks, i64 *sum, i64 n, i64 k) {
   i64 mine = 0;
-  for (i64 i = threadIdx.x; i < n; i += blockDim.x) mine += correct[i];
+  for (i64 i = threadIdx.x; i < n; i += blockDim.x) mine += ranks[i] <= k;
   mine = over_block(mine, [](i64 a, i64 b) { return a + b; });
   if (threadIdx.x == 0) *sum = mine;
 }
