@@ -16,6 +16,7 @@ from mpicnn import gpu
 from mpicnn.config import Division, environment
 from mpicnn.devices import Device
 from mpicnn.mesh import Mesh
+from mpicnn.ops import _cuda_arrays
 from mpicnn.optim import update
 from mpicnn.plan import PRESETS, preset
 from mpicnn.planfile import load_plan
@@ -143,7 +144,7 @@ def steps(count, watch):
     session = Session(comm, Device(cuda), model, preset("data", model, (1,)), "float32")
     state, program = session.initial(), session.program(BATCH)
     _, x, labels = next(iter(batches(np.float32)))
-    x = cuda.xp.asarray(x)
+    x = cuda.upload(x)
     for step in range(count):
         before = watch(None)
         grads, totals = session.executor.train(program, state, x, labels, step)
@@ -187,3 +188,23 @@ def test_steps_leave_no_memory_behind(subcomm):
     steps(8, watch)
     # the first steps make what is kept: scratch memory, the engines of a shape
     assert len(set(used[4::2])) == 1 and len(set(used[5::2])) == 1, used
+
+
+def test_a_step_transposes_what_is_flattened_only(subcomm, monkeypatch):
+    subcomm(1)
+    cuda.set_precision("float32")
+    transpose, transposed = _cuda_arrays._transpose, []
+
+    def watch(before):
+        if before is None:
+            transposed.clear()
+        return 0
+
+    def noted(x, *rest):
+        transposed.append(x.shape)
+        return transpose(x, *rest)
+
+    monkeypatch.setattr(_cuda_arrays, "_transpose", noted)
+    steps(2, watch)
+    # neither images nor weights nor gradients
+    assert transposed == [(BATCH, 9, 1, 2)]
