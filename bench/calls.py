@@ -17,8 +17,8 @@ from mpicnn.mesh import Mesh
 from mpicnn.plan import preset
 
 _NOT_TIMED = (
-    "Feed", "Timer", "fetch", "flat", "set_convolution", "set_precision", "set_threads",
-    "synchronize", "topk_correct", "upload", "upload_labels",
+    "Feed", "Timer", "fetch", "flat", "peak_bytes", "set_convolution", "set_precision",
+    "set_threads", "synchronize", "topk_correct", "upload", "upload_labels",
 )  # fmt: skip
 
 # Layers beside those of the named networks, and the images that they are given.

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 REPEATS = 3
 WORK = 4e9
 """FLOP per layer and pass that are enough to time: a few tens of milliseconds on a CPU core."""
+READABLE_S = 0.01
+"""What a pass must take for its time to be the device's and not that of starting it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def measure(mesh: Mesh, ops: ModuleType, model: Model, precision: str, batch: in
     """Time the network's own convolutions at their real sizes on all ranks at the same time.
 
     Inputs are random; a layer is given as many examples as make its time readable, `batch` at
-    most, the same on every rank. Collective.
+    most. Collective.
     Raises UserError for a network without convolutions.
     """
     convolutions = [
@@ -112,11 +114,20 @@ def measure(mesh: Mesh, ops: ModuleType, model: Model, precision: str, batch: in
 
 
 def _time(ops: ModuleType, layer: Conv, shape: Shape, dtype: DTypeLike, batch: int) -> float:
-    """Return the median seconds per example of one layer's forward and backward pass."""
-    spec = layer.params(shape)["w"]
-    out = layer.out_shape(shape)
-    flops = 2.0 * np.prod(spec.shape) * out[1] * out[2]
+    """Return the median seconds per example of one layer's forward and backward pass.
+
+    Devices that are done in no time are given more examples, as they will be in training.
+    """
+    flops = 2.0 * np.prod(layer.params(shape)["w"].shape) * np.prod(layer.out_shape(shape)[1:])
     count = int(min(batch, max(1, WORK // flops)))
+    while (seconds := _pass(ops, layer, shape, dtype, count)) < READABLE_S and count < batch:
+        count = min(batch, 8 * count)
+    return seconds / count
+
+
+def _pass(ops: ModuleType, layer: Conv, shape: Shape, dtype: DTypeLike, count: int) -> float:
+    """Return the median seconds of a layer's forward and backward pass on `count` examples."""
+    out = layer.out_shape(shape)
     rng = np.random.default_rng(0)
     params = {
         name: ops.upload(rng.standard_normal(param.shape).astype(dtype))
@@ -132,7 +143,7 @@ def _time(ops: ModuleType, layer: Conv, shape: Shape, dtype: DTypeLike, batch: i
         layer.backward(ops, dy, saved, params, run)
         ops.synchronize()
         times.append(perf_counter() - since)
-    return median(times[1:]) / count
+    return median(times[1:])
 
 
 def check_fits(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 from math import prod
 from pathlib import Path
@@ -79,8 +78,7 @@ def outcome(training: Training, directory: Path, begun: int, seconds: float) -> 
     held = [
         float(sum(a.nbytes for a in arrays.values())) for arrays in (state.params, state.velocity)
     ]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    table = session.mesh.collect(np.array([*kinds, *held, peak]))
+    table = session.mesh.collect(np.array([*kinds, *held, session.ops.peak_bytes()]))
     ranks = session.mesh.world.size
     return Outcome(
         str(directory),

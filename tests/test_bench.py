@@ -122,20 +122,7 @@ def test_kernels_are_compared_with_the_same_in_pytorch(subcomm, script, monkeypa
     subcomm(1)
     backend, calls, kernels = ops.load("numpy"), script("calls"), script("kernels")
     found = calls.of_task(backend, drawn(script, ALL_LAYERS, batch=3))
-    settings = {"set_convolution", "set_precision", "set_threads"}
-    others = {
-        "Feed",
-        "NAME",
-        "Timer",
-        "fetch",
-        "flat",
-        "images",
-        "synchronize",
-        "topk_correct",
-        "upload",
-        "upload_labels",
-        "xp",
-    } | settings
+    others = {"NAME", "images", "xp", *calls._NOT_TIMED}
     assert kinds(found) == set(backend.__all__) - others
     for call in found:
         sides = kernels.sides_of(backend, call, peer=True)

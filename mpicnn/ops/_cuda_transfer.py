@@ -26,6 +26,11 @@ def upload(a: NDArray[Any]) -> Any:
     return cells(cupy.asarray(a))
 
 
+def peak_bytes() -> float:
+    """Return the most memory of the GPU that the process has taken so far: CuPy gives none back."""
+    return float(cupy.get_default_memory_pool().total_bytes())
+
+
 def fetch(a: Any) -> Callable[[], NDArray[Any]]:
     """Begin to copy an array to host memory; what is returned waits for the copy and gives it.
 

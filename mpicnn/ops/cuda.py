@@ -34,7 +34,7 @@ from mpicnn.ops._cuda_linear import linear, linear_dw, linear_dx
 from mpicnn.ops._cuda_loss import softmax_xent, topk_correct, upload_labels
 from mpicnn.ops._cuda_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 from mpicnn.ops._cuda_precision import set_convolution, set_precision
-from mpicnn.ops._cuda_transfer import Feed, Timer, fetch, synchronize, upload
+from mpicnn.ops._cuda_transfer import Feed, Timer, fetch, peak_bytes, synchronize, upload
 
 __all__ = [
     "Feed",
@@ -60,6 +60,7 @@ __all__ = [
     "maxpool",
     "maxpool_dx",
     "mul",
+    "peak_bytes",
     "relu",
     "relu_dx",
     "scale_shift",

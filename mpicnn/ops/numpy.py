@@ -7,6 +7,7 @@ of its first array. Any axis may have length 0.
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
@@ -44,6 +45,7 @@ __all__ = [
     "maxpool",
     "maxpool_dx",
     "mul",
+    "peak_bytes",
     "relu",
     "relu_dx",
     "scale_shift",
@@ -113,6 +115,11 @@ def fetch(a: Array) -> Callable[[], Array]:
 def flat(x: Array) -> Array:
     """Return the items of x in logical order, flat: a view where they lie so, else a copy."""
     return np.ascontiguousarray(x).reshape(-1)
+
+
+def peak_bytes() -> float:
+    """Return the most memory of the device that the process has taken so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 class Feed:
