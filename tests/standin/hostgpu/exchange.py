@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 ID_BYTES = 128
+MOST_IN_A_GROUP = 64  # calls of all ranks that are begun before the first is waited for
 TIME_LIMIT = 60.0  # seconds until a rank that nobody joins gives up
 
 
@@ -59,8 +60,8 @@ class Exchange:
         if not all(path.exists() for path in paths):
             return None
         found = [_read(path) for path in paths]
-        # all have come this far, so all have read the call before
-        (self.folder / f"{call - 1}.{self.rank}").unlink(missing_ok=True)
+        # all have come this far, so all have read what came before this group of calls
+        (self.folder / f"{call - MOST_IN_A_GROUP}.{self.rank}").unlink(missing_ok=True)
         return found
 
     def send(self, to: int, head: str, data: np.ndarray) -> None:
