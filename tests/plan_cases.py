@@ -63,9 +63,9 @@ def network(normalised=True):
     return Model(model.name, IMAGE, tuple(kept))
 
 
-def batches(dtype):
+def batches(dtype, steps=STEPS):
     rng = np.random.default_rng(0)
-    for step in range(STEPS):
+    for step in range(steps):
         # A ragged batch now and then, smaller than some numbers of ranks.
         count = (BATCH, BATCH, RAGGED)[step % 3]
         yield (
@@ -78,7 +78,7 @@ def batches(dtype):
 CPU = Device(backends.load("numpy"))
 
 
-def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll"):
+def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll", steps=STEPS):
     """Return losses, the final state as whole arrays, and bytes sent and predicted."""
     ops = device.ops
     mesh = Mesh(comm, plan.grid, plan.depth, progress, device.wires)
@@ -89,7 +89,7 @@ def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll")
     state = initial_state(weights, mesh.coords, SEED, dtype).on(ops)
     specs = {w.name: w.param for w in weights}
     losses, predicted = [], 0.0
-    for step, x, labels in batches(dtype):
+    for step, x, labels in batches(dtype, steps):
         program = programs[len(x)]
         grads, totals = runner.train(
             program, state, ops.xp.asarray(x[program.positions]), labels, step

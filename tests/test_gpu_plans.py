@@ -27,6 +27,7 @@ pytestmark = pytest.mark.gpu
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)
 wire_gpu = pytest.importorskip("mpicnn.wire_gpu", reason="CuPy is not installed")
 
+STEPS = 3  # the third batch is a small one; a stand-in is slow
 STOOD_IN = "standin" in cuda.xp.__file__
 WAYS = {"host": "MPI by way of host memory", "mpi": "MPI on GPU memory", "nccl": "NCCL"}
 
@@ -41,7 +42,7 @@ def cards(monkeypatch):
 @pytest.fixture(scope="module")
 def reference():
     plan = preset("data", network(), (1,))
-    return run_ranks(1, lambda comm: train(comm, plan))
+    return run_ranks(1, lambda comm: train(comm, plan, steps=STEPS))
 
 
 def device(number):
@@ -57,7 +58,7 @@ def run(plan, rule, progress="poll", **how):
     def main(comm):
         number = rule[comm.Get_rank() % len(rule)]
         on = CPU if number is None else device(number)
-        return train(comm, plan, device=on, progress=progress, **how)
+        return train(comm, plan, device=on, progress=progress, steps=STEPS, **how)
 
     return run_ranks(plan.ranks, main)
 
@@ -68,7 +69,7 @@ SCHEMES = [(name, "a") for name in PRESETS] + [("owt", "b"), ("owt", "c")]
 
 def test_one_gpu_trains_as_one_rank(subcomm, reference):
     subcomm(1)
-    # Sums in another order: a few hundred roundings of 1e-16, over 20 steps.
+    # Sums in another order: a few hundred roundings of 1e-16, over some steps.
     compare(run(preset("data", network(), (1,)), (0,)), reference, 1e-12)
 
 
@@ -108,7 +109,9 @@ def test_ways_of_travelling_train_as_one_rank_over_mpi(
     assert way == WAYS[transport] or size == 1
     shares = SHARES[size][-1]
     plan = make(name, (size,), (shares,), scheme, ("allreduce", "sharded")[size % 2])
-    results = subcomms.allgather(train(subcomms, plan, device=Device(cuda, wires=wires)))
+    results = subcomms.allgather(
+        train(subcomms, plan, device=Device(cuda, wires=wires), steps=STEPS)
+    )
     compare(results, reference, 1e-12)
     *_, sent, predicted = results[rank]
     assert sent == pytest.approx(predicted)
@@ -123,7 +126,7 @@ def test_a_grid_of_gpus_trains_as_one_rank(subcomm, reference):
 def test_stages_on_gpus_and_cpus_train_as_one_rank(subcomm):
     subcomm(1)
     model = network(normalised=False)
-    plain = run_ranks(1, lambda c: train(c, preset("data", model, (1,)), model=model))
+    plain = run_ranks(1, lambda c: train(c, preset("data", model, (1,)), model=model, steps=STEPS))
     plan = load_plan(Division(stages="norm1,fc3", micro_batches=3), model, 3)
     compare(run(plan, RULES["cards and cores"], model=model), plain, 1e-12)
 
@@ -132,8 +135,8 @@ def test_single_precision_stays_close(subcomm):
     subcomm(1)
     cuda.set_precision("float32")
     plan = make("owt", (3,), ((1, 0, 3),), "b", "allreduce")
-    one = run_ranks(1, lambda c: train(c, preset("data", network(), (1,)), np.float32))
-    # Roundings of 6e-8, a few hundred to a sum, grow over 20 steps of momentum.
+    one = run_ranks(1, lambda c: train(c, preset("data", network(), (1,)), np.float32, steps=STEPS))
+    # Roundings of 6e-8, a few hundred to a sum, grow over some steps of momentum.
     compare(run(plan, RULES["cards and cores"], dtype=np.float32), one, 1e-4)
 
 
