@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from mpi4py import MPI
 
 if MPI.COMM_WORLD.size > 1:
@@ -40,3 +41,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {"comm", "subcomms"} & set(item.fixturenames):
             item.add_marker("mpi")
+
+
+@pytest.fixture(autouse=True)
+def one_rank_is_enough(request):
+    """Let one rank run what asks for the GPU, or its stand-in, and not for communicators."""
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    gpu_alone = request.path.name.startswith(("test_cuda", "test_standin"))
+    if gpu_alone or "cuda" in params.values():
+        request.getfixturevalue("subcomm")(1)
