@@ -34,9 +34,11 @@ WAYS = {"host": "MPI by way of host memory", "mpi": "MPI on GPU memory", "nccl":
 
 @pytest.fixture(autouse=True)
 def cards(monkeypatch):
-    """Show four GPUs where they are stood in for."""
+    """Show four GPUs where they are stood in for; leave the first as the one in use."""
     monkeypatch.setenv("STANDIN_GPUS", "4")
     cuda.set_precision("float64")
+    yield
+    cuda.xp.cuda.Device(0).use()
 
 
 @pytest.fixture(scope="module")
