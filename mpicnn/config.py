@@ -161,11 +161,9 @@ class Machine(Options):
 
     heading = "machine"
     device: str = option(
-        "auto",
-        "what ranks compute on: auto, cpu, gpu, gpu:N, or one of them per rank of a host",
-        "DEVICE,…",
+        "auto", "auto, cpu, gpu, gpu:N, or one for each rank of a host", "DEVICE,…",
         check=devices_text,
-    )
+    )  # fmt: skip
     backend: Literal["auto", "numpy", "native"] = option("auto", "kernels on the CPU")
     threads: int = option(0, "threads per rank", ge=0, unset="cores / ranks on the host")
     pin: bool = option(False, "divide the cores that ranks of a host share between them")

@@ -33,7 +33,7 @@ def choose_wires(
     if asked == "nccl" and obstacle:
         raise UserError(f"transport nccl: {obstacle}; use auto, host or mpi")
     if asked in ("auto", "nccl") and not obstacle:
-        return _nccl(asked, environ), "NCCL"
+        return _nccl(environ), "NCCL"
     if not gpus or len(everyone) == 1:
         return Wire, "MPI"
     aware = asked == "mpi" or (asked == "auto" and cuda_aware(environ))
@@ -82,7 +82,7 @@ def _over_mpi(aware: bool) -> Wires:
     return lambda comm: kind(comm, line)
 
 
-def _nccl(asked: str, environ: Mapping[str, str]) -> Wires:
+def _nccl(environ: Mapping[str, str]) -> Wires:
     import cupy
 
     wires = import_module("mpicnn.wire_nccl").NcclWire

@@ -11,7 +11,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from mpicnn.ops import numpy as host
+from mpicnn.ops import _host as host
 
 Array = NDArray[Any]
 

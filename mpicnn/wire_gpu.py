@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cupy
-from mpi4py import MPI
 
 from mpicnn.ops import _cuda_arrays
 from mpicnn.ops._cuda_transfer import pinned
 from mpicnn.wire import Array, Call, Request, Wire
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
 class Line:

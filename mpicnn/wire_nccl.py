@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cupy
 import numpy as np
 from cupy.cuda import nccl
-from mpi4py import MPI
 
 from mpicnn.ops import _cuda_arrays
 from mpicnn.polling import wait
 from mpicnn.wire import Array, Request, Wire, starts
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 TYPES = {np.dtype("float32"): nccl.NCCL_FLOAT32, np.dtype("float64"): nccl.NCCL_FLOAT64}
 

@@ -60,7 +60,7 @@ def chosen(monkeypatch, identities, asked, aware=False, nccl=""):
     monkeypatch.setattr(transport, "cuda_aware", lambda environ: aware)
     monkeypatch.setattr(transport, "_nccl_missing", lambda: nccl)
     monkeypatch.setattr(transport, "_over_mpi", lambda aware: "aware" if aware else "staged")
-    monkeypatch.setattr(transport, "_nccl", lambda asked, environ: "nccl")
+    monkeypatch.setattr(transport, "_nccl", lambda environ: "nccl")
 
     def main(comm):
         return transport.choose_wires(Mesh(comm), identities[comm.Get_rank()], asked, {})
@@ -92,9 +92,8 @@ HOST, AWARE = "MPI by way of host memory", "MPI on GPU memory"
     ],
 )
 def test_arrays_travel_one_way_in_the_whole_job(
-    subcomm, monkeypatch, identities, asked, aware, nccl, expected, way
+    monkeypatch, identities, asked, aware, nccl, expected, way
 ):
-    subcomm(1)
     assert chosen(monkeypatch, identities, asked, aware, nccl) == (expected, way)
 
 
@@ -107,8 +106,7 @@ def test_arrays_travel_one_way_in_the_whole_job(
         (TWO, "CuPy finds no NCCL", "finds no NCCL"),
     ],
 )
-def test_nccl_where_it_does_not_fit_is_refused(subcomm, monkeypatch, identities, nccl, message):
-    subcomm(1)
+def test_nccl_where_it_does_not_fit_is_refused(monkeypatch, identities, nccl, message):
     with pytest.raises(UserError, match=f"transport nccl: .*{message}"):
         chosen(monkeypatch, identities, "nccl", nccl=nccl)
 

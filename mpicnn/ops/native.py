@@ -16,22 +16,21 @@ from numpy.typing import NDArray
 from mpicnn import precision as precisions
 from mpicnn import rng
 from mpicnn.ops import numpy as plain
-from mpicnn.ops._native_check import Array, array, channels_array, integers
-from mpicnn.ops._native_contract import conv2d_methods
-from mpicnn.ops._native_core import HAS_BLAS, core
-from mpicnn.ops._native_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
-from mpicnn.ops.numpy import (
+from mpicnn.ops._host import (
     Feed,
     Timer,
     fetch,
     flat,
-    images,
     peak_bytes,
     synchronize,
-    topk_correct,
     upload,
     upload_labels,
 )
+from mpicnn.ops._native_check import Array, array, channels_array, integers
+from mpicnn.ops._native_contract import conv2d_methods
+from mpicnn.ops._native_core import HAS_BLAS, core
+from mpicnn.ops._native_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
+from mpicnn.ops.numpy import images, topk_correct
 
 if HAS_BLAS:
     from mpicnn.ops._native_contract import (
