@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mpi4py import MPI
+from mpi_deal import needs_ranks
 
 if MPI.COMM_WORLD.size > 1:
     # Before NumPy is imported: ranks that share cores and each use all of them crawl.
@@ -37,16 +38,20 @@ pytest_plugins = ("mpi_guard",)
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what runs differently on another number of ranks: what asks for communicators."""
+    """Mark what a GPU is asked for, and what runs differently on another number of ranks."""
     for item in items:
-        if {"comm", "subcomms"} & set(item.fixturenames):
+        if needs_ranks(item):
             item.add_marker("mpi")
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if item.path.name.startswith(("test_cuda", "test_gpu")) or "cuda" in params.values():
+            item.add_marker("gpu")
 
 
 @pytest.fixture(autouse=True)
-def one_rank_is_enough(request):
-    """Let one rank run what asks for the GPU, or its stand-in, and not for communicators."""
-    params = getattr(getattr(request.node, "callspec", None), "params", {})
-    gpu_alone = request.path.name.startswith(("test_cuda", "test_standin"))
-    if gpu_alone or "cuda" in params.values():
-        request.getfixturevalue("subcomm")(1)
+def gpu_as_it_was():
+    """Leave the next test the first GPU, its default stream, and single precision."""
+    yield
+    if cuda := sys.modules.get("mpicnn.ops.cuda"):
+        cuda.xp.cuda.Device(0).use()
+        cuda.xp.cuda.Stream.null.use()
+        cuda.set_precision("float32")

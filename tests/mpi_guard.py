@@ -1,6 +1,8 @@
 """Run a test suite on several ranks as one run: one report, one verdict per test, no hanging.
 
-After collection, after every test and at the end all ranks exchange how it went, with a deadline.
+Tests that ask for no communicator come first and are dealt among the ranks; then all ranks run the
+others together. After collection, after every test of these and at the end all ranks exchange how
+it went, with a deadline.
 A test that ends differently on two ranks has failed on all of them, so that exit codes and `-x`
 agree; rank 0 alone reports, with the other ranks' failures marked `[rank r]`. A rank that does not
 come is named, shows its Python stack, and the job is aborted.
@@ -14,14 +16,16 @@ import tempfile
 import threading
 import time
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
 from mpi4py import MPI
+from mpi_deal import NAP_S, TAG, Deal, needs_ranks
 
-NAP_S = 1e-3
 MEET_S = 60  # between tests ranks may lag by this much: a busy machine starts them seconds apart
 TEXT_LIMIT = 20_000  # characters of one rank's failures: stays an eager message
 BYSTANDER = pytest.StashKey[bool]()
@@ -41,14 +45,14 @@ class Account:
 
 
 def pytest_addoption(parser):
-    parser.addini("mpi_limit", "seconds a test may take on several ranks", default="60")
+    parser.addini("mpi_limit", "seconds a test may take on several ranks", default="180")
     parser.addini("mpi_grace", "seconds the ranks may lag behind one that failed", default="5")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     if MPI.COMM_WORLD.rank:
-        config.option.xmlpath = None
+        config.workerinput = {}  # by this sign plugins leave it to another process to write files
 
 
 @pytest.hookimpl(trylast=True)
@@ -112,26 +116,54 @@ class Guard:
             )
 
     @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session):
+        if session.testsfailed or session.config.option.collectonly:
+            return None
+        self.deal = Deal(self.comm, session)
+        try:
+            run_in_turn(session, self.deal.own([i for i in session.items if not needs_ranks(i)]))
+        finally:
+            self.deal.end()
+        stop_where_told(session)
+        run_in_turn(session, [i for i in session.items if needs_ranks(i)])
+        return True
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item, nextitem):
+        if needs_ranks(item):
+            self.run_on_all(item, nextitem)
+        else:
+            with self.watch(item):
+                self.deal.tell(item, runtestprotocol(item, log=False, nextitem=nextitem))
+            self.deal.hear()
+        return True
+
+    def run_on_all(self, item, nextitem):
+        """Run a test on all ranks, which then agree on how it ended."""
+        with self.watch(item) as end:
+            item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+            reports = runtestprotocol(item, log=False, nextitem=nextitem)
+            accounts = self.meet(summarize(item, reports), end - time.monotonic())
+        merge(accounts, self.rank, reports)
+        for report in reports:
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+    @contextmanager
+    def watch(self, item):
+        """Give the time at which a test must have ended; end the run if it goes on for longer."""
         mark = item.get_closest_marker("limit")
         limit = mark.args[0] if mark else self.limit
-        end = time.monotonic() + limit
         # The last resort where every rank is stuck: dumps the stack even inside a blocking call.
         faulthandler.dump_traceback_later(limit + 2 * self.grace, exit=True, file=self.stderr)
         overdue = f"{item.nodeid}: not finished after {limit:g} s"
         notice = threading.Timer(limit + self.grace, self.say_where, [overdue])
         notice.start()
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        reports = runtestprotocol(item, log=False, nextitem=nextitem)
-        mine = summarize(item, reports)
-        accounts = self.meet(mine, end - time.monotonic())
-        notice.cancel()
-        faulthandler.cancel_dump_traceback_later()
-        merge(accounts, self.rank, reports)
-        for report in reports:
-            item.ihook.pytest_runtest_logreport(report=report)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        return True
+        try:
+            yield time.monotonic() + limit
+        finally:
+            notice.cancel()
+            faulthandler.cancel_dump_traceback_later()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session, exitstatus):
@@ -145,7 +177,7 @@ class Guard:
     def meet(self, mine, seconds):
         """Return every rank's account in rank order; abort the job if one does not come."""
         self.round += 1
-        tag = self.round % 32_768  # a rank ahead by one round is not taken for this one
+        tag = self.round % TAG  # a rank ahead by one round is not taken for this one
         self.sent = [request for request in self.sent if not request.Test()]
         for rank in range(self.size):
             if rank != self.rank:
@@ -198,6 +230,21 @@ class Guard:
         time.sleep(0.3)  # an aborted launcher drops the output it has not passed on yet
         MPI.COMM_WORLD.Abort(1)
         os._exit(1)
+
+
+def run_in_turn(session, items):
+    """Run tests as pytest's own loop does."""
+    for item, nextitem in zip_longest(items, items[1:]):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
+        stop_where_told(session)
+
+
+def stop_where_told(session):
+    """End the run if pytest was told to."""
+    if session.shouldfail:
+        raise session.Failed(session.shouldfail)
+    if session.shouldstop:
+        raise session.Interrupted(session.shouldstop)
 
 
 def settled(path, seconds):

@@ -67,9 +67,8 @@ def drawn(script, network, batch):
 @pytest.mark.parametrize(
     "network", ["lenet5", "cuda-convnet", ALL_LAYERS], ids=lambda n: getattr(n, "name", n)
 )
-def test_peer_takes_the_same_steps(subcomm, script, monkeypatch, network, variant):
+def test_peer_takes_the_same_steps(script, monkeypatch, network, variant):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    subcomm(1)
     peers, hyper = script("peers"), Hyper(rate=0.02, momentum=0.8, decay=0.3)
     monkeypatch.setattr(script("task"), "HYPER", hyper)
     task = drawn(script, network, batch=5)
@@ -90,9 +89,8 @@ def test_peer_takes_the_same_steps(subcomm, script, monkeypatch, network, varian
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_peer_drops_only_when_told(subcomm, script):
+def test_peer_drops_only_when_told(script):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    subcomm(1)
     task = drawn(script, ALL_LAYERS, batch=5)
     assert task.without_dropout().model.describe() != task.model.describe()
     peers, hyper = script("peers"), script("task").HYPER
@@ -103,9 +101,8 @@ def test_peer_drops_only_when_told(subcomm, script):
     assert peer.net.get_submodule("drop3").p == 0.4
 
 
-def test_what_differs_or_takes_too_long_is_not_timed(subcomm, script):
+def test_what_differs_or_takes_too_long_is_not_timed(script):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    subcomm(1)
     task = drawn(script, ALL_LAYERS, batch=5)
     with pytest.raises(RuntimeError, match="its losses .* are not"):
         script("step").peers(task, [0.5], ["eager"], limit=60)
@@ -117,9 +114,8 @@ def kinds(calls):
     return {call.op for call in calls}
 
 
-def test_kernels_are_compared_with_the_same_in_pytorch(subcomm, script, monkeypatch):
+def test_kernels_are_compared_with_the_same_in_pytorch(script, monkeypatch):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    subcomm(1)
     backend, calls, kernels = ops.load("numpy"), script("calls"), script("kernels")
     found = calls.of_task(backend, drawn(script, ALL_LAYERS, batch=3))
     others = {"NAME", "images", "xp", *calls._NOT_TIMED}
@@ -135,8 +131,7 @@ def test_kernels_are_compared_with_the_same_in_pytorch(subcomm, script, monkeypa
         kernels.sides_of(backend, call, peer=True)
 
 
-def test_kernels_of_a_step_are_counted(subcomm, script):
-    subcomm(1)
+def test_kernels_of_a_step_are_counted(script):
     found = script("calls").of_task(ops.load("numpy"), drawn(script, ALL_LAYERS, batch=3))
     conv1, *_ = found
     # 6 maps of 7x10, each from 2 of 4 channels by 3x2 taps
@@ -148,14 +143,11 @@ def test_kernels_of_a_step_are_counted(subcomm, script):
     assert sum(call.times for call in found if call.op == "sgd") == len(ALL_LAYERS.param_specs())
 
 
-@pytest.mark.limit(60)
-def test_kernels_are_timed(subcomm, tmp_path):
-    subcomm(1)
+def test_kernels_are_timed(tmp_path):
     out = tmp_path / "rows.csv"
     job = mpi_jobs.run(
         0, BENCH / "kernels.py", "--no-peer", "--models", "lenet5", "--kernels", "linear,relu",
         "--batch", "2", "--threads", "1", "--backend", "numpy", "--repeats", "1", "--out", out,
-        seconds=40,
     )  # fmt: skip
     assert job.code == 0, job.err
     rows = list(csv.DictReader(out.read_text().splitlines()))
@@ -167,14 +159,12 @@ def test_kernels_are_timed(subcomm, tmp_path):
     assert rows[2]["arguments"] == "2x400 120x400 120"
 
 
-@pytest.mark.limit(60)
 @pytest.mark.parametrize("ranks", [0, 2])
-def test_script_times_a_network(subcomm, tmp_path, ranks):
-    subcomm(1)
+def test_script_times_a_network(tmp_path, ranks):
     out = tmp_path / "rows.csv"
     job = mpi_jobs.run(
         ranks, BENCH / "step.py", "--no-peer", "--models", "lenet5", "--batch", "4",
-        "--threads", "1", "--backend", "numpy", "--repeats", "2", "--out", out, seconds=40,
+        "--threads", "1", "--backend", "numpy", "--repeats", "2", "--out", out,
     )  # fmt: skip
     assert job.code == 0, job.err
     (row,) = csv.DictReader(out.read_text().splitlines())
@@ -190,13 +180,11 @@ STANDIN = str(Path(__file__).parent / "standin")
 GPU = BENCH / "gpu.py", "--models", "lenet5:3", "--edge", "16", "--copied", "1", "--repeats", "1"
 
 
-@pytest.mark.limit(120)
 @pytest.mark.parametrize("peer", [True, False])
-def test_gpu_is_timed(subcomm, tmp_path, peer):
+def test_gpu_is_timed(tmp_path, peer):
     """On the stand-in for a GPU, with PyTorch on the CPU: that it runs, not how fast."""
     if peer:
         pytest.importorskip("torch", reason="PyTorch is not installed")
-    subcomm(1)
     out = tmp_path / "rows.csv"
     path = os.pathsep.join([STANDIN, os.environ.get("PYTHONPATH", "")])
     job = mpi_jobs.run(
@@ -213,12 +201,12 @@ def test_gpu_is_timed(subcomm, tmp_path, peer):
         assert (row["network"], row["batch"]) == ("lenet5", "3")
         assert 0 < float(row["lowest_ms"]) <= float(row["step_ms"]) <= float(row["highest_ms"])
         share = float(row["least_ms"]) / float(row["step_ms"])
-        assert float(row["share"]) == pytest.approx(share, abs=1e-3)
+        # Three decimals of it are written, and of times four: the stand-in's share is above 100.
+        assert float(row["share"]) == pytest.approx(share, rel=1e-3, abs=1e-3)
     assert ("PyTorch on cpu" in job.out) == peer
 
 
-def test_least_time_counts_both_limits(subcomm, script):
-    subcomm(1)
+def test_least_time_counts_both_limits(script):
     task = drawn(script, "lenet5", batch=4)
     ours = script("task").Ours(
         Mesh(MPI.COMM_SELF), ops.load("numpy"), task, preset("data", task.model, (1,))
@@ -239,8 +227,7 @@ def test_least_time_counts_both_limits(subcomm, script):
         ("1", ("--backend", "numpy"), 2, "backend numpy: gpu.py computes with cuda"),
     ],
 )
-def test_gpu_script_says_what_is_wrong(subcomm, gpus, options, code, message):
-    subcomm(1)
+def test_gpu_script_says_what_is_wrong(gpus, options, code, message):
     path = os.pathsep.join([STANDIN, os.environ.get("PYTHONPATH", "")])
     job = mpi_jobs.run(0, *GPU, *options, STANDIN_GPUS=gpus, PYTHONPATH=path)
     assert job.code == code
@@ -257,20 +244,17 @@ def test_gpu_script_says_what_is_wrong(subcomm, gpus, options, code, message):
         ("--variants", "lazy", "expected some of eager"),
     ],
 )
-def test_script_says_what_is_wrong(subcomm, option, value, message):
-    subcomm(1)
+def test_script_says_what_is_wrong(option, value, message):
     job = mpi_jobs.run(0, BENCH / "step.py", "--no-peer", "--models", "lenet5", option, value)
     assert job.code == 2
     assert message in job.err
     assert "Traceback" not in job.err
 
 
-@pytest.mark.limit(120)
 @pytest.mark.parametrize("peer", [True, False])
-def test_schemes_are_compared(subcomm, tmp_path, peer):
+def test_schemes_are_compared(tmp_path, peer):
     if peer:
         pytest.importorskip("torch", reason="PyTorch is not installed")
-    subcomm(1)
     out = tmp_path / "rows.csv"
     job = mpi_jobs.run(
         2, BENCH / "schemes.py", "--models", "lenet5", "--batch", "8", "--repeats", "2",
@@ -299,9 +283,8 @@ def test_schemes_are_compared(subcomm, tmp_path, peer):
         assert float(rows[f"{name} none"]["sent_mb"]) == pytest.approx(max(found) / 1e6, abs=1e-3)
 
 
-def test_distributed_peer_must_train_the_same(subcomm, script):
+def test_distributed_peer_must_train_the_same(script):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    subcomm(1)
     mesh = Mesh(MPI.COMM_SELF)
     task = drawn(script, "lenet5", batch=4)
     with script("ddp").group(mesh), pytest.raises(RuntimeError, match="DDP eager: losses"):
@@ -325,9 +308,7 @@ def hosts_made():
     return {line.split()[0] for line in listed.splitlines()}
 
 
-@pytest.mark.limit(120)
-def test_slow_links_carry_what_the_plan_predicts(subcomm, tmp_path):
-    subcomm(1)
+def test_slow_links_carry_what_the_plan_predicts(tmp_path):
     mpirun = Path(sys.executable).with_name("mpirun")
     if not can_divide_hosts() or not mpirun.exists() or "MPICH" not in MPI.Get_library_version():
         pytest.skip("takes root, iproute2 and MPICH beside the interpreter")
@@ -350,9 +331,8 @@ def test_slow_links_carry_what_the_plan_predicts(subcomm, tmp_path):
     assert hosts_made() <= before
 
 
-def test_trace_picture(subcomm, tmp_path):
+def test_trace_picture(tmp_path):
     pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
-    subcomm(1)
     events = [
         {"name": name, "cat": kind, "ph": "X", "ts": ts, "dur": 900.0, "pid": rank, "tid": lane}
         for rank in (0, 1)

@@ -42,8 +42,7 @@ TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "tf32": 1e-3, "bf16": 1e-2}
 @pytest.fixture(params=TOLERANCE)
 def precision(request):
     cuda.set_precision(request.param)
-    yield request.param
-    cuda.set_precision("float32")
+    return request.param
 
 
 @pytest.fixture
@@ -213,7 +212,6 @@ def test_with_cudnn_its_engines_are_named_and_built_once(monkeypatch, fresh):
     assert len(built) == before
     cuda.set_precision("tf32")
     cuda.conv2d_methods(*CASES["eights"], "float32")
-    cuda.set_precision("float32")
     assert len(built) > before
 
 

@@ -17,8 +17,7 @@ TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "tf32": 1e-3, "bf16": 1e-2}
 @pytest.fixture(params=TOLERANCE)
 def precision(request):
     cuda.set_precision(request.param)
-    yield request.param
-    cuda.set_precision("float32")
+    return request.param
 
 
 def draw(shape, dtype="float32", seed=0):
@@ -96,4 +95,3 @@ def test_old_gpus_have_no_tensor_cores(monkeypatch):
         with pytest.raises(DeviceError, match=f"precision {precision}: .* 7.5"):
             cuda.set_precision(precision)
     assert _cuda_precision.settings.precision == "float64"
-    cuda.set_precision("float32")

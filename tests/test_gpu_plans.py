@@ -23,7 +23,6 @@ from mpicnn.planfile import load_plan
 from mpicnn.session import Session
 from mpicnn.transport import choose_wires, cuda_aware
 
-pytestmark = pytest.mark.gpu
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)
 wire_gpu = pytest.importorskip("mpicnn.wire_gpu", reason="CuPy is not installed")
 
@@ -34,11 +33,9 @@ WAYS = {"host": "MPI by way of host memory", "mpi": "MPI on GPU memory", "nccl":
 
 @pytest.fixture(autouse=True)
 def cards(monkeypatch):
-    """Show four GPUs where they are stood in for; leave the first as the one in use."""
+    """Show four GPUs where they are stood in for."""
     monkeypatch.setenv("STANDIN_GPUS", "4")
     cuda.set_precision("float64")
-    yield
-    cuda.xp.cuda.Device(0).use()
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +66,14 @@ RULES = {"one card": (0,), "two cards": (0, 1), "cards and cores": (0, None, 1)}
 SCHEMES = [(name, "a") for name in PRESETS] + [("owt", "b"), ("owt", "c")]
 
 
-def test_one_gpu_trains_as_one_rank(subcomm, reference):
-    subcomm(1)
+def test_one_gpu_trains_as_one_rank(reference):
     # Sums in another order: a few hundred roundings of 1e-16, over some steps.
     compare(run(preset("data", network(), (1,)), (0,)), reference, 1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name, scheme", SCHEMES)
-def test_plan_trains_as_one_rank(subcomm, name, scheme, rule, reference):
-    subcomm(1)
+def test_plan_trains_as_one_rank(name, scheme, rule, reference):
     ranks = 2 if rule == "two cards" else 3
     shares = (1, 0, 3)[:ranks] if rule == "cards and cores" else (1, 1, 2)[:ranks]
     sync = "sharded" if rule == "two cards" and name in ("data", "owt", "filter") else "allreduce"
@@ -89,8 +84,7 @@ def test_plan_trains_as_one_rank(subcomm, name, scheme, rule, reference):
 
 
 @pytest.mark.parametrize("progress", ["none", "poll", "thread"])
-def test_who_makes_progress_changes_nothing(subcomm, progress, reference):
-    subcomm(1)
+def test_who_makes_progress_changes_nothing(progress, reference):
     plan = make("owt", (4,), ((0, 1, 2, 4),), "c", "sharded")
     compare(run(plan, RULES["cards and cores"], progress), reference, 1e-12)
 
@@ -119,22 +113,19 @@ def test_ways_of_travelling_train_as_one_rank_over_mpi(
     assert sent == pytest.approx(predicted)
 
 
-def test_a_grid_of_gpus_trains_as_one_rank(subcomm, reference):
-    subcomm(1)
+def test_a_grid_of_gpus_trains_as_one_rank(reference):
     plan = make("owt", (2, 2), ((2, 1), (1, 3)), "b", "sharded")
     compare(run(plan, RULES["two cards"]), reference, 1e-12)
 
 
-def test_stages_on_gpus_and_cpus_train_as_one_rank(subcomm):
-    subcomm(1)
+def test_stages_on_gpus_and_cpus_train_as_one_rank():
     model = network(normalised=False)
     plain = run_ranks(1, lambda c: train(c, preset("data", model, (1,)), model=model, steps=STEPS))
     plan = load_plan(Division(stages="norm1,fc3", micro_batches=3), model, 3)
     compare(run(plan, RULES["cards and cores"], model=model), plain, 1e-12)
 
 
-def test_single_precision_stays_close(subcomm):
-    subcomm(1)
+def test_single_precision_stays_close():
     cuda.set_precision("float32")
     plan = make("owt", (3,), ((1, 0, 3),), "b", "allreduce")
     one = run_ranks(1, lambda c: train(c, preset("data", network(), (1,)), np.float32, steps=STEPS))
@@ -159,8 +150,7 @@ def steps(count, watch):
         totals.read()
 
 
-def test_the_host_does_not_wait_within_a_step(subcomm):
-    subcomm(1)
+def test_the_host_does_not_wait_within_a_step():
     if not STOOD_IN:
         pytest.skip("a real GPU may be done before it is asked: only the stand-in waits to be told")
 
@@ -179,8 +169,7 @@ def test_the_host_does_not_wait_within_a_step(subcomm):
     assert not any(waited[1:]), waited
 
 
-def test_steps_leave_no_memory_behind(subcomm):
-    subcomm(1)
+def test_steps_leave_no_memory_behind():
     cuda.set_precision("float32")
     pool, used = cuda.xp.get_default_memory_pool(), []
 
@@ -195,8 +184,7 @@ def test_steps_leave_no_memory_behind(subcomm):
     assert len(set(used[4::2])) == 1 and len(set(used[5::2])) == 1, used
 
 
-def test_a_step_transposes_what_is_flattened_only(subcomm, monkeypatch):
-    subcomm(1)
+def test_a_step_transposes_what_is_flattened_only(monkeypatch):
     cuda.set_precision("float32")
     transpose, transposed = _cuda_arrays._transpose, []
 

@@ -180,8 +180,7 @@ def test_precisions_that_the_cpu_lacks_are_refused():
 @pytest.mark.parametrize(
     "name, shares", [("owt", (3, 1)), ("filter", (1, 0, 3)), ("mixed", (1, 1))]
 )
-def test_plans_train_as_one_rank(name, shares, subcomm):
-    subcomm(1)
+def test_plans_train_as_one_rank(name, shares):
     core.set_products("bf16-portable")
 
     def run(name, shares):

@@ -67,8 +67,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("plan", CASES, ids=lambda p: f"{p.stages}-{p.micro_batches}-{p.name}")
-def test_stages_train_as_one_rank(subcomm, plan, reference):
-    subcomm(1)
+def test_stages_train_as_one_rank(plan, reference):
     results = run_ranks(plan.ranks, lambda comm: train(comm, plan, model=PLAIN))
     # Sums in another order: a few hundred roundings of 1e-16, over 20 steps.
     compare(results, reference, 1e-12)
@@ -94,14 +93,12 @@ def test_stages_train_as_one_rank_over_mpi(subcomm, plan, reference):
     assert sent == pytest.approx(predicted)
 
 
-def test_the_whole_batch_is_normalised_over_stages(subcomm):
-    subcomm(1)
+def test_the_whole_batch_is_normalised_over_stages():
     plan = pipeline(TWO, 1, shares=((2, 1),))
     compare(run_ranks(4, lambda comm: train(comm, plan)), one_rank(network()), 1e-12)
 
 
-def test_a_first_stage_without_weights_is_sent_no_gradient(subcomm):
-    subcomm(1)
+def test_a_first_stage_without_weights_is_sent_no_gradient():
     model = Model("pool-first", PLAIN.input_shape, (("pool0", AvgPool(1)), *PLAIN.layers))
     plan = pipeline(("conv1",), 3)
     results = run_ranks(2, lambda comm: train(comm, plan, model=model))
@@ -109,8 +106,7 @@ def test_a_first_stage_without_weights_is_sent_no_gradient(subcomm):
     assert results[1][3] == 0 < results[0][3]
 
 
-def test_single_precision_stays_close(subcomm, reference):
-    subcomm(1)
+def test_single_precision_stays_close(reference):
     plan = pipeline(THREE, 4)
     results = run_ranks(3, lambda comm: train(comm, plan, np.float32, PLAIN))
     # Roundings of 6e-8, a few hundred to a sum, grow over 20 steps of momentum.

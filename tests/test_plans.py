@@ -19,8 +19,7 @@ def reference():
 
 
 @pytest.mark.parametrize("name, sync, scheme, grid, shares", CASES + GRIDS)
-def test_plan_trains_as_one_rank(subcomm, name, sync, scheme, grid, shares, reference):
-    subcomm(1)
+def test_plan_trains_as_one_rank(name, sync, scheme, grid, shares, reference):
     plan = make(name, grid, shares, scheme, sync)
     results = run_ranks(plan.ranks, lambda comm: train(comm, plan))
     # Sums in another order: a few hundred roundings of 1e-16, over 20 steps.
@@ -49,8 +48,7 @@ def test_a_grid_of_ranks_trains_as_one_rank_over_mpi(subcomm, scheme, reference)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_single_precision_stays_close(subcomm, name):
-    subcomm(1)
+def test_single_precision_stays_close(name):
     plan = make(name, (3,), ((1, 0, 3),), "a", "allreduce")
     results = run_ranks(3, lambda comm: train(comm, plan, np.float32))
     # Roundings of 6e-8, a few hundred to a sum, grow over 20 steps of momentum.

@@ -122,8 +122,7 @@ def parallel(comm, plan):
 @pytest.mark.parametrize("sync", ["allreduce", "sharded"])
 @pytest.mark.parametrize("scheme", ["b", "c"])
 @pytest.mark.parametrize("shares", [(1,), (1, 1), (3, 1), (1, 0, 2), (1, 1, 1, 1)])
-def test_variable_batches_equal_a_serial_loop(subcomm, shares, scheme, sync):
-    subcomm(1)
+def test_variable_batches_equal_a_serial_loop(shares, scheme, sync):
     serial = Serial()
     losses = [
         serial.step(x, labels, step, rounds_of(len(x), shares, scheme))
