@@ -123,9 +123,11 @@ template <int m, int r> struct Forward : Transforms<m, r> {
     const i64 row_bytes = positions * g.c * i64(sizeof(float));
     const i64 o_groups = ceil_div(g.o, group), t_panels = ceil_div(tiles, panel);
     const i64 o_chunk = std::clamp<i64>(chunk_bytes / (row_bytes * group), 1, o_groups) * group;
-    // Where the weights are made once, short chunks of tiles stay in a cache. Else they are made
-    // again for each chunk.
-    const i64 t_bytes = o_chunk < g.o ? 2 * chunk_bytes : chunk_bytes / 4;
+    // Where the weights are made once, short chunks of tiles stay in a cache, and those of small
+    // images need not take much more memory than they do. Else weights are made for each chunk.
+    const i64 image_bytes = g.n * (g.c * g.h * g.w + g.o * g.oh * g.ow) * i64(sizeof(float));
+    const i64 t_bytes = o_chunk < g.o ? 2 * chunk_bytes
+                                      : std::clamp(image_bytes, chunk_bytes / 8, chunk_bytes / 4);
     const i64 t_chunk = std::clamp<i64>(t_bytes / (row_bytes * panel), 1, t_panels) * panel;
     Scratch scratch(positions * g.c * (o_chunk + t_chunk), 2);
     float *const u = scratch.take(positions * g.c * o_chunk);
