@@ -31,7 +31,7 @@ class Timer(Protocol):
 
 
 class Clock:
-    """Seconds spent, by kind (as in Marques' figures 6 and 8) and by step name.
+    """Seconds spent, by kind (as in Marques' figures 6 and 8).
 
     They are read from the device's timer only when asked for. With a `trace`, every interval goes
     there too.
@@ -41,7 +41,6 @@ class Clock:
         self.timer = timer
         self.trace = trace
         self._kinds = dict.fromkeys(KINDS, 0.0)
-        self._names: dict[str, float] = {}
         self._open: list[tuple[str, str, Any, Any]] = []
 
     def now(self) -> Any:
@@ -63,17 +62,10 @@ class Clock:
         self._read()
         return self._kinds
 
-    @property
-    def by_name(self) -> dict[str, float]:
-        """Return the seconds of every step."""
-        self._read()
-        return self._names
-
     def _read(self) -> None:
         for name, kind, since, until in self._open:
             seconds = self.timer.between(since, until)
             self._kinds[kind] += seconds
-            self._names[name] = self._names.get(name, 0.0) + seconds
             if self.trace is not None:
                 end = self.timer.at(until)
                 self.trace.add(name, kind, end - seconds, end)

@@ -278,7 +278,8 @@ def parse(argv: list[str], command: str, environ: Environ) -> Options:
 
     `command` is the module of `python -m mpicnn.COMMAND`; COLUMNS in `environ` is the width of
     `--help`. Raises UserError for the first thing that is wrong in flags or file, and
-    SystemExit(0) after `--help` and `--version`. Call it on one rank: it imports pydantic.
+    SystemExit(0) after `--help`, `--version` and `--recipes`. Call it on one rank: it imports
+    pydantic.
     """
     from mpicnn.cli import read
 

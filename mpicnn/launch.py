@@ -147,7 +147,7 @@ def say(rank: int | None, text: str, fd: int = 2) -> None:
 class Signals:
     """Turn SIGUSR1, SIGTERM and SIGINT into `requested`, the signal's name, while entered.
 
-    Each rank sees its own flag: ranks agree on it in a collective of their own. A SIGINT after
+    Each rank sees its own flag, which travels with the sums of losses of every step. A SIGINT after
     another request raises `KeyboardInterrupt`.
     """
 

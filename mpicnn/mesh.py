@@ -1,4 +1,4 @@
-"""The ranks as a small grid of devices, and the only code that calls MPI collectives."""
+"""The ranks as a small grid of devices; here the collectives of a step are begun and counted."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Group:
     """The ranks along one mesh axis (or all of them), with non-blocking buffer collectives.
 
     Arrays are of `xp`, flat and contiguous as `flat` makes them; counts are numbers of items per
-    rank. `sent` counts the bytes and `messages` the collectives of this rank by the rule of
-    `Move.items_sent`, from the counts that are really given. What moves begin is handed to
+    rank. `sent` counts this rank's bytes by the rule of `Move.items_sent`, from the counts
+    that are really given. What moves begin is handed to
     `underway`; how it travels is the wire's affair.
     """
 
@@ -43,7 +43,6 @@ class Group:
         self.size: int = comm.Get_size()
         self.rank: int = comm.Get_rank()
         self.sent = 0.0
-        self.messages = 0
 
     def allgather(self, send: Array, recv: Array, counts: Sequence[int]) -> Request:
         """Collect every rank's block into `recv`, in rank order."""
@@ -77,7 +76,6 @@ class Group:
 
     def _count(self, items: float, buffer: Array) -> None:
         self.sent += items * buffer.itemsize
-        self.messages += self.size > 1
 
 
 class Link:
@@ -91,13 +89,11 @@ class Link:
         self.rank = rank
         self.underway = underway
         self.sent = 0.0
-        self.messages = 0
 
     def send(self, x: Array) -> Pending:
         """Begin to send `x`, which must stay unchanged until that has ended."""
         flat = self.wire.flat(x)
         self.sent += flat.nbytes
-        self.messages += 1
         request = self.wire.send(flat, self.rank, _STAGE)
         return self.underway.add(request, lambda: flat, ahead=True)
 

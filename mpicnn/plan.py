@@ -103,7 +103,7 @@ def preset(
                    (Marques, algorithms 1 and 2)
 
     With two axes the first always divides the batch and the preset rules the second.
-    Raises UserError for an unknown name.
+    Raises UserError for an unknown name, and for fc-output with another scheme than (a).
     """
     conv, fc, rest, home = {
         "data": ("n", "n", "", "use"),
@@ -209,12 +209,6 @@ def check_shares(where: str, shares: Sequence[Weights], grid: Sequence[int]) -> 
         if not usable:
             listed = ",".join(f"{w:g}" for w in weights)
             raise UserError(f"{where}: shares {listed} must be finite, not negative and not all 0")
-
-
-if __name__ == "__main__":
-    from mpicnn.commands import start
-
-    start("plan")
 
 
 if __name__ == "__main__":

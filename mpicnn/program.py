@@ -1,4 +1,4 @@
-"""The steps that one rank carries out: what training, cost prediction and simulation all read."""
+"""The steps that one rank carries out: what training and cost prediction both read."""
 
 from __future__ import annotations
 
@@ -59,11 +59,8 @@ class Compute:
     @property
     def kind(self) -> str:
         """Return "convolution" or "other", as step times are split in Marques' figures 6 and 8."""
-        return (
-            "convolution"
-            if self.layer.kind == "contraction" and len(self.y_shape) == 4
-            else ("other")
-        )
+        convolves = self.layer.kind == "contraction" and len(self.y_shape) == 4
+        return "convolution" if convolves else "other"
 
 
 @dataclass(frozen=True)

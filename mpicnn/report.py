@@ -43,12 +43,9 @@ def startup(
     data: str,
     plan: str,
     run_dir: str,
-    native_missing: bool = False,
+    notes: Sequence[str] = (),
 ) -> str:
-    """Return the first lines of a run. `library` is the MPI library's name and version.
-
-    `native_missing` says that a rank has NumPy's kernels because the native ones were not built.
-    """
+    """Return the first lines of a run. `library` is the MPI library's name and version."""
     lines = [f"mpicnn {version}: {count(len(ranks), 'rank')}, {library}"]
     lines += [f"  {'hosts':<6} {line}" for line in _hosts(ranks)]
     for name, value in (
@@ -58,11 +55,7 @@ def startup(
         ("run", run_dir),
     ):
         lines.append(f"  {name:<6} {value}")
-    if native_missing:
-        lines.append(
-            "note: the native kernels were not built, so layers run in NumPy, which is slower; "
-            "install a C++ compiler and reinstall mpicnn"
-        )
+    lines += [f"note: {note}" for note in notes]
     return "\n".join(lines)
 
 
@@ -106,7 +99,7 @@ class TimeSplit:
 
 @dataclass(frozen=True)
 class Memory:
-    """Say what one rank holds, bytes; `peak` is the most its process had resident."""
+    """Say what one rank holds, bytes; `peak` is the most memory of its device that it took."""
 
     parameters: int
     momentum: int
@@ -180,7 +173,7 @@ def _memory_table(memory: Sequence[Memory]) -> list[str]:
     alone = len(memory) == 1
     rows = [["memory, MB", ""] if alone else ["memory per rank, MB", "least", "most"]]
     for kind, name in (
-        ("parameters", "parameters"), ("momentum", "momentum"), ("peak", "peak resident"),
+        ("parameters", "parameters"), ("momentum", "momentum"), ("peak", "peak"),
     ):  # fmt: skip
         held = [getattr(each, kind) / 1e6 for each in memory]
         extremes = held if alone else [min(held), max(held)]
@@ -192,13 +185,14 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}"
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align a table: the first column to the left, the others to the right."""
+def columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Align a table: the first `left` columns to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+    aligned = [
+        [*map(str.ljust, row[:left], widths), *map(str.rjust, row[left:], widths[left:])]
         for row in rows
     ]
+    return ["  ".join(cells).rstrip() for cells in aligned]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -48,7 +48,8 @@ _HELP_SHOWN = "\0"
 def read_settings(comm: MPI.Intracomm, command: str, kind: type[AnyOptions]) -> AnyOptions:
     """Return the command's settings on all ranks; rank 0 alone reads them. Collective.
 
-    Raises UserError on all ranks where they are wrong, and SystemExit(0) after `--help`.
+    Raises UserError on all ranks where they are wrong, and SystemExit(0) after `--help`,
+    `--version` and `--recipes`.
     """
 
     def read() -> str:

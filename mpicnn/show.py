@@ -14,6 +14,7 @@ from mpicnn.mesh import coordinates
 from mpicnn.placement import weighted_bounds
 from mpicnn.plan import INPUT, LOSS, Plan
 from mpicnn.precision import dtype_of
+from mpicnn.report import columns
 from mpicnn.resolve import Choice, resolve
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
             ("stage" if at == 0 else str(stage_of[row[0]]), *row) for at, row in enumerate(rows)
         ]
     left = 4 if plan.stages else 3
-    return "\n".join([title, "", *_columns(rows, left), "", *_columns(summary, 1)])
+    return "\n".join([title, "", *_table(rows, left), "", *_table(summary, 1)])
 
 
 def _params(model: Model, name: str) -> list[Param]:
@@ -141,14 +142,6 @@ def _run_lengths(counts: Sequence[int]) -> str:
     return text if len(text) <= 28 else f"{min(counts)}..{max(counts)} x {len(counts)}"
 
 
-def _columns(rows: Sequence[tuple[str, ...]], left: int) -> list[str]:
-    """Align a table: the first `left` columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if at < left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+def _table(rows: Sequence[tuple[str, ...]], left: int) -> list[str]:
+    head, *lines = columns(rows, left)
+    return [head, "-" * max(map(len, (head, *lines))), *lines]

@@ -31,11 +31,6 @@ class State:
         copies = ({name: ops.upload(a) for name, a in part.items()} for part in vars(self).values())
         return State(*copies)
 
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes that this rank keeps between steps."""
-        return sum(a.nbytes for part in vars(self).values() for a in part.values())
-
 
 def initial_state(
     weights: Iterable[Weight], coords: Sequence[int], seed: int, dtype: DTypeLike

@@ -133,9 +133,6 @@ void bind_conv(nb::module_ &m) {
         new (s) ConvShape{x[0], x[1], x[2], x[3], w[0], groups, w[2], w[3], stride.first,
                           stride.second, padding.first, padding.second, dilation.first,
                           dilation.second};
-      })
-      .def_prop_ro("y_shape", [](const ConvShape &s) {
-        return std::array<i64, 4>{s.n, s.o, s.oh(), s.ow()};
       });
   m.def("allow_transforms", [](bool allowed) { transforms_allowed = allowed; });
   m.def("conv_methods", [](const ConvShape &s, bool float32) {

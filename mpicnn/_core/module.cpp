@@ -22,12 +22,6 @@ NB_MODULE(MPICNN_MODULE, m) {
 
   keep_memory();
   m.def("set_threads", [](int n) { thread_count = n; });
-  m.def("threads", [] { return int(thread_count); });
-#ifdef _OPENMP
-  m.attr("OPENMP") = true;
-#else
-  m.attr("OPENMP") = false;
-#endif
   // The best variant that this CPU runs: 4 for _mpicnn_core_v4, 3 for _mpicnn_core_v3, 1 for the
   // general one.
   m.def("x86_64_level", [] {

@@ -39,7 +39,10 @@ def main(comm: MPI.Intracomm) -> None:
 
 
 def subject(settings: PlanSettings) -> tuple[tuple[int, ...], int]:
-    """Return the image shape and the number of classes to plan for."""
+    """Return the image shape and the number of classes to plan for.
+
+    Raises UserError where the data set that says so cannot be read.
+    """
     if settings.input and settings.classes:
         return tuple(int(n) for n in settings.input.split("x")), settings.classes
     with open_dataset(settings.data) as data:

@@ -26,8 +26,8 @@ class Windows:
 class Augment:
     """Describe how images are varied in training: pad, crop, mirror.
 
-    `pad` pixels of the mean color (zero once normalized) are put around the image, a window of
-    `crop` (height, width; None: the image's own size) is cut out, at random or centered, and
+    `pad` pixels of the mean colour (zero once normalised) are put around the image, a window of
+    `crop` (height, width; None: the image's own size) is cut out, at random or centred, and
     `flip` mirrors half of the images left to right. OWT's setting is 256 x 256 images with
     `Augment(crop=(224, 224), flip=True)`; He et al. 2015 (arXiv 1512.03385) use
     `Augment(pad=4, flip=True)` on CIFAR-10.
@@ -39,7 +39,7 @@ class Augment:
     random: bool = True
 
     def for_evaluation(self) -> Augment:
-        """Return what gives images of the same shape without chance: centered, not mirrored."""
+        """Return what gives images of the same shape without chance: centred, not mirrored."""
         return replace(self, flip=False, random=False)
 
     def out_shape(self, shape: ImageShape) -> ImageShape:
@@ -66,8 +66,8 @@ class Augment:
         rows = shape[1] + 2 * self.pad - height + 1
         columns = shape[2] + 2 * self.pad - width + 1
         if not self.random:
-            centered = np.zeros(len(index), np.int64)
-            return Windows(centered + (rows - 1) // 2, centered + (columns - 1) // 2, centered > 0)
+            centred = np.zeros(len(index), np.int64)
+            return Windows(centred + (rows - 1) // 2, centred + (columns - 1) // 2, centred > 0)
         words = rng.draws(seed, "augment", epoch, index).astype(np.uint64)
         tops, lefts = (
             ((words[:, i] * np.uint64(r)) >> np.uint64(32)).astype(np.int64)

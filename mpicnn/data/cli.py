@@ -150,8 +150,8 @@ def add_folder_options(one: Parser) -> None:
         "--size",
         type=positive,
         metavar="PIXELS",
-        help="cut out the centered square and scale it to PIXELS x PIXELS (bilinear, averaging"
-        " when made smaller), which is scaling the shorter side to PIXELS and keeping the centered"
+        help="cut out the centred square and scale it to PIXELS x PIXELS (bilinear, averaging"
+        " when made smaller), which is scaling the shorter side to PIXELS and keeping the centred"
         " square; without it all images must be of one size",
     )
     one.add_argument("--gray", action="store_true", help="one channel instead of red, green, blue")
@@ -159,7 +159,7 @@ def add_folder_options(one: Parser) -> None:
         "--test-fraction",
         type=fraction,
         metavar="F",
-        help="part of each class drawn for testing where SOURCE has no train/ and test/"
+        help="part of each class drawn for testing where SOURCE has no train/ and test/ (or val/)"
         f" (default: {DEFAULT_TEST_FRACTION})",
     )
     one.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")

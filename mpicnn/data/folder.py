@@ -129,7 +129,7 @@ def divide(
 def decode(path: Path, decoding: Decoding) -> Array:
     """Return an image file as uint8 (3, h, w), or (1, h, w) if gray, the right way up.
 
-    With a size, the centered square of the shorter side is scaled to size x size by Pillow's
+    With a size, the centred square of the shorter side is scaled to size x size by Pillow's
     bilinear filter, which averages when it makes smaller. Of a moving image the first frame.
     Raises UserError where the file is no whole 8-bit image.
     """

@@ -25,7 +25,7 @@ AHEAD = 2  # Batches kept ready: one to smooth over slow reads, one more to smoo
 class Batch:
     """Hold one rank's share of a global batch.
 
-    `x` is (rows, c, h, w), normalized, of the rows asked for; `labels`, int64 (count,), are of
+    `x` is (rows, c, h, w), normalised, of the rows asked for; `labels`, int64 (count,), are of
     the whole global batch of `count` examples; `step` counts from the start of the training.
     """
 

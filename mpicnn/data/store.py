@@ -51,7 +51,7 @@ class Contiguous:
         self._row_bytes = math.prod(self._shape)
 
     def read(self, rows: Index) -> Array:
-        """Return the images at `rows`, in one read for each run of neighbors."""
+        """Return the images at `rows`, in one read for each run of neighbours."""
         out = np.empty((len(rows), self._row_bytes), np.uint8)
         descriptor = self._file.id.get_vfd_handle()
         for lo, hi in runs(rows):
@@ -84,7 +84,7 @@ class Chunked:
         self._data = data
 
     def read(self, rows: Index) -> Array:
-        """Return the images at `rows`, in one selection for each run of neighbors."""
+        """Return the images at `rows`, in one selection for each run of neighbours."""
         out = np.empty((len(rows), *self._data.shape[1:]), np.uint8)
         for lo, hi in runs(rows):
             first = int(rows[lo])
