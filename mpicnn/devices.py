@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Device:
     """What one rank computes with, and how its arrays get to other ranks.
 
-    `name` is "cpu" or the GPU's; `way` says in a few words how arrays travel from it.
+    `name` is "cpu" or the GPU's; `way` says in a few words how arrays travel from it; `note` is
+    what the user should know of the choice.
     """
 
     ops: ModuleType
@@ -37,6 +38,7 @@ class Device:
     name: str = "cpu"
     wires: Wires = Wire
     way: str = "MPI"
+    note: str = ""
 
 
 def choose_device(
@@ -57,7 +59,9 @@ def choose_device(
     backend = agree(comm, _load, machine, precision, number, threads)
     name, identity = ("cpu", "") if number is None else gpu.describe(number)
     wires, way = choose_wires(mesh, identity, machine.transport, environ)
-    return Device(backend, threads, name, wires, way)
+    reason = gpu.unusable() if number is None and "auto" in machine.device.split(",") else ""
+    note = f"ranks compute on cores beside an NVIDIA driver: {reason}" if reason else ""
+    return Device(backend, threads, name, wires, way, note)
 
 
 def assigned(rule: str, local: int) -> int | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from socket import gethostname
 
 from mpicnn.errors import DeviceError
 
-INSTALL = "install CuPy with `pip install mpicnn[gpu]`, or use --device cpu"
+INSTALL = "install CuPy with the extra gpu (gpu13 for CUDA 13), or use --device cpu"
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def count() -> int:
@@ -21,6 +23,17 @@ def count() -> int:
         raise DeviceError(
             f"device gpu: CUDA does not work here ({error}); use --device cpu"
         ) from None
+
+
+def unusable() -> str:
+    """Return why the GPUs of this host cannot be used, "" where they can or there is no driver."""
+    if not DRIVER.exists():
+        return ""
+    try:
+        count()
+    except DeviceError as error:
+        return str(error)
+    return ""
 
 
 def use(number: int) -> None:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from mpicnn.plan import Plan
     from mpicnn.training import Training
 
+NUMPY = (
+    "the native kernels were not built, so layers run in NumPy, which is slower; install a C++ "
+    "compiler and reinstall mpicnn"
+)
+
 
 def first_lines(training: Training, directory: Path) -> str:
     """Return the lines that open a run: who computes what with what. Collective."""
@@ -35,7 +40,9 @@ def first_lines(training: Training, directory: Path) -> str:
     splits = [len(data.split(name)) for name in ("train", "test")]
     shape = " x ".join(map(str, data.shape))
     went_on = f", from step {training.step}" if training.step else ""
-    missing = training.settings.backend == "auto" and any(r.backend == "numpy" for r in ranks)
+    notes = set(mesh.texts(device.note)) - {""}
+    if training.settings.backend == "auto" and any(r.backend == "numpy" for r in ranks):
+        notes.add(NUMPY)
     return startup(
         version(),
         ranks,
@@ -45,7 +52,7 @@ def first_lines(training: Training, directory: Path) -> str:
         f"{data.path}: {splits[0]} + {splits[1]} images of {shape} in {len(data.classes)} classes",
         f"{describe(session.plan)}, {training.steps} steps of batch {training.settings.batch}",
         f"{directory}{went_on}",
-        missing,
+        sorted(notes),
     )
 
 

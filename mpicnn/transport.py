@@ -72,7 +72,7 @@ def _nccl_missing() -> str:
     with catch_warnings():
         simplefilter("ignore")  # CuPy's advice of several lines
         from cupy.cuda import nccl
-    return "" if nccl.available else "CuPy finds no NCCL library (pip install nvidia-nccl-cu12)"
+    return "" if nccl.available else "CuPy finds no NCCL library (extra nccl, or nccl13)"
 
 
 def _over_mpi(aware: bool) -> Wires:

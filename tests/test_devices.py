@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 from oracle import run_ranks
 
 from mpicnn import devices, gpu, transport
+from mpicnn.config import Machine
 from mpicnn.devices import assigned
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.mesh import Mesh
@@ -42,6 +44,28 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch, rule, gpus, message):
     with pytest.raises(DeviceError, match=message) as caught:
         assigned(rule, 1)
     assert caught.value.code == 69
+
+
+def test_a_driver_that_cupy_cannot_use_is_told(monkeypatch, tmp_path):
+    def missing():
+        raise DeviceError("device gpu: No module named 'cupy'")
+
+    driver = tmp_path / "version"
+    monkeypatch.setattr(gpu, "DRIVER", driver)
+    monkeypatch.setattr(gpu, "count", missing)
+    assert gpu.unusable() == ""
+    driver.touch()
+    assert gpu.unusable() == "device gpu: No module named 'cupy'"
+    told = "ranks compute on cores beside an NVIDIA driver: device gpu: No module named 'cupy'"
+    notes = [
+        devices.choose_device(
+            MPI.COMM_SELF, Machine(device=rule, backend="numpy", threads=1), "float32", {}
+        ).note
+        for rule in ("auto", "cpu")
+    ]
+    assert notes == [told, ""]
+    monkeypatch.setattr(gpu, "count", lambda: 2)
+    assert gpu.unusable() == ""
 
 
 def test_without_cupy_auto_takes_the_cores(monkeypatch):
