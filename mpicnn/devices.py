@@ -59,8 +59,7 @@ def choose_device(
     backend = agree(comm, _load, machine, precision, number, threads)
     name, identity = ("cpu", "") if number is None else gpu.describe(number)
     wires, way = choose_wires(mesh, identity, machine.transport, environ)
-    reason = gpu.unusable() if number is None and "auto" in machine.device.split(",") else ""
-    note = f"ranks compute on cores beside an NVIDIA driver: {reason}" if reason else ""
+    note = _left_alone(machine.device) if number is None else gpu.slow()
     return Device(backend, threads, name, wires, way, note)
 
 
@@ -101,6 +100,12 @@ def cores_per_rank(mesh: Mesh) -> int:
     mine = {f"{socket.gethostname()}:{core}" for core in os.sched_getaffinity(0)}
     users = Counter(core for cores in mesh.texts(" ".join(mine)) for core in cores.split())
     return max(1, int(sum(Fraction(1, users[core]) for core in mine)))
+
+
+def _left_alone(rule: str) -> str:
+    """Return why a rank that might have had a GPU computes on cores, "" if there is no GPU."""
+    reason = gpu.unusable() if "auto" in rule.split(",") else ""
+    return reason and f"ranks compute on cores beside an NVIDIA driver: {reason}"
 
 
 def _load(machine: Machine, precision: str, number: int | None, threads: int) -> ModuleType:

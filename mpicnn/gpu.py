@@ -8,6 +8,7 @@ from socket import gethostname
 from mpicnn.errors import DeviceError
 
 INSTALL = "install CuPy with the extra gpu (gpu13 for CUDA 13), or use --device cpu"
+CUDNN = "install the extra gpu (gpu13 for CUDA 13)"
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -34,6 +35,14 @@ def unusable() -> str:
     except DeviceError as error:
         return str(error)
     return ""
+
+
+def slow() -> str:
+    """Return why convolutions are slower here than they could be, "" where they are not."""
+    from mpicnn.ops import _cudnn
+
+    reason = _cudnn.missing()
+    return reason and f"{reason}, so convolutions go by columns, which is slower; {CUDNN}"
 
 
 def use(number: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cupy
 
 from mpicnn.ops import _cuda_arrays
-from mpicnn.ops._cuda_transfer import pinned
+from mpicnn.ops._cuda_transfer import enter, pinned, reached
 from mpicnn.wire import Array, Call, Request, Wire
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ class Line:
 
     def advance(self) -> None:
         """Begin what may begin; return pinned memory that no copy uses any more."""
-        with self._lock, self.device:
-            while self._asked and self._asked[0].ready.done:
+        with self._lock:
+            enter(self.device)
+            while self._asked and reached(self._asked[0].ready):
                 self._asked.popleft().begin()
-            while self._kept and self._kept[0][0].done:
+            while self._kept and reached(self._kept[0][0]):
                 self._kept.popleft()
 
     def keep(self, event: Any, memory: Any) -> None:
@@ -65,8 +66,7 @@ class Line:
         """Let a passage make progress; return whether it has ended."""
         with self._lock:
             self.advance()
-            with self.device:
-                return passage.ended or passage.end()
+            return passage.ended or passage.end()
 
 
 class Passage:

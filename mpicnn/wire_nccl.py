@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,14 @@ import numpy as np
 from cupy.cuda import nccl
 
 from mpicnn.ops import _cuda_arrays
+from mpicnn.ops._cuda_transfer import enter, reached
 from mpicnn.polling import wait
 from mpicnn.wire import Array, Request, Wire, starts
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+ID_BYTES = 128  # NCCL_UNIQUE_ID_BYTES
 TYPES = {np.dtype("float32"): nccl.NCCL_FLOAT32, np.dtype("float64"): nccl.NCCL_FLOAT64}
 
 
@@ -24,12 +27,14 @@ class Sent:
 
     def __init__(self, compute: Any, stream: Any) -> None:
         self._compute = compute
+        self._device = cupy.cuda.Device()
         self._end = cupy.cuda.Event(disable_timing=True)
         self._end.record(stream)
 
     def Test(self) -> bool:  # noqa: N802  (mpi4py's name)
         """Return whether it has ended; what the rank's stream does from then on comes after it."""
-        if not self._end.done:
+        enter(self._device)
+        if not reached(self._end):
             return False
         self.order()
         return True
@@ -56,9 +61,14 @@ class NcclWire(Wire):
         self.messages = messages
         self.compute = cupy.cuda.get_current_stream()
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        name = np.frombuffer(bytearray(nccl.get_unique_id()), np.uint8)
+        name = np.empty(ID_BYTES, np.uint8)
+        if self.rank == 0:  # who asks for a name listens for the others
+            name[:] = np.frombuffer(nccl.get_unique_id(), np.uint8)
         wait(comm.Ibcast(name, root=0))
         self.nccl = nccl.NcclCommunicator(self.size, name.tobytes(), self.rank)
+        # Its end waits for the other ranks, in the same order everywhere. Objects end in no such
+        # order, so it lasts as long as the process.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.nccl))
 
     def allgather(self, send: Array, recv: Array, counts: Sequence[int]) -> Request:
         """Collect every rank's block into `recv`, in rank order."""

@@ -140,6 +140,25 @@ def test_crays_mpi_is_asked_by_its_variable():
     assert not transport.cuda_aware({"MPICH_GPU_SUPPORT_ENABLED": "0"})
 
 
+@pytest.mark.parametrize(
+    ("library", "expected"), [("MPICH Version: 5.0.2", AWARE), ("Open MPI v5.0.11", HOST)]
+)
+def test_collectives_of_open_mpi_go_by_host_memory(monkeypatch, library, expected):
+    monkeypatch.setattr(MPI, "Get_library_version", lambda: library)
+    _, way = chosen(monkeypatch, TWO, "auto", aware=True, nccl="no library")
+    assert way == expected
+    assert chosen(monkeypatch, TWO, "mpi", aware=True)[1] == AWARE
+
+
+def test_a_gpu_without_cudnn_is_told(monkeypatch):
+    cudnn = pytest.importorskip("mpicnn.ops._cudnn", reason="CuPy is not installed")
+    monkeypatch.setattr(cudnn, "cudnn", None)
+    assert gpu.slow() == (
+        "cuDNN Frontend is not installed, so convolutions go by columns, which is slower; install "
+        "the extra gpu (gpu13 for CUDA 13)"
+    )
+
+
 def test_a_device_is_the_cpu_unless_said_otherwise():
     device = devices.Device(np)
     assert (device.name, device.threads, device.wires, device.way) == ("cpu", 1, Wire, "MPI")

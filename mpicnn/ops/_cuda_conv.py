@@ -24,6 +24,8 @@ from mpicnn.ops._cuda_shape import ConvShape
 CANDIDATES = 8
 _RUNS = 5  # that are timed together
 _AS_FAST = 1.05  # among the fastest up to this factor cuDNN's order decides
+# What an engine raises that promised too much; others remain.
+_REFUSALS = RuntimeError, ValueError, MemoryError
 _KEPT = 4096  # convolutions, far more than a network has
 _COLUMNS: dict[str, Callable[..., None]] = {
     "forward": columns.forward,
@@ -162,7 +164,7 @@ def _seconds(way: Callable[..., None], arrays: Sequence[Array]) -> float:
             way(*arrays)
         end.record()
         end.synchronize()
-    except (RuntimeError, MemoryError):  # an engine that promised too much; others remain
+    except _REFUSALS:
         return float("inf")
     return float(cupy.cuda.get_elapsed_time(begin, end)) * 1e-3 / _RUNS
 

@@ -16,6 +16,29 @@ SLOTS = 4
 """Batches of bytes in GPU memory: one in use, two that wait, one that arrives."""
 
 
+_REACHED, _NOT_READY = 0, 600  # cudaSuccess, cudaErrorNotReady
+
+
+def reached(event: Any) -> bool:
+    """Return whether the GPU has got to an event; raises CUDARuntimeError where it failed before.
+
+    CuPy's `Event.done` takes a failure for not yet.
+    """
+    status = cupy.cuda.runtime.eventQuery(event.ptr)
+    if status not in (_REACHED, _NOT_READY):
+        raise cupy.cuda.runtime.CUDARuntimeError(status)
+    return bool(status == _REACHED)
+
+
+def enter(device: Any) -> None:
+    """Make a device that of the thread, for good.
+
+    As a context, a device gives the thread back to GPU 0, and that takes memory there.
+    """
+    if cupy.cuda.runtime.getDevice() != device.id:
+        device.use()
+
+
 def synchronize() -> None:
     """Wait until everything that was begun has ended."""
     cupy.cuda.get_current_stream().synchronize()
@@ -41,7 +64,7 @@ def fetch(a: Any) -> Callable[[], NDArray[Any]]:
     if ordered.size:
         stream = cupy.cuda.get_current_stream()
         ordered.data.copy_to_host_async(here.ctypes.data, ordered.nbytes, stream)
-    copied = cupy.cuda.Event(disable_timing=True)
+    copied = cupy.cuda.Event(block=True, disable_timing=True)
     copied.record()
 
     def arrived() -> NDArray[Any]:
@@ -68,7 +91,7 @@ class Timer:
 
     def until(self) -> Any:
         """Return an event that is reached when the GPU has done what it was given so far."""
-        self._last = cupy.cuda.Event()
+        self._last = cupy.cuda.Event(block=True)
         self._last.record()
         return self._last
 
@@ -114,9 +137,12 @@ class Feed:
 
     def put(self, images: NDArray[np.uint8], place: Callable[[Any], Any]) -> Any:
         """Begin to copy images; `place` is what `take` is to make of them."""
-        with self._device, self._stream:
+        enter(self._device)
+        with self._stream:
             slot = self._slots[self._next]
             if slot is None or slot.host.size < images.size:
+                if slot is not None:  # its memory goes to the next who asks on this stream
+                    self._stream.wait_event(slot.used)
                 slot = self._slots[self._next] = _Slot(images.size)
             slot.copied.synchronize()
             self._next = (self._next + 1) % SLOTS

@@ -9,8 +9,10 @@ order of its own every time is never used.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from math import prod
 from typing import Any
 
@@ -20,6 +22,9 @@ from mpicnn.ops._cuda_arrays import Array, Shape4, empty_cells
 from mpicnn.ops._cuda_gemm import add_bias, bf16_rows
 from mpicnn.ops._cuda_shape import ConvShape
 
+with suppress(ImportError, RuntimeError):
+    # pip, conda or the system may have put cuDNN where its frontend does not look
+    import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cudnn")
 try:
     import cudnn
 except ImportError:  # every convolution then goes by columns
@@ -56,6 +61,17 @@ def library(device: int, thread: int, stream: int) -> Library | None:
         return Library(stream)
     except RuntimeError:  # the frontend is there and the library that it calls is not
         return None
+
+
+def missing() -> str:
+    """Return why convolutions do without cuDNN here, "" where they have it."""
+    if cudnn is None:
+        return "cuDNN Frontend is not installed"
+    try:
+        cudnn.destroy_handle(cudnn.create_handle())
+    except RuntimeError:
+        return "cuDNN Frontend finds no cuDNN"
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +192,7 @@ def plans(graph: Any, precision: str, transforms: bool) -> Iterator[int]:
     Building checks each plan. `check_support` would ask CUDA's runtime too, and fails where two
     versions of that are installed.
     """
-    unsupported = (RuntimeError, cudnn.cudnnGraphNotSupportedError)
+    unsupported = (RuntimeError, ValueError, cudnn.cudnnGraphNotSupportedError)
     try:
         graph.validate()
         graph.build_operation_graph()

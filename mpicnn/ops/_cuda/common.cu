@@ -1,5 +1,5 @@
-// What all kernels share; its text is put before each file. No header is included: none may be
-// installed. REAL is float or double.
+// What all kernels share; its text is put before each file. No header is included, which
+// makes compiling quick. REAL is float or double.
 
 typedef long long i64;
 typedef unsigned int u32;

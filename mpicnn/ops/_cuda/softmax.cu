@@ -14,8 +14,9 @@ template <class T, class F> __device__ inline T over_block(T value, F join) {
 }
 
 // The row is read three times, but only once from memory: it stays in the cache.
-extern "C" __global__ void softmax_xent(const real *logits, const i64 *labels, real *losses,
-                                        real *dlogits, i64 n, i64 classes) {
+extern "C" __global__ void __launch_bounds__(1024)
+    softmax_xent(const real *logits, const i64 *labels, real *losses, real *dlogits, i64 n,
+                 i64 classes) {
   for (i64 row = blockIdx.x; row < n; row += gridDim.x) {
     const real *x = logits + row * classes;
     real largest = x[0], total = 0;
@@ -31,8 +32,8 @@ extern "C" __global__ void softmax_xent(const real *logits, const i64 *labels, r
 }
 
 // ranks[row] = the number of logits that are not below the label's, itself one of them.
-extern "C" __global__ void ranks(const real *logits, const i64 *labels, i64 *ranks, i64 n,
-                                 i64 classes) {
+extern "C" __global__ void __launch_bounds__(1024)
+    ranks(const real *logits, const i64 *labels, i64 *ranks, i64 n, i64 classes) {
   for (i64 row = blockIdx.x; row < n; row += gridDim.x) {
     const real *x = logits + row * classes;
     const real own = x[labels[row]];
@@ -44,7 +45,8 @@ extern "C" __global__ void ranks(const real *logits, const i64 *labels, i64 *ran
 }
 
 // How many of `ranks` (n,) are at most k, by one block.
-extern "C" __global__ void count(const i64 *ranks, i64 *sum, i64 n, i64 k) {
+extern "C" __global__ void __launch_bounds__(1024)
+    count(const i64 *ranks, i64 *sum, i64 n, i64 k) {
   i64 mine = 0;
   for (i64 i = threadIdx.x; i < n; i += blockDim.x) mine += ranks[i] <= k;
   mine = over_block(mine, [](i64 a, i64 b) { return a + b; });

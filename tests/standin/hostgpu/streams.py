@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from hostgpu.memory import LOCK
 
@@ -147,6 +148,8 @@ class Event:
 
     def __init__(self, timing: bool) -> None:
         self.timing = timing
+        self.handle = next(_event_handles)
+        _events[self.handle] = self
         self.mark: Mark | None = None
         self.reached: float | None = None
 
@@ -181,6 +184,8 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+_event_handles = itertools.count(0x10, 16)
+_events: WeakValueDictionary[int, Event] = WeakValueDictionary()
 _devices: dict[int, Device] = {}
 _lock = threading.Lock()
 
@@ -226,6 +231,14 @@ def find(handle: int) -> Queue:
     if owner is None or handle not in owner.queues:
         raise ValueError(f"no stream {handle:#x}")
     return owner.queues[handle]
+
+
+def find_event(handle: int) -> Event:
+    """Return the event with this handle."""
+    try:
+        return _events[handle]
+    except KeyError:
+        raise ValueError(f"no event {handle:#x}") from None
 
 
 class _Driver:

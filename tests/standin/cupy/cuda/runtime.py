@@ -154,6 +154,13 @@ def streamQuery(stream: int) -> int:
     return 0 if queue.poll(queue.issued) else _NOT_READY
 
 
+def eventQuery(event: int) -> int:
+    try:
+        return 0 if streams.find_event(event).poll() else _NOT_READY
+    except ValueError:
+        raise CUDARuntimeError(400) from None
+
+
 def _queue(stream: int) -> streams.Queue:
     try:
         return streams.find(0 if stream == streamLegacy else stream)

@@ -19,11 +19,12 @@ class Event:
         if interprocess and not disable_timing:
             raise ValueError("Timing must be disabled for interprocess events")
         self._event = streams.Event(timing=not disable_timing)
-        self.ptr = id(self._event)
+        self.ptr = self._event.handle
 
     @property
     def done(self) -> bool:
-        return self._event.poll()
+        """Whether it was reached; an error of the device counts as not reached."""
+        return runtime.eventQuery(self.ptr) == 0
 
     def record(self, stream: Stream | None = None) -> None:
         self._event.record(streams.current() if stream is None else streams.find(stream.ptr))
