@@ -34,7 +34,7 @@ def gpu_at_hand() -> bool:
 if not gpu_at_hand():
     sys.path.insert(0, str(Path(__file__).parent / "standin"))
 
-pytest_plugins = ("mpi_guard",)
+pytest_plugins = ("backends", "mpi_guard")
 
 
 def pytest_collection_modifyitems(items):

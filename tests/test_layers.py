@@ -5,6 +5,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from backends import host
 
 from mpicnn.errors import UserError
 from mpicnn.layers import (
@@ -20,7 +21,7 @@ from mpicnn.layers import (
     Run,
     SoftmaxCrossEntropy,
 )
-from mpicnn.ops import available, load
+from mpicnn.ops import load
 
 LAYERS = [
     (Conv(4, 3), (2, 5, 6)),
@@ -40,15 +41,6 @@ LAYERS = [
     (Dropout(0.4), (3, 4, 2)),
     (Flatten(), (3, 2, 4)),
 ]
-
-
-@pytest.fixture(params=available())
-def ops(request):
-    return load(request.param)
-
-
-def host(a):
-    return a.get() if hasattr(a, "get") else a
 
 
 def local_run(layer, shape, n, train=True):

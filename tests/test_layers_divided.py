@@ -6,20 +6,11 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+from backends import host
 
 from mpicnn.layers import BatchNorm, Conv, Dropout, Flatten, Linear, Run
-from mpicnn.ops import available, load
 
 rng = np.random.default_rng(5)
-
-
-@pytest.fixture(params=available())
-def ops(request):
-    return load(request.param)
-
-
-def host(a):
-    return a.get() if hasattr(a, "get") else a
 
 
 def run_of(channels, rows=(0, 6), **more):

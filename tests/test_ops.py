@@ -4,8 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-
-from mpicnn.ops import available, load
+from backends import host
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install mpicnn[torch]")
 F = torch.nn.functional
@@ -35,20 +34,11 @@ WINDOWS = [
 ]
 
 
-@pytest.fixture(params=available())
-def ops(request):
-    return load(request.param)
-
-
 @pytest.fixture(params=DTYPES)
 def values(request, ops):
     """Return a function that draws normal numbers of one dtype as the backend's arrays."""
     rng = np.random.default_rng(7)
     return lambda *shape: ops.xp.asarray(rng.standard_normal(shape).astype(request.param))
-
-
-def host(a):
-    return a.get() if hasattr(a, "get") else a
 
 
 def tensor(a):

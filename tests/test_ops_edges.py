@@ -4,22 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
+from backends import host
 
 from mpicnn.errors import DeviceError, UserError
-from mpicnn.ops import _numpy_conv, available, load
+from mpicnn.ops import _numpy_conv, load
 from mpicnn.ops import numpy as reference
 from mpicnn.ops.window import overlap
 
 ONE, ZERO, TWO = (1, 1), (0, 0), (2, 2)
-
-
-@pytest.fixture(params=available())
-def ops(request):
-    return load(request.param)
-
-
-def host(a):
-    return a.get() if hasattr(a, "get") else a
 
 
 def test_every_backend_has_every_operation(ops):

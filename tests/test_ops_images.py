@@ -2,19 +2,9 @@
 
 import numpy as np
 import pytest
-
-from mpicnn.ops import available, load
+from backends import host
 
 MEAN, STD = np.array([100.3, 20.0, 130.5]), np.array([50.1, 3.0, 77.7])
-
-
-@pytest.fixture(params=available())
-def ops(request):
-    return load(request.param)
-
-
-def host(a):
-    return a.get() if hasattr(a, "get") else a
 
 
 def by_definition(batch, tops, lefts, flips, size, dtype):
