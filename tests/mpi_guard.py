@@ -45,7 +45,7 @@ class Account:
 
 
 def pytest_addoption(parser):
-    parser.addini("mpi_limit", "seconds a test may take on several ranks", default="180")
+    parser.addini("mpi_limit", "seconds a test may take on several ranks", default="60")
     parser.addini("mpi_grace", "seconds the ranks may lag behind one that failed", default="5")
 
 

@@ -72,6 +72,6 @@ def finish(process, seconds):
     return Job(process.returncode, out, err, time.monotonic() - began)
 
 
-def run(ranks, *arguments, seconds=60, **extra):
+def run(ranks, *arguments, seconds=20, **extra):
     """Run Python with `arguments` on `ranks` ranks and return the `Job`."""
     return finish(start(ranks, *arguments, **extra), seconds)

@@ -72,6 +72,7 @@ def test_a_run_is_finished_with_its_last_test(accuracy, tmp_path):
     assert not whole.finished()
 
 
+@pytest.mark.limit(180)
 def test_runs_are_done_once_and_a_failure_is_one_line(tmp_path):
     out = tmp_path / "out"
     script = (BENCH / "accuracy.py", out, "--ranks", "1,2", "--seeds", 3)

@@ -16,9 +16,10 @@ from mpicnn.metrics import read_rows
 
 STANDIN = Path(__file__).parent / "standin"
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("g++"), reason="the stand-in compiles kernels with g++"
-)
+pytestmark = [
+    pytest.mark.limit(120),
+    pytest.mark.skipif(not shutil.which("g++"), reason="the stand-in compiles kernels with g++"),
+]
 
 
 @pytest.fixture(scope="module")

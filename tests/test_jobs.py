@@ -18,7 +18,7 @@ from mpicnn.config import parse
 JOBS = Path(__file__).parents[1] / "jobs"
 SCRIPTS = sorted(JOBS.glob("*.sbatch"))
 DEVICES = {"cpu.sbatch": "cpu", "gpu.sbatch": "gpu", "mixed.sbatch": "auto"}
-SECONDS = 60  # a script runs for about 0.1 s; the machine may be busy
+SECONDS = 20  # a script runs for about 0.1 s; the machine may be busy
 
 # Leaves with CODE: at once, or with WAITS after SIGUSR1, when there is a file called saved.
 SRUN = """\

@@ -10,7 +10,7 @@ import pytest
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.launch import Signals, _launcher, agree, broadcast_text, same, say
 
-SECONDS = 30  # a job of 3 ranks takes about 1 s, with the grace period 3 s; the machine may be busy
+SECONDS = 20  # a job of 3 ranks takes about 1 s, with the grace period 3 s; the machine may be busy
 BEGIN = "sys.stdout.write(f'begun {comm.rank}\\n')\n"
 BLOCKED = "comm.Barrier()"
 
@@ -111,6 +111,7 @@ def own_lines(err):
     return [line for line in err.splitlines() if line.startswith(("[rank ", "mpicnn:", "Trace"))]
 
 
+@pytest.mark.limit(60)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_end_the_job(tmp_path, fault):
     body, code, expected = FAULTS[fault]

@@ -8,8 +8,10 @@ import mpi_jobs
 import pytest
 
 HERE = Path(__file__).parent
-SECONDS = 60  # two or three ranks take about 2 s, a stuck one 3 s more; the machine may be busy
+SECONDS = 30  # two or three ranks take about 2 s, a stuck one 3 s more; the machine may be busy
 QUICK = ("-o", "mpi_limit=2", "-o", "mpi_grace=1")
+
+pytestmark = pytest.mark.limit(90)
 
 
 def suite(ranks, folder, body, *options):

@@ -72,6 +72,7 @@ def test_printed_recipe_is_its_file(elsewhere: Path, capsys: pytest.CaptureFixtu
         train("--recipes", "mine")
 
 
+@pytest.mark.limit(60)
 def test_list_is_printed_once() -> None:
     job = mpi_jobs.run(2, *TRAIN, "--recipes")
     assert (job.code, job.out) == (0, recipes.listed())
@@ -98,8 +99,9 @@ def test_imagenet_recipe_has_the_rates_of_owt(
     assert (settings.epochs, settings.crop, settings.flip) == (90, 224, True)
 
 
+@pytest.mark.limit(120)
 def test_small_recipe_trains_on_the_embedded_images(tmp_path: Path) -> None:
     options = ("alexnet-small", "--epochs", 0.02, "--threads", 1, "--run-dir", tmp_path / "run")
-    job = mpi_jobs.run(2, *TRAIN, *options)
+    job = mpi_jobs.run(2, *TRAIN, *options, seconds=60)
     assert job.code == 0, job.err
     assert "owt" in job.out and "2 steps of batch 128" in job.out

@@ -21,12 +21,13 @@ def test_ranks_events_become_one_file():
     assert complete[0]["ts"] == pytest.approx(1e6) and complete[0]["dur"] == pytest.approx(5e5)
 
 
+@pytest.mark.limit(60)
 def test_a_traced_run_shows_what_travels_beside_what_computes(tmp_path):
     file = tmp_path / "trace.json"
     job = mpi_jobs.run(
         2, "-m", "mpicnn.train", "--plan", "owt", "--scheme", "c", "--batch", 16, "--epochs", 0.03,
         "--threads", 1, "--progress-thread", "on", "--run-dir", tmp_path / "run",
-        "--trace", file,
+        "--trace", file, seconds=50,
     )  # fmt: skip
     assert job.code == 0, job.err
     events = json.loads(file.read_text())["traceEvents"]

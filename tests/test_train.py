@@ -31,7 +31,7 @@ def train(tmp_path, images):
 
     def run(ranks, *options, **extra):
         fixed = ("--data", images, "--batch", 8, "--precision", "float64", "--threads", 1)
-        return mpi_jobs.run(ranks, *TRAIN, *fixed, *options, **extra)
+        return mpi_jobs.run(ranks, *TRAIN, *fixed, *options, seconds=60, **extra)
 
     return run
 
@@ -45,6 +45,7 @@ def error_of(job, code=2):
     return lines[0]
 
 
+@pytest.mark.limit(120)
 def test_a_run_leaves_what_evaluation_and_prediction_need(train, tmp_path, images):
     run = tmp_path / "run"
     job = train(2, "--run-dir", run, "--epochs", 2, "--plan", "owt")
@@ -77,6 +78,7 @@ def test_a_run_leaves_what_evaluation_and_prediction_need(train, tmp_path, image
     )
 
 
+@pytest.mark.limit(180)
 def test_a_resumed_run_on_other_ranks_is_the_same_run(train, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = ("--momentum", 0.8, "--schedule", "constant", "--keep", 9)
@@ -100,6 +102,7 @@ def test_a_resumed_run_on_other_ranks_is_the_same_run(train, tmp_path):
     assert train_rows == sorted(set(train_rows)) and train_rows[-1] == 10
 
 
+@pytest.mark.limit(120)
 def test_a_signal_saves_and_leaves_with_a_code_of_its_own(tmp_path, images):
     run = tmp_path / "run"
     options = ("--data", images, "--batch", 8, "--epochs", 100_000, "--run-dir", run)
@@ -115,6 +118,7 @@ def test_a_signal_saves_and_leaves_with_a_code_of_its_own(tmp_path, images):
     assert read_meta(saved)["step"] == int(saved.stem.removeprefix("step-")) > 0
 
 
+@pytest.mark.limit(120)
 def test_a_diverging_run_ends_and_keeps_its_last_finite_checkpoint(train, tmp_path):
     run = tmp_path / "run"
     job = train(2, "--run-dir", run, "--epochs", 50, "--rate", 30, "--checkpoint-every", 0.2)
@@ -124,6 +128,7 @@ def test_a_diverging_run_ends_and_keeps_its_last_finite_checkpoint(train, tmp_pa
         assert all(np.isfinite(a).all() for a in read_tensors(path).values())
 
 
+@pytest.mark.limit(120)
 def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_used(train, tmp_path):
     run = tmp_path / "run"
     assert train(0, "--run-dir", run, "--epochs", 2, "--keep", 2).code == 0
@@ -184,6 +189,7 @@ MISSING = ("no GPU", "no TF32")
 """What is wrong with the machine: exit code 69 (`EX_UNAVAILABLE`)."""
 
 
+@pytest.mark.limit(60)
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_one_line_and_leaves_nothing(train, tmp_path, case):
     files = {"one": tmp_path / "one.toml", "conv": tmp_path / "conv.toml"}
@@ -199,6 +205,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(train, tmp_path, case):
     assert job.seconds < 20
 
 
+@pytest.mark.limit(60)
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -221,6 +228,7 @@ def test_wrong_input_is_one_line_on_any_number_of_ranks(train, tmp_path, ranks, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.limit(60)
 def test_fewer_examples_than_rounds_leave_rounds_out(train, tmp_path):
     runs = {ranks: tmp_path / str(ranks) for ranks in (1, 3)}
     options = ("--batch", 4, "--epochs", 0.1, "--plan", "owt", "--scheme", "c")
@@ -230,6 +238,7 @@ def test_fewer_examples_than_rounds_leave_rounds_out(train, tmp_path):
     assert three == pytest.approx(one, rel=1e-12)  # sums of float64 in another order
 
 
+@pytest.mark.limit(60)
 def test_fc_rate_is_that_of_fc_weights_alone(train, tmp_path):
     # OWT's on four GPUs: convolutions 0.04, fully connected layers 0.01. One step from equal
     # weights, so that gradients are equal too.
@@ -246,6 +255,7 @@ def test_fc_rate_is_that_of_fc_weights_alone(train, tmp_path):
         assert not np.allclose(array, after[wrong][key], rtol=1e-6, atol=0), key
 
 
+@pytest.mark.limit(120)
 def test_an_existing_run_is_not_overwritten(train, tmp_path):
     run = tmp_path / "run"
     assert train(0, "--run-dir", run, "--epochs", 0.2).code == 0
@@ -258,6 +268,7 @@ def test_an_existing_run_is_not_overwritten(train, tmp_path):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
 
 
+@pytest.mark.limit(120)
 def test_fc_weights_that_change_by_round_tie_a_run_to_its_rounds(train, tmp_path):
     run = tmp_path / "run"
     options = ("--run-dir", run, "--fc-update", "round", "--fc-rate", 0.5, "--scheme", "c")
@@ -267,6 +278,7 @@ def test_fc_weights_that_change_by_round_tie_a_run_to_its_rounds(train, tmp_path
     assert "goes on with the scheme, ranks and shares it began with" in error_of(other)
 
 
+@pytest.mark.limit(60)
 def test_help_and_version_are_said_once():
     job = mpi_jobs.run(2, *TRAIN, "--help")
     assert job.code == 0 and job.out.count("usage:") == 1
@@ -275,6 +287,7 @@ def test_help_and_version_are_said_once():
         assert job.code == 0 and f"python -m mpicnn.{command}" in job.out
 
 
+@pytest.mark.limit(60)
 def test_calibration_is_measured_saved_and_used_again(train, tmp_path):
     file = tmp_path / "speeds.json"
     options = ("--plan", "filter", "--shares", "measured", "--calibration", file, "--epochs", 0.2)

@@ -5,6 +5,7 @@ from time import perf_counter
 
 import mpi_jobs
 import numpy as np
+import pytest
 
 from mpicnn.mesh import Group
 from mpicnn.underway import Underway
@@ -87,7 +88,8 @@ launch(main)
 """
 
 
+@pytest.mark.limit(40)
 def test_an_error_in_the_thread_ends_the_job():
-    job = mpi_jobs.run(2, "-c", BROKEN)
+    job = mpi_jobs.run(2, "-c", BROKEN, seconds=25)
     assert job.code == 1
     assert "[rank 1]" in job.err and "no such request" in job.err
