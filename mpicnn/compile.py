@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 def compile(model: Model, plan: Plan, coords: Sequence[int], count: int, stage: int = 0) -> Program:
     """Return the program of the rank at `coords` of a stage, for a batch of `count` examples.
 
-    Pure: the same on every rank and without MPI, so that prediction can look at all
-    ranks. Raises UserError where the plan does not fit the network.
+    Pure: the same on every rank and without MPI, so that prediction can look at all ranks.
+    Raises UserError where the plan does not fit the network.
     """
     build = _Builder(model, Site(plan, tuple(coords)), resolve(model, plan), stage)
     bounds = weighted_bounds(count, (1.0,) * plan.micro_batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import ModuleType
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Device:
     """What one rank computes with, and how its arrays get to other ranks.
 
-    `name` is "cpu" or the GPU's; `way` says in a few words how arrays travel from it; `note` is
-    what the user should know of the choice.
+    `name` is "cpu" or the GPU's; `way` says in a few words how arrays travel from it; `notes`
+    are what the user should know of the choice.
     """
 
     ops: ModuleType
@@ -38,7 +38,7 @@ class Device:
     name: str = "cpu"
     wires: Wires = Wire
     way: str = "MPI"
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def choose_device(
@@ -59,8 +59,8 @@ def choose_device(
     backend = agree(comm, _load, machine, precision, number, threads)
     name, identity = ("cpu", "") if number is None else gpu.describe(number)
     wires, way = choose_wires(mesh, identity, machine.transport, environ)
-    note = _left_alone(machine.device) if number is None else gpu.slow()
-    return Device(backend, threads, name, wires, way, note)
+    notes = tuple(_notes(machine, number, backend))
+    return Device(backend, threads, name, wires, way, notes)
 
 
 def assigned(rule: str, local: int) -> int | None:
@@ -102,10 +102,19 @@ def cores_per_rank(mesh: Mesh) -> int:
     return max(1, int(sum(Fraction(1, users[core]) for core in mine)))
 
 
-def _left_alone(rule: str) -> str:
-    """Return why a rank that might have had a GPU computes on cores, "" if there is no GPU."""
-    reason = gpu.unusable() if "auto" in rule.split(",") else ""
-    return reason and f"ranks compute on cores beside an NVIDIA driver: {reason}"
+def _notes(machine: Machine, number: int | None, backend: ModuleType) -> Iterator[str]:
+    """Yield why this rank is slower than its host might allow."""
+    if number is not None:
+        if reason := gpu.without_cudnn():
+            yield f"{reason}, so convolutions go by columns, which is slower; install {gpu.EXTRA}"
+        return
+    if "auto" in machine.device.split(",") and (reason := gpu.unusable()):
+        yield f"ranks compute on cores beside an NVIDIA driver: {reason}"
+    if machine.backend == "auto" and backend.NAME == "numpy":
+        yield (
+            "the native kernels were not built, so layers run in NumPy, which is slower; install "
+            "a C++ compiler and reinstall mpicnn"
+        )
 
 
 def _load(machine: Machine, precision: str, number: int | None, threads: int) -> ModuleType:

@@ -7,8 +7,8 @@ from socket import gethostname
 
 from mpicnn.errors import DeviceError
 
-INSTALL = "install CuPy with the extra gpu (gpu13 for CUDA 13), or use --device cpu"
-CUDNN = "install the extra gpu (gpu13 for CUDA 13)"
+EXTRA = "the extra gpu (gpu13 for CUDA 13)"
+INSTALL = f"install CuPy with {EXTRA}, or use --device cpu"
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -37,12 +37,11 @@ def unusable() -> str:
     return ""
 
 
-def slow() -> str:
-    """Return why convolutions are slower here than they could be, "" where they are not."""
+def without_cudnn() -> str:
+    """Return why the GPU in use does without cuDNN, "" where it has it."""
     from mpicnn.ops import _cudnn
 
-    reason = _cudnn.missing()
-    return reason and f"{reason}, so convolutions go by columns, which is slower; {CUDNN}"
+    return _cudnn.missing()
 
 
 def use(number: int) -> None:

@@ -25,9 +25,8 @@ class Group:
     """The ranks along one mesh axis (or all of them), with non-blocking buffer collectives.
 
     Arrays are of `xp`, flat and contiguous as `flat` makes them; counts are numbers of items per
-    rank. `sent` counts this rank's bytes by the rule of `Move.items_sent`, from the counts
-    that are really given. What moves begin is handed to
-    `underway`; how it travels is the wire's affair.
+    rank. `sent` counts this rank's bytes by the rule of `Move.items_sent`, from the counts that
+    are really given. What moves begin is handed to `underway`; how it travels is the wire's affair.
     """
 
     def __init__(

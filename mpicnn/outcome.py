@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from mpicnn.plan import Plan
     from mpicnn.training import Training
 
-NUMPY = (
-    "the native kernels were not built, so layers run in NumPy, which is slower; install a C++ "
-    "compiler and reinstall mpicnn"
-)
-
 
 def first_lines(training: Training, directory: Path) -> str:
     """Return the lines that open a run: who computes what with what. Collective."""
@@ -40,9 +35,7 @@ def first_lines(training: Training, directory: Path) -> str:
     splits = [len(data.split(name)) for name in ("train", "test")]
     shape = " x ".join(map(str, data.shape))
     went_on = f", from step {training.step}" if training.step else ""
-    notes = set(mesh.texts(device.note)) - {""}
-    if training.settings.backend == "auto" and any(r.backend == "numpy" for r in ranks):
-        notes.add(NUMPY)
+    notes = {note for text in mesh.texts("\n".join(device.notes)) for note in text.splitlines()}
     return startup(
         version(),
         ranks,

@@ -36,7 +36,10 @@ def choose_wires(
         return _nccl(environ), "NCCL"
     if not gpus or len(everyone) == 1:
         return Wire, "MPI"
-    aware = asked == "mpi" or (asked == "auto" and _collectives_aware(environ))
+    # Open MPI declares it for messages and blocking collectives; others crash (its FAQ on CUDA,
+    # "Which MPI APIs do NOT work with CUDA-aware?")
+    declared = "Open MPI" not in mesh.library and cuda_aware(environ)
+    aware = asked == "mpi" or (asked == "auto" and declared)
     way = "MPI on GPU memory" if aware else "MPI by way of host memory"
     return (_over_mpi(aware) if identity else Wire), way
 
@@ -54,15 +57,6 @@ def cuda_aware(environ: Mapping[str, str]) -> bool:
             query.restype = ctypes.c_int
             return bool(query() == 1)
     return False
-
-
-def _collectives_aware(environ: Mapping[str, str]) -> bool:
-    """Say whether non-blocking collectives take GPU memory too.
-
-    In Open MPI only messages and blocking collectives do (its FAQ on CUDA, "Which MPI APIs do NOT
-    work with CUDA-aware?"); the others crash.
-    """
-    return cuda_aware(environ) and "Open MPI" not in MPI.Get_library_version()
 
 
 def _against_nccl(identities: Iterable[str]) -> str:

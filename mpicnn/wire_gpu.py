@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cupy
 
 from mpicnn.ops import _cuda_arrays
-from mpicnn.ops._cuda_transfer import enter, pinned, reached
+from mpicnn.ops._cuda_transfer import enter, mark, pinned, reached
 from mpicnn.wire import Array, Call, Request, Wire
 
 if TYPE_CHECKING:
@@ -34,12 +34,6 @@ class Line:
         self._asked: deque[Passage] = deque()
         self._lock = threading.RLock()
         self._kept: deque[tuple[Any, Any]] = deque()
-
-    def mark(self, stream: Any) -> Any:
-        """Return an event that is done once the stream has done what it was given so far."""
-        event = cupy.cuda.Event(disable_timing=True)
-        event.record(stream)
-        return event
 
     def ask(self, passage: Passage) -> Passage:
         """Begin a passage as soon as those before it have begun and its data is there."""
@@ -76,7 +70,7 @@ class Passage:
         self.line, self.call, self.send, self.recv = line, call, send, recv
         self.request: Request | None = None
         self.ended = False
-        self.ready = line.mark(line.compute)
+        self.ready = mark(line.compute)
 
     def begin(self) -> None:
         """Begin the collective, its data being there."""
@@ -107,7 +101,7 @@ class StagedPassage(Passage):
             # on a stream of its own, so that layers that follow need not wait for the copy
             line.out.wait_event(self.ready)
             _memory(send).copy_to_host_async(_address(self.host_send), send.nbytes, line.out)
-            self.ready = line.mark(line.out)
+            self.ready = mark(line.out)
 
     def begin(self) -> None:
         """Begin the collective on the copy of the data."""
@@ -120,7 +114,7 @@ class StagedPassage(Passage):
         if super().end() and recv is not None and recv.size:
             line = self.line
             _memory(recv).copy_from_host_async(_address(self.host_recv), recv.nbytes, line.back)
-            landed = line.mark(line.back)
+            landed = mark(line.back)
             line.compute.wait_event(landed)
             line.keep(landed, (recv, memory))
         return self.ended

@@ -11,7 +11,7 @@ import numpy as np
 from cupy.cuda import nccl
 
 from mpicnn.ops import _cuda_arrays
-from mpicnn.ops._cuda_transfer import enter, reached
+from mpicnn.ops._cuda_transfer import enter, mark, reached
 from mpicnn.polling import wait
 from mpicnn.wire import Array, Request, Wire, starts
 
@@ -28,8 +28,7 @@ class Sent:
     def __init__(self, compute: Any, stream: Any) -> None:
         self._compute = compute
         self._device = cupy.cuda.Device()
-        self._end = cupy.cuda.Event(disable_timing=True)
-        self._end.record(stream)
+        self._end = mark(stream)
 
     def Test(self) -> bool:  # noqa: N802  (mpi4py's name)
         """Return whether it has ended; what the rank's stream does from then on comes after it."""
@@ -156,9 +155,7 @@ class NcclWire(Wire):
 
     def _run(self, calls: Callable[[int], None]) -> Request:
         """Do the calls as one, after what the rank's stream has been given so far."""
-        ready = cupy.cuda.Event(disable_timing=True)
-        ready.record(self.compute)
-        self.stream.wait_event(ready)
+        self.stream.wait_event(mark(self.compute))
         nccl.groupStart()
         calls(self.stream.ptr)
         nccl.groupEnd()

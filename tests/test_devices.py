@@ -5,11 +5,12 @@ import pytest
 from mpi4py import MPI
 from oracle import run_ranks
 
-from mpicnn import devices, gpu, transport
+from mpicnn import devices, gpu, ops, transport
 from mpicnn.config import Machine
 from mpicnn.devices import assigned
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.mesh import Mesh
+from mpicnn.ops import numpy as reference
 from mpicnn.wire import Wire
 
 
@@ -60,10 +61,10 @@ def test_a_driver_that_cupy_cannot_use_is_told(monkeypatch, tmp_path):
     notes = [
         devices.choose_device(
             MPI.COMM_SELF, Machine(device=rule, backend="numpy", threads=1), "float32", {}
-        ).note
+        ).notes
         for rule in ("auto", "cpu")
     ]
-    assert notes == [told, ""]
+    assert notes == [(told,), ()]
     monkeypatch.setattr(gpu, "count", lambda: 2)
     assert gpu.unusable() == ""
 
@@ -152,11 +153,24 @@ def test_collectives_of_open_mpi_go_by_host_memory(monkeypatch, library, expecte
 
 def test_a_gpu_without_cudnn_is_told(monkeypatch):
     cudnn = pytest.importorskip("mpicnn.ops._cudnn", reason="CuPy is not installed")
+    assert list(devices._notes(Machine(), 0, np)) == []
+    monkeypatch.setattr(cudnn, "library", lambda *place: None)
+    (told,) = devices._notes(Machine(), 0, np)
+    assert told.startswith("cuDNN Frontend finds no cuDNN, so convolutions go by columns")
     monkeypatch.setattr(cudnn, "cudnn", None)
-    assert gpu.slow() == (
+    (told,) = devices._notes(Machine(), 0, np)
+    assert told == (
         "cuDNN Frontend is not installed, so convolutions go by columns, which is slower; install "
         "the extra gpu (gpu13 for CUDA 13)"
     )
+
+
+@pytest.mark.parametrize(("asked", "told"), [("auto", 1), ("numpy", 0)])
+def test_kernels_that_were_not_built_are_told(monkeypatch, asked, told):
+    monkeypatch.setattr(ops, "load", lambda name: reference)
+    machine = Machine(device="cpu", backend=asked, threads=1)
+    notes = devices.choose_device(MPI.COMM_SELF, machine, "float32", {}).notes
+    assert ["native kernels were not built" in note for note in notes] == [True] * told
 
 
 def test_a_device_is_the_cpu_unless_said_otherwise():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import islice
-from threading import get_ident
 from typing import Any
 
 import cupy
@@ -170,9 +169,7 @@ def _seconds(way: Callable[..., None], arrays: Sequence[Array]) -> float:
 
 
 def _way(kind: str, shape: ConvShape, dtype: DTypeLike, bias: bool = False) -> Fastest:
-    stream = cupy.cuda.get_current_stream()
-    place = cupy.cuda.runtime.getDevice(), get_ident(), int(stream.ptr)
-    return _fastest(place, kind, shape, precision_of(dtype), settings.transforms, bias)
+    return _fastest(_cudnn.place(), kind, shape, precision_of(dtype), settings.transforms, bias)
 
 
 @lru_cache(_KEPT)

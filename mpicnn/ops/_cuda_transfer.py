@@ -19,6 +19,13 @@ SLOTS = 4
 _REACHED, _NOT_READY = 0, 600  # cudaSuccess, cudaErrorNotReady
 
 
+def mark(stream: Any) -> Any:
+    """Return an event that the GPU reaches when the stream has done what it was given so far."""
+    event = cupy.cuda.Event(disable_timing=True)
+    event.record(stream)
+    return event
+
+
 def reached(event: Any) -> bool:
     """Return whether the GPU has got to an event; raises CUDARuntimeError where it failed before.
 

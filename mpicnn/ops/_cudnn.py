@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from math import prod
+from threading import get_ident
 from typing import Any
 
 import cupy
@@ -52,6 +53,12 @@ class Library:
         return int(self._scratch.data.ptr) if size else 0
 
 
+def place() -> tuple[int, int, int]:
+    """Return the current device, thread and stream, for which `library` has a handle each."""
+    stream = cupy.cuda.get_current_stream()
+    return cupy.cuda.runtime.getDevice(), get_ident(), int(stream.ptr)
+
+
 @cache
 def library(device: int, thread: int, stream: int) -> Library | None:
     """Return cuDNN for a stream of the current thread and device, or None where it is missing."""
@@ -67,11 +74,7 @@ def missing() -> str:
     """Return why convolutions do without cuDNN here, "" where they have it."""
     if cudnn is None:
         return "cuDNN Frontend is not installed"
-    try:
-        cudnn.destroy_handle(cudnn.create_handle())
-    except RuntimeError:
-        return "cuDNN Frontend finds no cuDNN"
-    return ""
+    return "" if library(*place()) else "cuDNN Frontend finds no cuDNN"
 
 
 @dataclass(frozen=True, eq=False)
