@@ -42,8 +42,17 @@ def counterpart(call: Call, variant: str) -> Callable[[], Any] | None:
     return _MAKERS[call.op](*args)
 
 
-def _conv2d(x: Tensor, w: Tensor, b: Tensor | None, *window: Any) -> Callable[[], Any]:
-    return lambda: functional.conv2d(x, w, b, *window)
+def _conv2d(x: Tensor, w: Tensor, b: Tensor | None, *how: Any) -> Callable[[], Any]:
+    *window, relu = how
+    return _finished(lambda: functional.conv2d(x, w, b, *window), relu)
+
+
+def _linear(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Callable[[], Any]:
+    return _finished(lambda: functional.linear(x, w, b), relu)
+
+
+def _finished(product: Callable[[], Tensor], relu: bool) -> Callable[[], Tensor]:
+    return (lambda: torch.relu_(product())) if relu else product
 
 
 def _conv2d_gradient(
@@ -147,7 +156,7 @@ _MAKERS: dict[str, Callable[..., Callable[[], Any]]] = {
     "conv2d": _conv2d,
     "conv2d_dx": _conv2d_dx,
     "conv2d_dw": _conv2d_dw,
-    "linear": lambda x, w, b: lambda: functional.linear(x, w, b),
+    "linear": _linear,
     "linear_dx": lambda dy, w: lambda: dy @ w,
     "linear_dw": lambda x, dy, _: lambda: dy.t() @ x,
     "bias_grad": _sums,

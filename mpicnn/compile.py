@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpicnn.errors import UserError
+from mpicnn.layers.activation import ReLU
 from mpicnn.layers.base import Layer
 from mpicnn.layout import Site
 from mpicnn.placement import Layout, Shape, local_shape, region, weighted_bounds
@@ -56,6 +57,15 @@ def compile(model: Model, plan: Plan, coords: Sequence[int], count: int, stage: 
         tuple(turns(plan.order, plan.depth, stage, len(micro_batches))),
         tuple(build.weights.values()),
     )
+
+
+def _join(steps: list[Step], relu: Compute) -> Compute:
+    """Return a ReLU, joined to the step before it where that is a contraction."""
+    last = steps[-1] if steps else None
+    if not isinstance(last, Compute) or last.layer.kind != "contraction":
+        return relu
+    steps[-1] = replace(last, joined=True)
+    return replace(relu, joined=True)
 
 
 _INPUT_ROWS = {
@@ -149,14 +159,16 @@ class _Builder:
             name, layer = self.model.layers[index]
             choice = self.choices[name]
             rows = {letter: row(layer.kind, letter) for letter in choice.split}
+            before = len(steps)
             wanted = self.arrive(name, rows, shape, layout, steps)
             y_shape = (shape[0], *layer.out_shape(shape[1:]))
             after = self.site.leave(wanted, y_shape, choice, rows)
             if index >= self.first and back_to is None:
                 back_to = len(steps)
-            steps.append(
-                self._compute(index, choice, rows, (shape, wanted), (y_shape, after), positions)
-            )
+            step = self._compute(index, choice, rows, (shape, wanted), (y_shape, after), positions)
+            if isinstance(layer, ReLU) and len(steps) == before:
+                step = _join(steps, step)
+            steps.append(step)
             layout, shape = after, y_shape
         if loss:
             rows = {letter: row("examplewise", letter) for letter in self.choices[LOSS].split}

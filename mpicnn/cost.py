@@ -96,7 +96,9 @@ def _compute(
     step: Compute, back: bool, here: dict[str, int], grid: Sequence[int], itemsize: int
 ) -> Work:
     passes = 1 + back
-    items = passes * (prod(step.x_shape) + prod(step.y_shape))
+    contraction = step.layer.kind == "contraction"
+    over = passes - (step.joined and not contraction)
+    items = over * (prod(step.x_shape) + prod(step.y_shape))
     items += (2 * back + 1) * sum(here[name] for name in step.weights.values())
     work = Work(bytes_touched=items * itemsize)
     if step.idle:
@@ -105,7 +107,7 @@ def _compute(
     for length in (*forward, *(backward if back else ())):
         for axis in step.sum_axes:
             work += _sum(length, grid[axis], itemsize)
-    if step.layer.kind != "contraction":
+    if not contraction:
         return work
     times = passes + (back and not step.first)
     return work + Work(flops=2 * times * multiply_adds(step, here))

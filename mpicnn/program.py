@@ -40,7 +40,7 @@ class Compute:
     rows of y; `channels` the local range of y's channels; `sum_axes` the mesh axes that divide
     the batch; `weights` the full names of the layer's parameters by their short ones; `idle`
     marks a rank that leaves the layer to another one; `first` the layer before which no gradient
-    is needed.
+    is needed; `joined` a contraction and a ReLU behind it that go forward in one pass.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Compute:
     sum_axes: tuple[int, ...]
     idle: bool
     first: bool
+    joined: bool = False
 
     @property
     def kind(self) -> str:

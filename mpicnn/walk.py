@@ -185,6 +185,7 @@ class Walk:
             channels=item.channels,
             need_dx=need_dx,
             batch_sum=lambda partial: self._sum(item, partial),
+            joined=item.joined,
         )
 
     def _sum(self, item: Compute, partial: Array) -> Array:

@@ -147,18 +147,18 @@ def test_kernels_of_a_step_are_counted(script):
 def test_kernels_are_timed(tmp_path):
     out = tmp_path / "rows.csv"
     job = mpi_jobs.run(
-        0, BENCH / "kernels.py", "--no-peer", "--models", "lenet5", "--kernels", "linear,relu",
+        0, BENCH / "kernels.py", "--no-peer", "--models", "lenet5", "--kernels", "linear,relu_dx",
         "--batch", "2", "--threads", "1", "--backend", "numpy", "--repeats", "1", "--out", out,
         seconds=40,
     )  # fmt: skip
     assert job.code == 0, job.err
     rows = list(csv.DictReader(out.read_text().splitlines()))
-    assert [row["kernel"] for row in rows] == ["relu"] * 2 + ["linear", "relu"] * 2 + ["linear"]
+    assert [row["kernel"] for row in rows] == ["linear"] * 3 + ["relu_dx"] * 4
     for row in rows:
         assert row["unit"] == ("GFLOP/s" if row["kernel"] == "linear" else "GB/s")
         assert float(row["rate"]) > 0 and float(row["share"]) > 0
         assert row["ratio"] == row["eager_ms"] == ""
-    assert rows[2]["arguments"] == "2x400 120x400 120"
+    assert rows[0]["arguments"] == "2x400 120x400 120 True"
 
 
 @pytest.mark.limit(60)

@@ -78,6 +78,10 @@ def test_convolution(case, dtype):
     dy = draw(y.shape, dtype, 1)
     close(native.conv2d(x, w, b, *geometry), y, w[:1].size)
     close(native.conv2d(x, w, None, *geometry), plain.conv2d(x, w, None, *geometry), w[:1].size)
+    for bias in (b, None):
+        joined = native.conv2d(x, w, bias, *geometry, True)
+        apart = native.relu(native.conv2d(x, w, bias, *geometry))
+        np.testing.assert_array_equal(joined, apart, strict=True)
     args = dy, w, x_shape, *geometry
     close(native.conv2d_dx(*args), plain.conv2d_dx(*args), w[:, :1].size)
     args = x, dy, w_shape, *geometry
@@ -89,6 +93,9 @@ def test_linear(n, c, o, dtype):
     x, w, b, dy = (draw(shape, dtype) for shape in ((n, c), (o, c), (o,), (n, o)))
     close(native.linear(x, w, b), plain.linear(x, w, b), c)
     close(native.linear(x, w, None), plain.linear(x, w, None), c)
+    for bias in (b, None):
+        apart = native.relu(native.linear(x, w, bias))
+        np.testing.assert_array_equal(native.linear(x, w, bias, True), apart, strict=True)
     close(native.linear_dx(dy, w), plain.linear_dx(dy, w), o)
     close(native.linear_dw(x, dy), plain.linear_dw(x, dy), n)
     before = draw((o, c), dtype)

@@ -67,6 +67,7 @@ def test_convolution(case, threads, kernel):
     y = native.conv2d(x, w, b, *geometry)
     dy = draw(y.shape, 1)
     check(y, lambda x, w: plain.conv2d(x, w, b.astype(float), *geometry), x, w)
+    np.testing.assert_array_equal(native.conv2d(x, w, b, *geometry, True), native.relu(y))
     check(
         native.conv2d_dx(dy, w, x_shape, *geometry),
         lambda dy, w: plain.conv2d_dx(dy, w, x_shape, *geometry), dy, w,
@@ -82,7 +83,9 @@ def test_convolution(case, threads, kernel):
 def test_linear(n, c, o, threads, kernel):
     native.set_threads(threads)
     x, w, b, dy = draw((n, c)), draw((o, c)), draw((o,)), draw((n, o), 1)
-    check(native.linear(x, w, b), lambda x, w: plain.linear(x, w, b.astype(float)), x, w)
+    y = native.linear(x, w, b)
+    check(y, lambda x, w: plain.linear(x, w, b.astype(float)), x, w)
+    np.testing.assert_array_equal(native.linear(x, w, b, True), native.relu(y))
     check(native.linear_dx(dy, w), plain.linear_dx, dy, w)
     check(native.linear_dw(x, dy), plain.linear_dw, x, dy)
     dw = draw((o, c), 2)

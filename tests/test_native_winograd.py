@@ -40,12 +40,12 @@ def draw(shape, seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-def compute(method, x, w, b, dy, padding, groups):
+def compute(method, x, w, b, dy, padding, groups, relu=False):
     """Return y, dx and dw by one method."""
     shape = core.ConvShape(x.shape, w.shape, ONE, padding, ONE, groups)
     # NaN shows what is not written
     y, dx, dw = (np.full(like.shape, np.nan, like.dtype) for like in (dy, x, w))
-    core.conv2d(shape, x, w, b, y, method)
+    core.conv2d(shape, x, w, b, relu, y, method)
     core.conv2d_dx(shape, dy, w, dx, method)
     core.conv2d_dw(shape, x, dy, dw, method)
     return y, dx, dw
@@ -126,6 +126,7 @@ def test_convolution(method, shape):
     tolerance = 2e-6 if method == "im2col" else 1e-5
     for got, exact in zip((y, dx, dw), expected, strict=True):
         assert distance(got, exact) <= tolerance
+    np.testing.assert_array_equal(compute(method, *args, relu=True)[0], native.relu(y))
 
 
 @pytest.mark.parametrize("method", METHODS)

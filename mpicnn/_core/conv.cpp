@@ -22,7 +22,7 @@ template <class T> struct ConvMethod {
   bool transforms;  // errors are ten times those of the others
   bool (*fits)(const ConvShape &);
   double (*cost)(const ConvShape &, Pass);
-  void (*forward)(const ConvShape &, const T *x, const T *w, const T *b, T *y);
+  void (*forward)(const ConvShape &, const T *x, const T *w, const Finish<T> &, T *y);
   void (*input_gradient)(const ConvShape &, const T *dy, const T *w, T *dx);
   void (*weight_gradient)(const ConvShape &, const T *x, const T *dy, T *dw);
 };
@@ -78,13 +78,13 @@ static const ConvMethod<T> &method_for(const ConvShape &s, Pass pass, const std:
 }
 
 template <class T> static void bind(nb::module_ &m) {
-  m.def("conv2d", [](const ConvShape &s, In<T> x, In<T> w, std::optional<In<T>> b, Out<T> y,
-                     const std::string &name) {
+  m.def("conv2d", [](const ConvShape &s, In<T> x, In<T> w, std::optional<In<T>> b, bool relu,
+                     Out<T> y, const std::string &name) {
     const ConvMethod<T> &method = method_for<T>(s, Pass::forward, name);
     nb::gil_scoped_release unlocked;
     serial_blas();
-    method.forward(s, x.data(), w.data(), b ? b->data() : nullptr, y.data());
-  }, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg("method") = "");
+    method.forward(s, x.data(), w.data(), {b ? b->data() : nullptr, relu}, y.data());
+  }, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg("method") = "");
   m.def("conv2d_dx", [](const ConvShape &s, In<T> dy, In<T> w, Out<T> dx, const std::string &name) {
     const ConvMethod<T> &method = method_for<T>(s, Pass::input_gradient, name);
     nb::gil_scoped_release unlocked;

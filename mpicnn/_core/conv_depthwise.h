@@ -43,14 +43,13 @@ template <class P, class T> void to_operands(i64 count, i64 size, const T *plane
 }
 
 template <class P, class T = typename P::Array>
-void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
+void forward(const ConvShape &s, const T *x, const T *w, const Finish<T> &finish, T *y) {
   const i64 size = s.h * s.w, pixels = s.pixels(), ow = s.ow();
   each_group<T>(s, [&](i64 i, i64 c, i64 count, T *filters, T *image, T *sums) {
     to_operands<P>(count, s.taps(), w + c * s.taps(), filters);
     to_operands<P>(count, size, x + (i * s.c + c) * size, image);
     Cell<T> bias = {};
-    if (b)
-      for (i64 j = 0; j < count; ++j) bias[j] = b[c + j];
+    for (i64 j = 0; j < count; ++j) bias[j] = finish.bias(c + j);
     for (i64 at = 0; at < pixels; ++at) cell(sums + at * lanes) = bias;
     for (i64 oy = 0; oy < s.oh(); ++oy)
       each_tap(s, oy, [&](i64 tap, i64 place, i64 begin, i64 end) {
@@ -60,6 +59,8 @@ void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
         for (i64 ox = begin; ox < end; ++ox)
           cell(line + ox * lanes) += weight * cell(from + ox * s.sw * lanes);
       });
+    if (finish.relu)
+      for (i64 at = 0; at < pixels * lanes; ++at) sums[at] = raised(sums[at], T(0));
     to_planes(count, pixels, sums, y + (i * s.c + c) * pixels);
   });
 }

@@ -34,7 +34,7 @@ template <class T> void side_by_side(const ConvShape &s, i64 examples, const T *
 }
 
 template <class P, class T = typename P::Array>
-void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
+void forward(const ConvShape &s, const T *x, const T *w, const Finish<T> &finish, T *y) {
   using Column = typename P::Column;
   const i64 depth = s.depth(), og = s.o_group(), pixels = s.pixels(), ow = s.ow();
   const Blocks block = Blocks::of(s, depth, Column());
@@ -75,13 +75,14 @@ void forward(const ConvShape &s, const T *x, const T *w, const T *b, T *y) {
       band.im2col(examples, bands, col);
       P::multiply(w_g, Op::keep, n, col, n, false, to, ldc, right);
     }
-    if (!packed && !b) return;
+    if (!packed && !finish.any()) return;
+    const T least = finish.least();
     for (i64 e = 0; e < examples; ++e)
       for (i64 o = 0; o < og; ++o) {
-        const T bias = b ? b[g * og + o] : T(0);
+        const T bias = finish.bias(g * og + o);
         const T *source = to + o * ldc + e * width;
         T *target = y_g + (e * s.o + o) * pixels;
-        for (i64 p = 0; p < width; ++p) target[p] = source[p] + bias;
+        for (i64 p = 0; p < width; ++p) target[p] = raised(source[p] + bias, least);
       }
   });
 }

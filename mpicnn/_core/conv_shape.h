@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bf16.h"
+#include "finish.h"
 
 struct ConvShape {
   i64 n, c, h, w, o, groups;

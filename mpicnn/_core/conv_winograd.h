@@ -25,15 +25,16 @@ template <int m, int r> struct WinogradMethod {
     return double(s.groups) * positions * (transforms + products + 0.8 * c * o + sums);
   }
 
-  static void forward(const ConvShape &s, const float *x, const float *w, const float *b, float *y) {
+  static void forward(const ConvShape &s, const float *x, const float *w,
+                      const Finish<float> &finish, float *y) {
     for (i64 g = 0; g < s.groups; ++g)
       winograd::Forward<m, r>::convolve(winograd::Geometry::forward(s), x + g * x_group(s), w + g * w_group(s),
-                                        false, b ? b + g * s.o_group() : nullptr, y + g * y_group(s));
+                                        false, finish.from(g * s.o_group()), y + g * y_group(s));
   }
   static void input_gradient(const ConvShape &s, const float *dy, const float *w, float *dx) {
     for (i64 g = 0; g < s.groups; ++g)
       winograd::Forward<m, r>::convolve(winograd::Geometry::backward(s), dy + g * y_group(s),
-                                        w + g * w_group(s), true, nullptr, dx + g * x_group(s));
+                                        w + g * w_group(s), true, {}, dx + g * x_group(s));
   }
   static void weight_gradient(const ConvShape &s, const float *x, const float *dy, float *dw) {
     for (i64 g = 0; g < s.groups; ++g)

@@ -1,6 +1,6 @@
 // Operations that treat every element by itself, and the loss, which treats every row by itself.
 
-#include "common.h"
+#include "finish.h"
 
 #include <cmath>
 
@@ -19,8 +19,7 @@ template <class T> static void bind(nb::module_ &m) {
     T *to = y.data();
     nb::gil_scoped_release unlocked;
     parallel_ranges(i64(x.size()), [=](i64 begin, i64 end) {
-      // Written so that NaN stays NaN.
-      for (i64 i = begin; i < end; ++i) to[i] = from[i] < 0 ? T(0) : from[i];
+      for (i64 i = begin; i < end; ++i) to[i] = raised(from[i], T(0));
     });
   });
   m.def("relu_dx", [](In<T> dy, In<T> y, Out<T> dx) {

@@ -116,9 +116,9 @@ template <int m, int r> struct Forward : Transforms<m, r> {
   using typename Base::F;
   using Base::positions;
 
-  // y = the convolution of x with w, plus b where there is one
+  // y = the convolution of x with w, finished
   static void convolve(const Geometry &g, const float *x, const float *w, bool flipped,
-                       const float *b, float *y) {
+                       const Finish<float> &finish, float *y) {
     const i64 tiles = g.n * Base::input_tiles(g).per_image();
     const i64 row_bytes = positions * g.c * i64(sizeof(float));
     const i64 o_groups = ceil_div(g.o, group), t_panels = ceil_div(tiles, panel);
@@ -138,7 +138,7 @@ template <int m, int r> struct Forward : Transforms<m, r> {
       for (i64 o = 0; o < g.o; o += o_chunk) {
         const i64 o_end = std::min(o + o_chunk, g.o);
         if (t == 0 || o_chunk < g.o) Base::weights(g, w, flipped, o, o_end, u);
-        multiply(g, u, v, o, o_end, t, t_end, b, y);
+        multiply(g, u, v, o, o_end, t, t_end, finish, y);
       }
     }
   }
@@ -148,7 +148,7 @@ template <int m, int r> struct Forward : Transforms<m, r> {
 
   // y for the outputs o … o_end - 1 of the tiles t … t_end - 1
   static void multiply(const Geometry &g, const float *u, const float *v, i64 o, i64 o_end, i64 t,
-                       i64 t_end, const float *b, float *y) {
+                       i64 t_end, const Finish<float> &finish, float *y) {
     // Products of few terms are bound by what they write, which should stay in a core's cache.
     const i64 panels = std::clamp<i64>(g.c / 64, 1, std::min(most_panels, ceil_div(t_end - t, panel)));
     const i64 height = std::min<i64>(64, ceil_div(o_end - o, group) * group);
@@ -169,7 +169,7 @@ template <int m, int r> struct Forward : Transforms<m, r> {
         const i64 channel = o + row + i;
         for (i64 j = 0; j < columns; j += lanes)
           store_tiles(products + i * row_pitch + j / panel * positions * panel + j % panel, places + j,
-                      std::min<i64>(lanes, columns - j), b ? b[channel] : 0.0f, g.ow,
+                      std::min<i64>(lanes, columns - j), finish.bias(channel), finish.least(), g.ow,
                       y + channel * g.oh * g.ow);
       }
     });
@@ -187,13 +187,13 @@ template <int m, int r> struct Forward : Transforms<m, r> {
     }
   };
 
-  // y's tiles at `count` places <- products, plus bias
+  // y's tiles at `count` places <- products, plus bias, but not below `least`
   static void store_tiles(const float *products, const Place *places, i64 count, float bias,
-                          i64 pitch, float *y) {
+                          float least, i64 pitch, float *y) {
     Vec tile[m][lanes] = {};
     collapse_tiles<F::A>(products, panel, tile[0], lanes);
     for (int i = 0; i < m; ++i) {
-      for (int j = 0; j < m; ++j) tile[i][j] += bias;
+      for (int j = 0; j < m; ++j) tile[i][j] = raised(tile[i][j] + bias, Vec{} + least);
       transpose(tile[i]);
     }
     for (i64 l = 0; l < count; ++l) {

@@ -42,7 +42,8 @@ class Run:
     `positions` are the places in the global batch of the local rows (int64, one per row);
     `channels` is the half-open range of output channels (axis 1 of y) held here; `count` the
     number of examples in the global batch; `batch_sum` sums a per-rank array over the ranks that
-    divide the batch between them and is the only way in which a layer sees other ranks.
+    divide the batch between them and is the only way in which a layer sees other ranks. Under
+    `joined` a contraction does the forward pass of the ReLU behind it too, and that ReLU none.
     """
 
     train: bool
@@ -55,6 +56,7 @@ class Run:
     need_dx: bool = True
     batch_sum: Callable[[Array], Array] = field(default=whole_batch)
     sums: Mapping[str, Array] = field(default_factory=dict)
+    joined: bool = False
 
 
 class Layer:

@@ -75,7 +75,9 @@ class Conv(Layer):
     ) -> tuple[Array, Any]:
         w, b = p["w"], p.get("b")
         parts = [
-            ops.conv2d(x[:, c], w[o], None if b is None else b[o], *self._window, groups)
+            ops.conv2d(
+                x[:, c], w[o], None if b is None else b[o], *self._window, groups, run.joined
+            )
             for o, c, groups in self._segments(x, w, run)
         ]
         return parts[0] if len(parts) == 1 else ops.xp.concatenate(parts, axis=1), x

@@ -48,7 +48,7 @@ class Linear(Layer):
     def forward(
         self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
     ) -> tuple[Array, Any]:
-        return ops.linear(x, p["w"], p.get("b")), x
+        return ops.linear(x, p["w"], p.get("b"), run.joined), x
 
     def backward(
         self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run

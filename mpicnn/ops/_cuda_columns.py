@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import cupy
 
 from mpicnn.ops._cuda_arrays import Array, blocks, launch
-from mpicnn.ops._cuda_gemm import BF16, add_bias, multiply, operand
+from mpicnn.ops._cuda_gemm import BF16, finish, multiply, operand
 from mpicnn.ops._cuda_precision import precision_of
 from mpicnn.ops._cuda_shape import ConvShape
 
@@ -21,14 +21,15 @@ COLUMN_BYTES = 256 << 20
 _BLOCK = (32, 8)  # threads along a line, and lines
 
 
-def forward(shape: ConvShape, x: Array, w: Array, y: Array, b: Array | None = None) -> None:
-    """Set y to the convolution of x with w, plus b, if given."""
+def forward(
+    shape: ConvShape, x: Array, w: Array, y: Array, b: Array | None = None, relu: bool = False
+) -> None:
+    """Set y to the convolution of x with w, plus b, if given, then ReLU of it, if wished."""
     kernels = _kernels(shape, operand(_rows(w)))
     for examples in _pieces(shape, x):
         columns = _columns(shape, x[examples])
         multiply(columns, kernels.transpose(0, 2, 1), _groups(shape, _rows(y[examples])))
-    if b is not None:
-        add_bias(_rows(y), b)
+    finish(y, b, relu)
 
 
 def dx(shape: ConvShape, dy: Array, w: Array, dx: Array) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 from mpicnn.ops import _cuda_columns as columns
 from mpicnn.ops import _cudnn
 from mpicnn.ops._cuda_arrays import Array, Pair, Shape4, cells, empty_cells, zero_cells
+from mpicnn.ops._cuda_gemm import finish
 from mpicnn.ops._cuda_precision import precision_of, settings
 from mpicnn.ops._cuda_shape import ConvShape
 
@@ -41,11 +42,12 @@ def conv2d(
     padding: Pair,
     dilation: Pair,
     groups: int = 1,
+    relu: bool = False,
 ) -> Array:
     """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,).
 
-    `padding` zeros lie on either side of each spatial axis. The result has x's dtype. Raises
-    ValueError where arguments do not fit.
+    `padding` zeros lie on either side of each spatial axis. With `relu`, what is negative becomes 0
+    in the same pass. The result has x's dtype. Raises ValueError where arguments do not fit.
     """
     shape = ConvShape.of("x", x.shape, w.shape, stride, padding, dilation, groups)
     _check(w, shape.w, x.dtype)
@@ -53,12 +55,11 @@ def conv2d(
         _check(b, shape.w[:1], x.dtype)
     if shape.empty:
         y = zero_cells(shape.y, x.dtype)
-        if b is not None:
-            y += b[:, None, None]
+        finish(y, b, relu)
         return y
     y = empty_cells(shape.y, x.dtype)
-    bias = () if b is None else (cupy.ascontiguousarray(b),)
-    _way("forward", shape, x.dtype, bool(bias))(cells(x), cells(w), y, *bias)
+    b = b if b is None else cupy.ascontiguousarray(b)
+    _way("forward", shape, x.dtype, b is not None)(cells(x), cells(w), y, b, relu)
     return y
 
 
@@ -129,7 +130,7 @@ def conv2d_methods(
 class Fastest:
     """The fastest of some ways to compute the same; the first call finds out which.
 
-    Ways have a name and are called `way(*operands, out)`, or with a bias behind.
+    Ways have a name and are called `way(*operands, out)`, or with b and relu behind.
     """
 
     def __init__(self, ways: Mapping[str, Callable[..., None]]) -> None:
@@ -140,27 +141,27 @@ class Fastest:
         """What computes, once that is known."""
         return next(iter(self._ways))
 
-    def __call__(self, *arrays: Array) -> None:
+    def __call__(self, *arguments: Any) -> None:
         """Compute on these arrays."""
         if len(self._ways) > 1:
-            self._decide(arrays)
-        self._ways[self.name](*arrays)
+            self._decide(arguments)
+        self._ways[self.name](*arguments)
 
-    def _decide(self, arrays: Sequence[Array]) -> None:
-        seconds = {name: _seconds(way, arrays) for name, way in self._ways.items()}
+    def _decide(self, arguments: Sequence[Any]) -> None:
+        seconds = {name: _seconds(way, arguments) for name, way in self._ways.items()}
         enough = min(seconds.values()) * _AS_FAST
         name = next(name for name, taken in seconds.items() if taken <= enough)
         self._ways = {name: self._ways[name]}
 
 
-def _seconds(way: Callable[..., None], arrays: Sequence[Array]) -> float:
+def _seconds(way: Callable[..., None], arguments: Sequence[Any]) -> float:
     """Return how long one call takes on the GPU, infinity where it fails."""
     begin, end = cupy.cuda.Event(), cupy.cuda.Event()
     try:
-        way(*arrays)
+        way(*arguments)
         begin.record()
         for _ in range(_RUNS):
-            way(*arrays)
+            way(*arguments)
         end.record()
         end.synchronize()
     except _REFUSALS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -89,15 +90,22 @@ def bf16_rows(x: Array, rows: int, columns: int) -> Array:
     return y
 
 
-def add_bias(y: Array, b: Array) -> None:
-    """Add b (o,) to every row of y (rows, o), which is in C order, in place."""
-    if b.shape != y.shape[1:] or b.dtype != y.dtype:
-        raise ValueError(f"b must be {y.dtype} of shape {y.shape[1:]}, not {b.dtype} {b.shape}")
+def finish(y: Array, b: Array | None, relu: bool) -> None:
+    """Add b (o,), if given, to y (n, o, …), take the larger of that and 0, if `relu`; in place.
+
+    y has its channels last in memory. Raises ValueError where b does not fit.
+    """
+    grid, o = blocks(y.size, 4 * THREADS), y.shape[1]
+    if b is None:
+        if relu and y.size:
+            launch("relu", "elementwise.cu", y.dtype, grid, THREADS, y, y, y.size)
+        return
+    if b.shape != (o,) or b.dtype != y.dtype:
+        raise ValueError(f"b must be {y.dtype} of shape {(o,)}, not {b.dtype} {b.shape}")
     if y.size:
-        b = cupy.ascontiguousarray(b)
-        launch(
-            "add_bias", "products.cu", y.dtype, blocks(y.size, 4 * THREADS), THREADS, y, b, *y.shape
-        )
+        least = 0.0 if relu else -math.inf
+        args = y, cupy.ascontiguousarray(b), least, y.size // o, o
+        launch("finish", "products.cu", y.dtype, grid, THREADS, *args)
 
 
 def _as_stored(x: Array) -> tuple[Array, int, int]:

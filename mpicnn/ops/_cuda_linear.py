@@ -5,15 +5,17 @@ from __future__ import annotations
 import cupy
 
 from mpicnn.ops._cuda_arrays import Array
-from mpicnn.ops._cuda_gemm import add_bias, multiply, operand
+from mpicnn.ops._cuda_gemm import finish, multiply, operand
 
 
-def linear(x: Array, w: Array, b: Array | None) -> Array:
-    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
+def linear(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
+    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,).
+
+    With `relu`, what is negative becomes 0 in the same pass.
+    """
     y = cupy.empty((x.shape[0], w.shape[0]), x.dtype)
     multiply(operand(x), operand(w).T, y)
-    if b is not None:
-        add_bias(y, b)
+    finish(y, b, relu)
     return y
 
 

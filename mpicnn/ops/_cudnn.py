@@ -20,7 +20,7 @@ from typing import Any
 import cupy
 
 from mpicnn.ops._cuda_arrays import Array, Shape4, empty_cells
-from mpicnn.ops._cuda_gemm import add_bias, bf16_rows
+from mpicnn.ops._cuda_gemm import bf16_rows, finish
 from mpicnn.ops._cuda_shape import ConvShape
 
 with suppress(ImportError, RuntimeError):
@@ -79,9 +79,10 @@ def missing() -> str:
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """One way of cuDNN to compute a graph; `call(first, second, out)`, or with a bias at the end.
+    """One way of cuDNN to compute a graph: `call(first, second, out)`, or with b and relu behind.
 
-    `adds_bias` says whether the graph adds it, else it is added afterwards.
+    `adds_bias` says whether the graph adds it, else it is added afterwards. ReLU always comes
+    afterwards: that of cuDNN need not keep NaN.
     """
 
     name: str
@@ -91,7 +92,9 @@ class Engine:
     workspace: int
     adds_bias: bool
 
-    def __call__(self, first: Array, second: Array, out: Array, b: Array | None = None) -> None:
+    def __call__(
+        self, first: Array, second: Array, out: Array, b: Array | None = None, relu: bool = False
+    ) -> None:
         """Start the computation on the library's stream."""
         tensors = {_FIRST: _aligned(first), _SECOND: _aligned(second), _OUT: out}
         if b is not None and self.adds_bias:
@@ -102,8 +105,7 @@ class Engine:
             self.index,
             self.library.handle,
         )
-        if b is not None and not self.adds_bias:
-            add_bias(out.transpose(0, 2, 3, 1).reshape(-1, out.shape[1]), b)
+        finish(out, None if self.adds_bias else b, relu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +122,12 @@ class Rounding:
         """The engine's name."""
         return self.engine.name
 
-    def __call__(self, first: Array, second: Array, out: Array, b: Array | None = None) -> None:
+    def __call__(
+        self, first: Array, second: Array, out: Array, b: Array | None = None, relu: bool = False
+    ) -> None:
         """Round the operands, start the computation, and leave out channels that were added."""
         padded = out if out.shape == self.out else empty_cells(self.out, out.dtype)
-        self.engine(_rounded(first, self.first), _rounded(second, self.second), padded, b)
+        self.engine(_rounded(first, self.first), _rounded(second, self.second), padded, b, relu)
         if padded is not out:
             out[...] = padded[: out.shape[0], : out.shape[1]]
 

@@ -19,20 +19,21 @@ def conv2d(
     padding: Pair,
     dilation: Pair,
     groups: int = 1,
+    relu: bool = False,
 ) -> Array:
     """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,).
 
-    `padding` zeros lie on either side of each spatial axis. The result has x's dtype.
+    `padding` zeros lie on either side of each spatial axis. With `relu`, what is negative becomes 0
+    in the same pass. The result has x's dtype.
     """
     x = array("x", x, ndim=4)
     w = array("w", w, like=x, ndim=4)
     b = b if b is None else array("b", b, like=x, shape=w.shape[:1])
     y_shape, geometry = _geometry("x", x.shape, w.shape, stride, padding, dilation, groups)
-    y = np.empty(y_shape, x.dtype)
     if geometry is None:
-        y[...] = 0 if b is None else b[:, None, None]
-    else:
-        core.conv2d(geometry, x, w, b, y)
+        return _sums_of_nothing(y_shape, x.dtype, b, relu)
+    y = np.empty(y_shape, x.dtype)
+    core.conv2d(geometry, x, w, b, relu, y)
     return y
 
 
@@ -102,17 +103,20 @@ def conv2d_methods(
     return forward, dx, dw
 
 
-def linear(x: Array, w: Array, b: Array | None) -> Array:
-    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
+def linear(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
+    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,).
+
+    With `relu`, what is negative becomes 0 in the same pass.
+    """
     x = array("x", x, ndim=2)
     w = array("w", w, like=x, ndim=2)
     w = array("w", w, shape=(w.shape[0], x.shape[1]))
     b = b if b is None else array("b", b, like=x, shape=w.shape[:1])
-    y = np.empty((x.shape[0], w.shape[0]), x.dtype)
+    y_shape = x.shape[0], w.shape[0]
     if x.size == 0 or w.size == 0:
-        y[...] = 0 if b is None else b
-    else:
-        core.linear(x, w, b, y)
+        return _sums_of_nothing(y_shape, x.dtype, b, relu)
+    y = np.empty(y_shape, x.dtype)
+    core.linear(x, w, b, relu, y)
     return y
 
 
@@ -144,6 +148,16 @@ def linear_dw(x: Array, dy: Array, dw: Array | None = None) -> Array:
     elif not add:
         dw[...] = 0
     return dw
+
+
+def _sums_of_nothing(
+    shape: tuple[int, ...], dtype: DTypeLike, b: Array | None, relu: bool
+) -> Array:
+    """Return what is left where there is nothing to multiply: of every output its bias."""
+    y = np.zeros(shape, dtype)
+    if b is not None:
+        y += b.reshape(-1, *(1,) * (len(shape) - 2))
+    return np.maximum(y, 0) if relu else y
 
 
 def _geometry(

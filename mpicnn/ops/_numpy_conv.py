@@ -31,10 +31,12 @@ def conv2d(
     padding: Pair,
     dilation: Pair,
     groups: int = 1,
+    relu: bool = False,
 ) -> Array:
     """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,).
 
-    `padding` zeros lie on either side of each spatial axis. The result has x's dtype.
+    `padding` zeros lie on either side of each spatial axis. With `relu`, what is negative becomes 0
+    in the same pass. The result has x's dtype.
     """
     o, c_group, *kernel = w.shape
     oh, ow = _out_size(x.shape, (kernel[0], kernel[1]), stride, padding, dilation)
@@ -47,6 +49,8 @@ def conv2d(
         product = (matrix @ columns).reshape(block.shape)
         if b is not None:
             product += b[:, None, None, None]
+        if relu:
+            np.maximum(product, 0, out=product)
         block[...] = product
     return y
 

@@ -100,11 +100,16 @@ def set_precision(precision: str) -> None:
 _ROWS = 128
 
 
-def linear(x: Array, w: Array, b: Array | None) -> Array:
-    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
+def linear(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
+    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,).
+
+    With `relu`, what is negative becomes 0 in the same pass.
+    """
     y: Array = x @ w.T
     if b is not None:
         y += b
+    if relu:
+        np.maximum(y, 0, out=y)
     return y
 
 

@@ -1,4 +1,4 @@
-// Before and after matrix products: operands rounded to bf16, a bias added.
+// Before and after matrix products: operands rounded to bf16, a bias added, ReLU.
 
 // y (y_rows, y_columns) = x (rows, columns) rounded, and 0 where x ends before y. A thread writes 8
 // values.
@@ -28,9 +28,9 @@ extern "C" __global__ void bf16_rows(const float *x, i64 rows, i64 columns, bf16
   }
 }
 
-// Add b to the rows of y with `N` columns at once; a thread stays in its columns.
+// Finish the rows of y with `N` columns at once; a thread stays in its columns.
 template <int N>
-__device__ void add_to_rows(real *y, const real *b, i64 rows, i64 columns) {
+__device__ void finish_rows(real *y, const real *b, real least, i64 rows, i64 columns) {
   i64 packs = columns / N, threads = item_step(), thread = first_item();
   i64 across = packs < threads ? packs : threads, down = threads / across;
   if (thread >= across * down) return;
@@ -39,16 +39,19 @@ __device__ void add_to_rows(real *y, const real *b, i64 rows, i64 columns) {
     for (i64 row = thread / across; row < rows; row += down) {
       real *at = y + row * columns + pack * N;
       Pack<real, N> sum = load<N>(at);
-      for (int j = 0; j < N; j++) sum.v[j] += bias.v[j];
+      for (int j = 0; j < N; j++) {
+        sum.v[j] += bias.v[j];
+        if (sum.v[j] < least) sum.v[j] = least;  // NaN stays
+      }
       store(at, sum);
     }
   }
 }
 
-// y (rows, columns) += b (columns,)
-extern "C" __global__ void add_bias(real *y, const real *b, i64 rows, i64 columns) {
+// y (rows, columns) += b (columns,), and nothing below `least`
+extern "C" __global__ void finish(real *y, const real *b, real least, i64 rows, i64 columns) {
   if (columns % WIDE == 0 && packable<WIDE>(y) && packable<WIDE>(b))
-    add_to_rows<WIDE>(y, b, rows, columns);
+    finish_rows<WIDE>(y, b, least, rows, columns);
   else
-    add_to_rows<1>(y, b, rows, columns);
+    finish_rows<1>(y, b, least, rows, columns);
 }
