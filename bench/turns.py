@@ -18,6 +18,8 @@ from mpicnn.mesh import Mesh
 
 TURN_S = 0.25  # a side's turn is at least one step and, unless told otherwise, about this long
 PAUSE_S = 0.05  # between turns: threads of OpenMP and OpenBLAS spin on for some milliseconds
+# Untimed, of steps shorter than that: threads that wake may share a core for some time slices.
+SETTLE_S = 0.05
 NAP_S = 5e-3  # between two looks of a rank that waits while rank 0 is at work alone
 
 
@@ -70,25 +72,32 @@ def first(mesh: Mesh, value: float) -> float:
     return float(mesh.collect(np.array([value]))[0, 0])
 
 
-def turn(mesh: Mesh, cores: Cores, side: Side, steps: int) -> float:
-    """Return the seconds that `steps` steps of a side take; the slowest rank counts."""
+def turn(mesh: Mesh, cores: Cores, side: Side, steps: int, untimed: int = 0) -> float:
+    """Return the seconds of `steps` steps behind `untimed` ones; the slowest rank counts."""
     time.sleep(PAUSE_S)
     rest(mesh)
-    meet(mesh)
-    since = perf_counter()
+    seconds = 0.0
     if side.together:
-        for _ in range(steps):
-            side.step()  # type: ignore[misc]
-        side.finish()
+        _seconds(side, untimed)
         meet(mesh)
+        since = perf_counter()
+        _seconds(side, steps)
+        meet(mesh)
+        seconds = perf_counter() - since
     elif side.step is not None:
         with cores.shared():
-            for _ in range(steps):
-                side.step()
-            side.finish()
-    seconds = perf_counter() - since
+            _seconds(side, untimed)
+            seconds = _seconds(side, steps)
     rest(mesh)
     return first(mesh, seconds)
+
+
+def _seconds(side: Side, steps: int) -> float:
+    since = perf_counter()
+    for _ in range(steps):
+        side.step()  # type: ignore[misc]
+    side.finish()
+    return perf_counter() - since
 
 
 def measure(
@@ -107,12 +116,16 @@ def measure(
     steps = {}
     for side in sides:
         turn(mesh, cores, side, 1)
-        steps[side.name] = max(1, ceil(turn_s / turn(mesh, cores, side, 1)))
+        one = turn(mesh, cores, side, 1)
+        if one < SETTLE_S:
+            one = turn(mesh, cores, side, 1, ceil(SETTLE_S / one))
+        untimed = ceil(SETTLE_S / one) if one < SETTLE_S else 0
+        steps[side.name] = max(1, ceil(turn_s / one)), untimed
     samples: dict[str, list[float]] = {side.name: [] for side in sides}
     for _ in range(repeats):
         for side in sides:
-            count = steps[side.name]
-            samples[side.name].append(turn(mesh, cores, side, count) / count)
+            count, untimed = steps[side.name]
+            samples[side.name].append(turn(mesh, cores, side, count, untimed) / count)
         if first(mesh, perf_counter() - begun) > limit * len(sides):
             break
     return samples
