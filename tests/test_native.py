@@ -37,6 +37,12 @@ POOLS = [
     ((5, 3, 13, 11), (3, 2), (1, 3), (1, 1), False),
     ((2, 7, 8, 8), (2, 2), (2, 2), NONE, False),
     ((1, 2, 40, 20), (17, 17), (4, 1), (8, 3), True),
+    ((3, 5, 9, 21), (2, 2), (2, 2), NONE, False),
+    ((2, 5, 9, 35), (2, 2), (2, 2), (1, 1), True),
+    ((2, 3, 10, 40), (3, 2), (2, 2), (1, 0), False),
+    ((2, 3, 13, 18), (2, 2), (3, 2), NONE, False),
+    ((2, 3, 5, 16), (1, 2), (1, 2), NONE, False),
+    ((130, 7, 4, 16), (4, 2), (4, 2), (1, 1), True),
     ((0, 3, 8, 8), (2, 2), (2, 2), NONE, False),
     ((3, 0, 8, 8), (2, 2), (2, 2), NONE, True),
 ]
@@ -122,14 +128,31 @@ def test_pooling(case, dtype):
         close(native.avgpool_dx(dy, shape, *args), plain.avgpool_dx(dy, shape, *args), taps)
 
 
-def test_maxpool_of_special_values():
+@pytest.mark.parametrize("repeats", (1, 3))  # lines of 4 windows, and of 12
+def test_maxpool_of_special_values(repeats):
     x = np.full((1, 1, 4, 8), -np.inf, np.float32)
-    x[0, 0, 1, 5] = np.nan
+    x[0, 0, 0, 4] = np.inf
+    x[0, 0, 1, 4:6] = np.nan
     x[0, 0, 2, 1] = 3
-    y, argmax = native.maxpool(x, (2, 2), (2, 2), NONE, False)
+    y, argmax = native.maxpool(np.tile(x, repeats), (2, 2), (2, 2), NONE, False)
     low = -np.inf
-    np.testing.assert_array_equal(y[0, 0], [[low, low, np.nan, low], [3, low, low, low]])
-    np.testing.assert_array_equal(argmax[0, 0], [[0, 0, 3, 0], [1, 0, 0, 0]])
+    values = np.array([[low, low, np.nan, low], [3, low, low, low]])
+    np.testing.assert_array_equal(y[0, 0], np.tile(values, repeats))
+    np.testing.assert_array_equal(argmax[0, 0], np.tile([[0, 0, 2, 0], [1, 0, 0, 0]], repeats))
+
+
+@pytest.mark.parametrize(
+    "line, column, tap, padding",
+    [(0, 5, 4, NONE), (0, 5, 255, NONE), (1, 5, 2, NONE), (1, 19, 3, NONE), (0, 0, 2, (0, 1))],
+)
+def test_places_outside_wide_images_are_refused(line, column, tap, padding):
+    dy, argmax = draw((1, 1, 2, 20), np.float32), np.zeros((1, 1, 2, 20), np.uint8)
+    argmax[:, :, :, 0] = padding[1]  # inside: one column is padding
+    args = dy, argmax, (1, 1, 3, 40 - padding[1]), (2, 2), (2, 2), padding
+    assert native.maxpool_dx(*args).sum() == pytest.approx(dy.sum(), rel=1e-5)
+    argmax[0, 0, line, column] = tap
+    with pytest.raises(ValueError, match="argmax"):
+        native.maxpool_dx(*args)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -33,6 +33,13 @@ struct PoolShape {
     return {(top + ki) * w + left + kj, ki * kw + kj};
   }
 
+  // The windows of a line that overhang no side, from … to - 1, where windows are two columns wide, lie
+  // side by side and are enough for `lanes` at a time; else none.
+  Pair pairs() const {
+    const i64 from = ceil_div(pw, 2), to = std::min(ow, (w + pw) / 2);
+    return kw == 2 && sw == 2 && to - from >= lanes ? Pair{from, to} : Pair{0, 0};
+  }
+
   // The number of values that the mean of window (oy, ox) counts, as PyTorch counts them.
   i64 divisor(i64 oy, i64 ox, bool padded) const {
     const i64 mh = padded ? ph : 0, mw = padded ? pw : 0;
@@ -42,40 +49,160 @@ struct PoolShape {
   }
 };
 
+// Calls f(first, last) for runs of planes that are worth a task, with room for `elements`. Few runs
+// break a group of `lanes` planes.
+template <class T, class F> void each_run(const PoolShape &s, i64 elements, F &&f) {
+  constexpr i64 enough = 1 << 13;
+  const i64 run = ceil_div(enough, std::max<i64>(1, s.h * s.w) * lanes) * lanes;
+  parallel_for<T>(ceil_div(s.planes, run), elements, [&](i64 task, T *room) {
+    f(task * run, std::min(s.planes, (task + 1) * run), room);
+  });
+}
+
 // Calls f(plane, count, cells) for the planes, `lanes` of them side by side: plane … plane + count - 1,
 // with room for `size` cells. Whatever the window, all lanes do the same.
 template <class T, class F> void each_group(const PoolShape &s, i64 size, F &&f) {
-  parallel_for<T>(ceil_div(s.planes, lanes), size * lanes, [&](i64 task, T *cells) {
-    f(task * lanes, std::min(lanes, s.planes - task * lanes), cells);
+  each_run<T>(s, size * lanes, [&](i64 first, i64 last, T *cells) {
+    for (i64 plane = first; plane < last; plane += lanes)
+      f(plane, std::min(lanes, last - plane), cells);
+  });
+}
+
+// The largest values that `lanes` windows have shown so far, and the taps where they were. The first
+// value counts even if it is -inf, the first of equals wins, and the first NaN beats everything.
+template <class T> struct Largest {
+  Cell<T> value;
+  Cell<Place<T>> tap;
+
+  Largest(const Cell<T> &first, i64 at) : value(first), tap(Cell<Place<T>>{} + Place<T>(at)) {}
+
+  void offer(const Cell<T> &other, i64 at) {
+    const auto wins = ~(other <= value) & (value == value);
+    value = wins ? other : value;
+    tap = wins ? Cell<Place<T>>{} + Place<T>(at) : tap;
+  }
+  template <class Index> void write(T *y, Index *argmax) const {
+    cell(y) = value;
+    for (i64 j = 0; j < lanes; ++j) argmax[j] = Index(tap[j]);
+  }
+};
+
+// Every other one of 2 * `lanes` values, from the first or from the second on.
+template <class T> inline Cell<T> even(const T *from) {
+  Cell<T> found;
+  choose<T, 0, 2, 4, 6, 8, 10, 12, 14>(cell(from), cell(from + lanes), found);
+  return found;
+}
+template <class T> inline Cell<T> odd(const T *from) {
+  Cell<T> found;
+  choose<T, 1, 3, 5, 7, 9, 11, 13, 15>(cell(from), cell(from + lanes), found);
+  return found;
+}
+
+// Any window, of `lanes` planes at a time.
+template <class T, class Index>
+void maxpool_of_planes(const PoolShape &s, const T *x, T *y, Index *argmax) {
+  const i64 size = s.h * s.w, outputs = s.oh * s.ow;
+  // Behind the cells of x and y lie those of argmax, which are no larger.
+  each_group<T>(s, size + 2 * outputs, [&](i64 plane, i64 count, T *cells) {
+    T *values = cells + size * lanes;
+    Index *taps = reinterpret_cast<Index *>(values + outputs * lanes);
+    to_cells(count, size, x + plane * size, cells);
+    for (i64 oy = 0, at = 0; oy < s.oh; ++oy)
+      for (i64 ox = 0; ox < s.ow; ++ox, at += lanes) {
+        const auto [from, tap] = s.first_tap(oy, ox);
+        Largest<T> largest(cell(cells + from * lanes), tap);
+        s.each_tap(oy, ox, [&](i64 from, i64 tap) { largest.offer(cell(cells + from * lanes), tap); });
+        largest.write(values + at, taps + at);
+      }
+    to_planes(count, outputs, values, y + plane * outputs);
+    to_planes(count, outputs, taps, argmax + plane * outputs);
+  });
+}
+
+// One window by itself.
+template <class T, class Index>
+void maxpool_of_window(const PoolShape &s, i64 oy, i64 ox, const T *plane, T *y, Index *argmax) {
+  const auto [first, tap] = s.first_tap(oy, ox);
+  *y = plane[first];
+  *argmax = Index(tap);
+  s.each_tap(oy, ox, [&](i64 from, i64 tap) {
+    if (plane[from] <= *y || *y != *y) return;
+    *y = plane[from];
+    *argmax = Index(tap);
+  });
+}
+
+// `lanes` windows of a line at a time; the last of them may be done twice.
+template <class T, class Index>
+void maxpool_of_pairs(const PoolShape &s, const T *x, T *y, Index *argmax) {
+  const auto [first, last] = s.pairs();
+  each_run<T>(s, 0, [&](i64 begin, i64 end, T *) {
+    for (i64 plane = begin; plane < end; ++plane)
+      for (i64 oy = 0; oy < s.oh; ++oy) {
+        const T *from = x + plane * s.h * s.w;
+        T *to = y + (plane * s.oh + oy) * s.ow;
+        Index *taps = argmax + (plane * s.oh + oy) * s.ow;
+        const i64 top = oy * s.sh - s.ph;
+        const i64 k_first = std::max<i64>(0, -top), k_last = std::min(s.kh, s.h - top);
+        for (i64 ox = 0; ox < first; ++ox) maxpool_of_window(s, oy, ox, from, to + ox, taps + ox);
+        for (i64 next = first; next < last; next += lanes) {
+          const i64 ox = std::min(next, last - lanes);
+          const T *line = from + (top + k_first) * s.w + ox * 2 - s.pw;
+          Largest<T> largest(even<T>(line), k_first * 2);
+          largest.offer(odd<T>(line), k_first * 2 + 1);
+          for (i64 ki = k_first + 1; ki < k_last; ++ki) {
+            line += s.w;
+            largest.offer(even<T>(line), ki * 2);
+            largest.offer(odd<T>(line), ki * 2 + 1);
+          }
+          largest.write(to + ox, taps + ox);
+        }
+        for (i64 ox = last; ox < s.ow; ++ox) maxpool_of_window(s, oy, ox, from, to + ox, taps + ox);
+      }
   });
 }
 
 template <class T, class Index>
 void maxpool(const PoolShape &s, const T *x, T *y, Index *argmax) {
-  const i64 size = s.h * s.w, outputs = s.oh * s.ow;
-  // Behind the cells of x and y lie those of argmax, which are no larger.
-  each_group<T>(s, size + 2 * outputs, [&](i64 plane, i64 count, T *cells) {
-    T *largest = cells + size * lanes;
-    Index *places = reinterpret_cast<Index *>(largest + outputs * lanes);
-    to_cells(count, size, x + plane * size, cells);
-    for (i64 oy = 0, at = 0; oy < s.oh; ++oy)
-      for (i64 ox = 0; ox < s.ow; ++ox, at += lanes) {
-        // The first value counts even if it is -inf; the first NaN beats everything.
-        const auto [from, tap] = s.first_tap(oy, ox);
-        Cell<T> best = cell(cells + from * lanes);
-        Cell<Place<T>> place = Cell<Place<T>>{} + Place<T>(tap);
-        s.each_tap(oy, ox, [&](i64 from, i64 tap) {
-          const Cell<T> &value = cell(cells + from * lanes);
-          const auto wins = ~(value <= best) & (best == best);
-          best = wins ? value : best;
-          place = wins ? Cell<Place<T>>{} + Place<T>(tap) : place;
-        });
-        cell(largest + at) = best;
-        for (i64 j = 0; j < lanes; ++j) places[at + j] = Index(place[j]);
-      }
-    to_planes(count, outputs, largest, y + plane * outputs);
-    to_planes(count, outputs, places, argmax + plane * outputs);
-  });
+  if (s.pairs().second) maxpool_of_pairs(s, x, y, argmax);
+  else maxpool_of_planes(s, x, y, argmax);
+}
+
+// The gradients of `lanes` windows, in all lines that these see.
+template <class T, class Index>
+void write_pairs(const PoolShape &s, const T *dy, const Index *argmax, T *dx) {
+  const Cell<T> gradient = cell(dy), none = {};
+  Cell<Place<T>> tap;
+  for (i64 j = 0; j < lanes; ++j) tap[j] = Place<T>(argmax[j]);
+  for (i64 ki = 0; ki < s.kh; ++ki, dx += s.w) {
+    const Cell<T> left = tap == Place<T>(ki * 2) ? gradient : none;
+    const Cell<T> right = tap == Place<T>(ki * 2 + 1) ? gradient : none;
+    choose<T, 0, 8, 1, 9, 2, 10, 3, 11>(left, right, cell(dx));
+    choose<T, 4, 12, 5, 13, 6, 14, 7, 15>(left, right, cell(dx + lanes));
+  }
+}
+
+// One plane of dx in pairs, where windows do not overlap: they are written and not added.
+template <class T, class Index>
+bool write_plane(const PoolShape &s, const T *dy, const Index *argmax, T *dx) {
+  const auto [first, last] = s.pairs();
+  for (i64 oy = 0; oy < s.oh; ++oy, dy += s.ow, argmax += s.ow) {
+    const i64 top = oy * s.sh - s.ph;
+    const bool overhangs = top < 0 || top + s.kh > s.h;
+    for (i64 next = first; next < last && !overhangs; next += lanes) {
+      const i64 ox = std::min(next, last - lanes);
+      write_pairs(s, dy + ox, argmax + ox, dx + top * s.w + ox * 2 - s.pw);
+    }
+    const i64 skipped = overhangs ? 0 : last - first;
+    for (i64 i = 0; i < s.ow - skipped; ++i) {
+      const i64 ox = i < first ? i : i + skipped;
+      const i64 line = top + argmax[ox] / 2, column = ox * 2 - s.pw + argmax[ox] % 2;
+      if (line < 0 || column < 0 || line >= s.h || column >= s.w) return false;
+      dx[line * s.w + column] = dy[ox];
+    }
+  }
+  return true;
 }
 
 template <class T, class Index>
@@ -83,6 +210,7 @@ void maxpool_dx(const PoolShape &s, const T *dy, const Index *argmax, T *dx) {
   std::vector<i64> offsets;  // divisions are slow
   for (i64 i = 0; i < s.kh; ++i)
     for (i64 j = 0; j < s.kw; ++j) offsets.push_back(i * s.w + j);
+  const bool paired = s.pairs().second && s.kh <= s.sh;
   std::atomic<bool> outside{false};
   const auto add = [&](i64 p) {
     const Index *places = argmax + p * s.oh * s.ow;
@@ -92,6 +220,7 @@ void maxpool_dx(const PoolShape &s, const T *dy, const Index *argmax, T *dx) {
     for (i64 i = 0; i < s.oh * s.ow; ++i) largest = std::max(largest, places[i]);
     if (largest >= offsets.size()) return false;
     const T *gradient = dy + p * s.oh * s.ow;
+    if (paired) return write_plane(s, gradient, places, plane);
     for (i64 oy = 0; oy < s.oh; ++oy) {
       const i64 top = oy * s.sh - s.ph;
       const bool overhangs = top < 0 || top + s.kh > s.h;
@@ -106,10 +235,8 @@ void maxpool_dx(const PoolShape &s, const T *dy, const Index *argmax, T *dx) {
     }
     return true;
   };
-  // Planes are small: several to a task.
-  const i64 group = std::max<i64>(1, (1 << 14) / std::max<i64>(1, s.h * s.w));
-  parallel_for<char>(ceil_div(s.planes, group), 0, [&](i64 task, char *) {
-    for (i64 p = task * group; p < std::min(s.planes, (task + 1) * group); ++p)
+  each_run<T>(s, 0, [&](i64 begin, i64 end, T *) {
+    for (i64 p = begin; p < end; ++p)
       if (!add(p)) outside = true;
   });
   if (outside) throw std::invalid_argument("argmax: a place lies outside its window or the input");

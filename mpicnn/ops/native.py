@@ -184,7 +184,7 @@ def bias_grad(dy: Array) -> Array:
 
 
 def channel_sums(a: Array, b: Array | None = None) -> Array:
-    """Return the sum of a, or of a * b, over all axes but 1, added in float64."""
+    """Return the sum of a, or of a * b, over all axes but 1: values by fours, these in float64."""
     cells = channels_array("a", a)
     sums = np.empty(cells.shape[1], cells.dtype)
     if b is None:
