@@ -112,8 +112,9 @@ class Progress:
 class Reporter:
     """Hear how a run goes (`mpicnn.training.Watcher`): show it and write its metrics.
 
-    A row stands for `every` steps (0: a tenth of an epoch); its speed leaves out the time of tests
-    and checkpoints. `tests` is the number of test images.
+    A row stands for `every` steps (0: a tenth of an epoch, so that its last row is as long as the
+    others); its speed leaves out the time of tests and checkpoints. `tests` is the number of test
+    images.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Reporter:
     ) -> None:
         self._progress, self._metrics, self._time = progress, metrics, time
         self._steps_per_epoch, self._tests = steps_per_epoch, tests
-        self._every = every or max(1, steps_per_epoch // LOGS_PER_EPOCH)
+        self._every = every
         self._begun = self._last = time()
         self._step = 0
         self._sums, self._images, self._seconds, self._rate = [0.0, 0.0, 0.0], 0, 0.0, 0.0
@@ -141,7 +142,7 @@ class Reporter:
         self._rate = rate
         self._step = step
         self._progress.advance(step)
-        if step % self._every == 0:
+        if self._due(step):
             self._end_interval(step)
 
     def tested(self, step: int, score: Score) -> None:
@@ -155,6 +156,12 @@ class Reporter:
         self._lap()
         self._end_interval(self._step)
         self._progress.note(f"saved {path}")
+
+    def _due(self, step: int) -> bool:
+        if self._every:
+            return step % self._every == 0
+        parts = min(LOGS_PER_EPOCH, self._steps_per_epoch)
+        return step * parts // self._steps_per_epoch > (step - 1) * parts // self._steps_per_epoch
 
     def _lap(self) -> float:
         """Return the time (s) since it was last asked for, or since the start."""

@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,32 @@ def test_reporter_weights_steps_by_their_examples(
     (found,) = read_rows(path)
     # (30 + 60 + 80) / 80 examples, in 6 s.
     assert found == Row(3, 0.75, 6.0, "train", 2.125, 0.5, 1.0, 80 / 6, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "every", "first", "lengths"),
+    [
+        (20, 0, [2, 4, 6], {2}),
+        (94, 0, [10, 19, 29], {9, 10}),  # ends with a tenth, not with 4 steps that are left over
+        (7, 0, [1, 2, 3], {1}),
+        (1, 0, [1, 2, 3], {1}),
+        (94, 40, [40, 80, 94], {2, 12, 14, 26, 28, 40}),  # a test ends an interval
+    ],
+)
+def test_rows_of_an_epoch(
+    tmp_path: Path, steps_per_epoch: int, every: int, first: list[int], lengths: set[int]
+) -> None:
+    path = tmp_path / "metrics.csv"
+    with Metrics(path) as metrics, Progress("off", 200) as progress:
+        reporter = Reporter(progress, metrics, steps_per_epoch, tests=50, every=every)
+        for step in range(1, 3 * steps_per_epoch + 1):
+            reporter.step(step, Score(1.0, 0.5, 1.0), 10, 0.1)
+            if step % steps_per_epoch == 0:
+                reporter.tested(step, Score(1.0, 0.5, 1.0))
+    ends = [row.step for row in read_rows(path) if row.split == "train"]
+    assert ends[:3] == first
+    assert {b - a for a, b in pairwise([0, *ends])} == lengths
+    assert set(range(steps_per_epoch, ends[-1] + 1, steps_per_epoch)) <= set(ends)
 
 
 def test_reporter_leaves_tests_and_checkpoints_out_of_the_speed(
