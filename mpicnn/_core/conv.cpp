@@ -3,6 +3,7 @@
 #include "bf16_product.h"
 #include "conv_depthwise.h"
 #include "conv_im2col.h"
+#include "conv_lines.h"
 #include "conv_winograd.h"
 
 #include <nanobind/stl/array.h>
@@ -45,6 +46,11 @@ static constexpr ConvMethod<T> columns_by(const char *name) {
           im2col_method::weight_gradient<P>};
 }
 
+// Forward only: gradients are those of columns.
+static constexpr ConvMethod<float> lines{
+    "lines", false, lines_method::fits, line_cost, lines_method::forward,
+    im2col_method::input_gradient<Blas<float>>, im2col_method::weight_gradient<Blas<float>>};
+
 template <class T> using Methods = std::vector<ConvMethod<T>>;
 
 // What there is to choose from; the last one fits everything. No transforms where errors matter
@@ -54,7 +60,7 @@ template <class T> static const Methods<T> &methods() {
       depthwise_by<Blas<double>>("depthwise"), columns_by<Blas<double>>("im2col")};
   static const Methods<float> floats{
       winograd_method<4, 5>("winograd 4x4,5x5"), winograd_method<6, 3>("winograd 6x6,3x3"),
-      winograd_method<4, 3>("winograd 4x4,3x3"), depthwise_by<Blas<float>>("depthwise"),
+      winograd_method<4, 3>("winograd 4x4,3x3"), depthwise_by<Blas<float>>("depthwise"), lines,
       columns_by<Blas<float>>("im2col")};
   static const Methods<float> rounded{
       depthwise_by<bf16::Product>("depthwise bf16"), columns_by<bf16::Product>("im2col bf16")};

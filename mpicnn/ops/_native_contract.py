@@ -88,11 +88,11 @@ def conv2d_methods(
 ) -> tuple[str, str, str]:
     """Return how `conv2d`, `conv2d_dx` and `conv2d_dw` compute for these shapes.
 
-    "im2col" makes products of columns; "winograd 4x4,5x5" is Winograd's method on tiles of 4x4
-    outputs for kernels of 5x5; "numpy" stands for all where no BLAS is installed, "none" where
-    there is nothing to multiply; "depthwise" has no sum over channels; " bf16" behind a name means
-    rounded operands. The same shapes and dtype give the same methods everywhere, until
-    `set_convolution` forbids some.
+    "im2col" makes products of columns, "lines" adds up lines; "winograd 4x4,5x5" is Winograd's
+    method on tiles of 4x4 outputs for kernels of 5x5; "numpy" stands for all where no BLAS is
+    installed, "none" where there is nothing to multiply; "depthwise" has no sum over channels;
+    " bf16" behind a name means rounded operands. The same shapes and dtype give the same methods
+    everywhere, until `set_convolution` forbids some.
     """
     if not HAS_BLAS:
         return "numpy", "numpy", "numpy"

@@ -1,0 +1,147 @@
+// Convolution forward straight from padded lines of the input, in float32: with few input channels,
+// columns would take about as long to make as to multiply. Lanes are the pixels of an output line.
+#pragma once
+
+#include "cells.h"
+#include "conv_shape.h"
+#include "winograd_transform.h"
+
+#include <utility>
+#include <vector>
+
+namespace lines_method {
+
+using winograd::unroll;
+
+// The padded input of some output lines of one example and group, each line apart in as many phases
+// as the stride is long: what neighbouring outputs read of a phase lies side by side.
+struct Lines {
+  const ConvShape &s;
+  i64 count;  // of output lines, at most
+
+  // The rows that they see, and the length of a phase: whole vectors can be read from any tap on.
+  i64 rows() const { return (count - 1) * s.sh + s.dh * (s.kh - 1) + 1; }
+  i64 pitch() const { return ceil_div(s.ow(), lanes) * lanes + (s.kw - 1) * s.dw / s.sw; }
+  i64 line() const { return s.sw * pitch(); }
+  i64 size() const { return s.c_group() * rows() * line(); }
+
+  // Where the taps of the first output lie.
+  std::vector<i64> offsets() const {
+    std::vector<i64> found;
+    for (i64 c = 0; c < s.c_group(); ++c)
+      for (i64 ki = 0; ki < s.kh; ++ki)
+        for (i64 kj = 0; kj < s.kw; ++kj) {
+          const i64 column = kj * s.dw;
+          found.push_back((c * rows() + ki * s.dh) * line() + column % s.sw * pitch() + column / s.sw);
+        }
+    return found;
+  }
+
+  // The lines that outputs from line `begin` on see of x, a group's channels of one example.
+  void fill(const float *x, i64 begin, float *to) const {
+    for (i64 c = 0; c < s.c_group(); ++c, x += s.h * s.w)
+      for (i64 row = 0; row < rows(); ++row) {
+        const i64 at = begin * s.sh - s.ph + row;
+        for (i64 phase = 0; phase < s.sw; ++phase, to += pitch()) {
+          // Elements first … last - 1 of a phase lie inside the image.
+          const i64 offset = phase - s.pw;
+          const i64 first = std::min(pitch(), offset < 0 ? ceil_div(-offset, s.sw) : 0);
+          const bool inside = at >= 0 && at < s.h && offset < s.w;
+          const i64 last = inside ? std::clamp((s.w - 1 - offset) / s.sw + 1, first, pitch()) : first;
+          const float *from = x + at * s.w + offset;
+          std::fill_n(to, first, 0.0f);
+          if (s.sw == 1 && inside) std::copy(from + first, from + last, to + first);
+          else for (i64 i = first; i < last; ++i) to[i] = from[i * s.sw];
+          std::fill_n(to + last, pitch() - last, 0.0f);
+        }
+      }
+  }
+};
+
+// Whether columns have to be made, lines are not too short, outputs are enough for additions not to
+// wait for each other, and what a line sees stays in the first cache.
+inline bool fits(const ConvShape &s) {
+  constexpr i64 floats = 6 << 10;
+  return !s.pointwise() && s.ow() >= lanes && s.o_group() >= 4 && Lines{s, 1}.size() <= floats;
+}
+
+// So many output lines that what they see stays in a cache.
+inline Lines of(const ConvShape &s) {
+  constexpr i64 floats = 1 << 13;
+  const i64 next = s.c_group() * s.sh * Lines{s, 1}.line();
+  return {s, std::clamp<i64>(floats / next, 1, s.oh())};
+}
+
+// Calls f(constant n) for 1 <= n <= most.
+template <int most, class F> void with_constant(i64 n, F &&f) {
+  if constexpr (most > 0) {
+    if (n == most) f(std::integral_constant<int, most>());
+    else with_constant<most - 1>(n, f);
+  }
+}
+
+// y (outputs lines `pitch` apart) <- the sums over all taps of `vectors` * `lanes` pixels, finished.
+// w is (taps, outputs).
+template <int outputs, int vectors>
+void sum_taps(const std::vector<i64> &offsets, const float *x, const float *w,
+              const Finish<float> &finish, i64 pitch, float *y) {
+  Cell<float> sum[outputs][vectors] = {};
+  for (const i64 offset : offsets) {
+    Cell<float> value[vectors];
+    unroll<vectors>([&](auto v) { value[v] = cell(x + offset + v * lanes); });
+    unroll<outputs>([&](auto o) {
+      unroll<vectors>([&](auto v) { sum[o][v] += value[v] * w[o]; });
+    });
+    w += outputs;
+  }
+  const Cell<float> least = Cell<float>{} + finish.least();
+  unroll<outputs>([&](auto o) {
+    unroll<vectors>([&](auto v) {
+      const Cell<float> value = sum[o][v] + finish.bias(o);
+      cell(y + o * pitch + v * lanes) = value < least ? least : value;
+    });
+  });
+}
+
+inline void forward(const ConvShape &s, const float *x, const float *w, const Finish<float> &finish,
+                    float *y) {
+  constexpr int most = 6;  // outputs at a time: with two vectors of pixels, the registers of AVX2
+  const i64 og = s.o_group(), depth = s.depth(), ow = s.ow(), pixels = s.pixels();
+  const i64 blocks = ceil_div(og, most);
+  const auto first_of = [&](i64 block) { return og * block / blocks; };
+  std::vector<float> packed(size_t(s.o * depth));  // (group, block, tap, output of the block)
+  float *to = packed.data();
+  for (i64 g = 0; g < s.groups; ++g)
+    for (i64 block = 0; block < blocks; ++block)
+      for (i64 tap = 0; tap < depth; ++tap)
+        for (i64 o = first_of(block); o < first_of(block + 1); ++o)
+          *to++ = w[(g * og + o) * depth + tap];
+
+  const Lines lines_seen = of(s);
+  const std::vector<i64> offsets = lines_seen.offsets();
+  const i64 cuts = ceil_div(s.oh(), lines_seen.count);
+  parallel_for<float>(s.n * s.groups * cuts, lines_seen.size(), [&](i64 task, float *band) {
+    const i64 begin = task % cuts * lines_seen.count, g = task / cuts % s.groups;
+    const i64 example = task / cuts / s.groups;
+    lines_seen.fill(x + (example * s.groups + g) * s.c_group() * s.h * s.w, begin, band);
+    for (i64 oy = begin; oy < std::min(begin + lines_seen.count, s.oh()); ++oy)
+      for (i64 block = 0; block < blocks; ++block) {
+        const i64 o = g * og + first_of(block);
+        with_constant<most>(first_of(block + 1) - first_of(block), [&](auto outputs) {
+          const float *line = band + (oy - begin) * s.sh * lines_seen.line();
+          float *out = y + (example * s.o + o) * pixels + oy * ow;
+          const auto sums = [&](i64 ox, auto vectors) {
+            sum_taps<outputs(), vectors()>(offsets, line + ox, packed.data() + o * depth,
+                                           finish.from(o), pixels, out + ox);
+          };
+          i64 ox = 0;
+          for (; ox + 2 * lanes <= ow; ox += 2 * lanes) sums(ox, std::integral_constant<int, 2>());
+          // What is left over is done with pixels before it.
+          const std::integral_constant<int, 1> one;
+          for (; ox < ow; ox += lanes) sums(std::min(ox, ow - lanes), one);
+        });
+      }
+  });
+}
+
+}  // namespace lines_method
