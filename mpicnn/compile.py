@@ -12,6 +12,8 @@ import numpy as np
 from mpicnn.errors import UserError
 from mpicnn.layers.activation import ReLU
 from mpicnn.layers.base import Layer
+from mpicnn.layers.conv import Conv
+from mpicnn.layers.linear import Linear
 from mpicnn.layout import Site
 from mpicnn.placement import Layout, Shape, local_shape, region, weighted_bounds
 from mpicnn.plan import INPUT, LOSS, Plan
@@ -59,13 +61,18 @@ def compile(model: Model, plan: Plan, coords: Sequence[int], count: int, stage: 
     )
 
 
-def _join(steps: list[Step], relu: Compute) -> Compute:
-    """Return a ReLU, joined to the step before it where that is a contraction."""
+def _join(steps: list[Step], step: Compute) -> Compute:
+    """Return a step, joined to the one before it where they are a contraction and a ReLU.
+
+    Classes derived from these may do something else.
+    """
     last = steps[-1] if steps else None
-    if not isinstance(last, Compute) or last.layer.kind != "contraction":
-        return relu
+    if type(step.layer) is not ReLU or not isinstance(last, Compute):
+        return step
+    if type(last.layer) not in (Conv, Linear):
+        return step
     steps[-1] = replace(last, joined=True)
-    return replace(relu, joined=True)
+    return replace(step, joined=True)
 
 
 _INPUT_ROWS = {
@@ -166,7 +173,7 @@ class _Builder:
             if index >= self.first and back_to is None:
                 back_to = len(steps)
             step = self._compute(index, choice, rows, (shape, wanted), (y_shape, after), positions)
-            if isinstance(layer, ReLU) and len(steps) == before:
+            if len(steps) == before:
                 step = _join(steps, step)
             steps.append(step)
             layout, shape = after, y_shape

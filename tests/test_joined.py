@@ -132,6 +132,26 @@ def test_borders_keep_them_apart():
     ]  # fmt: skip
 
 
+class Leaky(ReLU):
+    def forward(self, ops, x, p, run):
+        return ops.xp.where(x > 0, x, x / 8), x
+
+
+class Doubled(Linear):
+    def forward(self, ops, x, p, run):
+        y, saved = super().forward(ops, x, p, run)
+        return 2 * y - 1, saved
+
+
+@pytest.mark.parametrize("pair", [(Linear(4), Leaky()), (Doubled(4), ReLU())])
+def test_layers_of_ones_own_are_left_alone(pair):
+    layers = (("flat", Flatten()), ("fc1", pair[0]), ("next1", pair[1]))
+    model = Model("own", (1, 2, 2), layers)
+    program = compile(model, preset("data", model, (1,)), (0,), COUNT)
+    steps = [step for chain in chains(program) for step in chain.steps]
+    assert len(steps) == 3 and not any(step.joined for step in steps)
+
+
 def split_up(program):
     """Return the program with a pass of its own for every ReLU."""
 
