@@ -150,8 +150,12 @@ template <int m, int r> struct Forward : Transforms<m, r> {
   static void multiply(const Geometry &g, const float *u, const float *v, i64 o, i64 o_end, i64 t,
                        i64 t_end, const Finish<float> &finish, float *y) {
     // Products of few terms are bound by what they write, which should stay in a core's cache.
-    const i64 panels = std::clamp<i64>(g.c / 64, 1, std::min(most_panels, ceil_div(t_end - t, panel)));
-    const i64 height = std::min<i64>(64, ceil_div(o_end - o, group) * group);
+    i64 panels = std::clamp<i64>(g.c / 64, 1, std::min(most_panels, ceil_div(t_end - t, panel)));
+    i64 height = std::min<i64>(64, ceil_div(o_end - o, group) * group);
+    // Few outputs of many channels would be one task; how products are cut does not change a bit.
+    const auto tasks = [&] { return ceil_div(t_end - t, panels * panel) * ceil_div(o_end - o, height); };
+    while (tasks() < thread_count && panels > 1) panels = ceil_div(panels, 2);
+    while (tasks() < thread_count && height > 2 * group) height = ceil_div(height, 2 * group) * group;
     const i64 across = ceil_div(t_end - t, panels * panel), row_pitch = panels * positions * panel;
     parallel_for<float>(across * ceil_div(o_end - o, height), height * row_pitch + line_floats,
                         [&](i64 task, float *scratch) {
