@@ -19,9 +19,9 @@ struct Lines {
   const ConvShape &s;
   i64 count;  // of output lines, at most
 
-  // The rows that they see, and the length of a phase: whole vectors can be read from any tap on.
+  // The rows that they see, and the length of a phase.
   i64 rows() const { return (count - 1) * s.sh + s.dh * (s.kh - 1) + 1; }
-  i64 pitch() const { return ceil_div(s.ow(), lanes) * lanes + (s.kw - 1) * s.dw / s.sw; }
+  i64 pitch() const { return s.ow() + (s.kw - 1) * s.dw / s.sw; }
   i64 line() const { return s.sw * pitch(); }
   i64 size() const { return s.c_group() * rows() * line(); }
 
@@ -131,8 +131,8 @@ inline void forward(const ConvShape &s, const float *x, const float *w, const Fi
           const float *line = band + (oy - begin) * s.sh * lines_seen.line();
           float *out = y + (example * s.o + o) * pixels + oy * ow;
           const auto sums = [&](i64 ox, auto vectors) {
-            sum_taps<outputs(), vectors()>(offsets, line + ox, packed.data() + o * depth,
-                                           finish.from(o), pixels, out + ox);
+            sum_taps<decltype(outputs)::value, decltype(vectors)::value>(
+                offsets, line + ox, packed.data() + o * depth, finish.from(o), pixels, out + ox);
           };
           i64 ox = 0;
           for (; ox + 2 * lanes <= ow; ox += 2 * lanes) sums(ox, std::integral_constant<int, 2>());

@@ -136,7 +136,7 @@ void maxpool_of_window(const PoolShape &s, i64 oy, i64 ox, const T *plane, T *y,
 // `lanes` windows of a line at a time; the last of them may be done twice.
 template <class T, class Index>
 void maxpool_of_pairs(const PoolShape &s, const T *x, T *y, Index *argmax) {
-  const auto [first, last] = s.pairs();
+  const i64 first = s.pairs().first, last = s.pairs().second;
   each_run<T>(s, 0, [&](i64 begin, i64 end, T *) {
     for (i64 plane = begin; plane < end; ++plane)
       for (i64 oy = 0; oy < s.oh; ++oy) {
