@@ -29,7 +29,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Return one row per side. Collective.
 
-    Time exposed in communication is that of the rank that has least of it in a step, for the
+    Time exposed in communication is, step by step, that of the rank that has least of it, for the
     others' holds their waiting for the slowest; bytes and memory are the most of any rank's.
     """
     peers = [median(samples[e.name]) for e in entries if e.plan.startswith("DDP")]
@@ -39,13 +39,17 @@ def rows_of(
         taken = samples[entry.name]
         used = np.array([entry.sent_mb, entry.wire_mb, entry.arrays_mb, entry.peak_mb])
         most = mesh.collect(used).max(axis=0)
-        exposed = mesh.collect(np.array(entry.exposed)).min(axis=0)
+        exposed = [
+            mesh.collect(np.array(turn)).min(axis=0).mean()
+            for turn in entry.exposed[-len(taken) :]
+            if turn
+        ]
         values = {
             "step_ms": 1e3 * median(taken),
             "lowest_ms": 1e3 * min(taken),
             "highest_ms": 1e3 * max(taken),
             "images_per_s": len(task.labels) / median(taken),
-            "exposed_ms": 1e3 * float(np.median(exposed)) if exposed.size else float("nan"),
+            "exposed_ms": 1e3 * median(exposed) if exposed else float("nan"),
             "sent_mb": most[0],
             "wire_mb": most[1],
             "arrays_mb": most[2],
@@ -149,7 +153,7 @@ def compare(
         losses = [checked.step() for _ in range(2)]
         del checked
         entries += peers_of(mesh, task, losses, options.variants)
-    sides = [Side(entry.name, entry.step, together=True) for entry in entries]
+    sides = [Side(entry.name, entry.step, True, begin=entry.begin) for entry in entries]
     samples = {side.name: [float("nan")] for side in sides}
     if not options.count:
         samples = measure(mesh, cores, sides, options.repeats, options.limit)

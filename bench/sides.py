@@ -26,12 +26,12 @@ TOLERANCE = 1e-4  # between the losses of both sides, absolute or relative
 
 @dataclass
 class Entry:
-    """What is known of one side; `exposed` has this rank's seconds in communication by step."""
+    """What is known of one side; `exposed` has this rank's seconds in communication by turn."""
 
     plan: str
     progress: str
     step: Callable[[], float]
-    exposed: list[float] = field(default_factory=list)
+    exposed: list[list[float]] = field(default_factory=list)  # of every step in it
     sent_mb: float = float("nan")
     wire_mb: float = float("nan")
     peak_mb: float = float("nan")
@@ -41,6 +41,10 @@ class Entry:
     def name(self) -> str:
         """Return what the side is called."""
         return f"{self.plan} {self.progress}".strip()
+
+    def begin(self) -> None:
+        """Begin another turn."""
+        self.exposed.append([])
 
 
 def plan_of(text: str, model: Model, ranks: int) -> Plan:
@@ -70,16 +74,16 @@ def entries_of(
     peak.forget()  # drawing the first weights takes more than they do
     mesh, executor = ours.session.mesh, ours.session.executor
 
-    def run(progress: Progress, exposed: list[float]) -> float:
+    def run(progress: Progress, exposed: list[list[float]]) -> float:
         mesh.underway.progress = progress
         executor.clock = Clock(executor.timer)
         loss = ours.step()
-        exposed.append(executor.clock.by_kind["communication"])
+        exposed[-1].append(executor.clock.by_kind["communication"])
         return loss
 
     found = []
     for progress in ways:
-        exposed: list[float] = []
+        exposed: list[list[float]] = [[]]
         entry = Entry(text, progress, partial(run, progress, exposed), exposed)
         try_out(mesh, entry, peak)
         found.append(entry)

@@ -27,13 +27,14 @@ NAP_S = 5e-3  # between two looks of a rank that waits while rank 0 is at work a
 class Side:
     """One of what is compared: `step` is None on the ranks that wait while rank 0 runs a peer.
 
-    `finish` waits for what steps have left to a GPU.
+    `finish` waits for what steps have left to a GPU; `begin` is called before steps that are timed.
     """
 
     name: str
     step: Callable[[], object] | None
     together: bool
     finish: Callable[[], object] = bool  # nothing
+    begin: Callable[[], object] = bool
 
 
 class Cores:
@@ -79,6 +80,7 @@ def turn(mesh: Mesh, cores: Cores, side: Side, steps: int, untimed: int = 0) -> 
     seconds = 0.0
     if side.together:
         _seconds(side, untimed)
+        side.begin()
         meet(mesh)
         since = perf_counter()
         _seconds(side, steps)

@@ -274,7 +274,8 @@ def test_schemes_are_compared(tmp_path, peer):
     for name in plans:
         row = rows[name]
         assert 0 < float(row["lowest_ms"]) <= float(row["step_ms"]) <= float(row["highest_ms"])
-        assert 0 < float(row["exposed_ms"]) < float(row["highest_ms"])
+        # A part of every timed step, so of each turn and of their median, to the digits printed.
+        assert 0 < float(row["exposed_ms"]) < float(row["step_ms"]) + 1e-3
         assert 0 < float(row["arrays_mb"]) < float(row["peak_mb"]) + 1
         assert bool(row["speed_over_ddp"]) == peer
     model = models.load("lenet5", (1, 28, 28), 10)
