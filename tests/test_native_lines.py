@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(not HAS_BLAS, reason="convolutions need a BLAS")
 
 ONE, NONE = (1, 1), (0, 0)
 
-# x, w, stride, padding, dilation, groups; vectors are of 8 pixels, blocks of up to 6 outputs
+# x, w, stride, padding, dilation, groups; forward, vectors are of 8 pixels, blocks of up to 6 outputs;
+# for dw, vectors are of 8 outputs, two at a time, blocks of up to 8 taps, bands of up to 512 pixels
 CASES = {
     "one vector": ((2, 3, 5, 8), (4, 3, 3, 3), ONE, ONE, ONE, 1),
     "a pixel more": ((3, 1, 6, 9), (7, 1, 1, 1), ONE, (1, 0), ONE, 1),
@@ -29,6 +30,9 @@ CASES = {
     "dilated and strided": ((2, 3, 20, 63), (4, 3, 3, 4), (2, 3), (1, 4), (3, 2), 1),
     "more padding than image": ((2, 3, 2, 3), (4, 3, 4, 4), ONE, (5, 7), ONE, 1),
     "groups": ((3, 6, 9, 17), (14, 3, 3, 3), ONE, ONE, ONE, 2),
+    "many outputs": ((17, 2, 5, 9), (41, 2, 3, 3), ONE, ONE, ONE, 1),
+    "a line of more than a band": ((2, 1, 4, 600), (17, 1, 3, 3), ONE, ONE, ONE, 1),
+    "many channels": ((2, 70, 24, 26), (5, 70, 3, 3), ONE, ONE, ONE, 1),
 }
 
 
@@ -79,16 +83,26 @@ def test_nothing_outside_the_window_is_read():
     np.testing.assert_array_equal(again[:, :, ~seen], y[:, :, ~seen])
 
 
-def test_gradients_are_those_of_columns():
-    x, w = draw((3, 3, 9, 17)), draw((5, 3, 3, 3), 1)
-    shape = core.ConvShape(x.shape, w.shape, ONE, ONE, ONE, 1)
-    dy = draw((3, 5, 9, 17), 2)
-    for method in ("lines", "im2col"):
-        dx, dw = np.empty_like(x), np.empty_like(w)
-        core.conv2d_dx(shape, dy, w, dx, method)
-        core.conv2d_dw(shape, x, dy, dw, method)
-        np.testing.assert_array_equal(dx, native.conv2d_dx(dy, w, x.shape, ONE, ONE, ONE))
-        np.testing.assert_array_equal(dw, native.conv2d_dw(x, dy, w.shape, ONE, ONE, ONE))
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_weight_gradient(case):
+    x, w = draw(case[0]), draw(case[1], 1)
+    dy = draw(plain.conv2d(x, w, None, *case[2:]).shape, 2)
+    shape = core.ConvShape(x.shape, w.shape, *case[2:])
+    dw, again = np.full_like(w, np.nan), np.full_like(w, np.nan)
+    core.conv2d_dw(shape, x, dy, dw, "lines")
+    expected = plain.conv2d_dw(*(a.astype(np.float64) for a in (x, dy)), w.shape, *case[2:])
+    assert np.linalg.norm(dw - expected) <= 2e-6 * np.linalg.norm(expected)
+    native.set_threads(2)
+    core.conv2d_dw(shape, x, dy, again, "lines")
+    np.testing.assert_array_equal(again, dw)
+
+
+def test_input_gradient_is_that_of_columns():
+    w, dy = draw((5, 3, 3, 3), 1), draw((3, 5, 9, 17), 2)
+    shape = core.ConvShape((3, 3, 9, 17), w.shape, ONE, ONE, ONE, 1)
+    dx = np.empty((3, 3, 9, 17), np.float32)
+    core.conv2d_dx(shape, dy, w, dx, "lines")
+    np.testing.assert_array_equal(dx, native.conv2d_dx(dy, w, dx.shape, ONE, ONE, ONE))
 
 
 def test_choice_of_lines():
@@ -96,9 +110,11 @@ def test_choice_of_lines():
         return native.conv2d_methods(x, w, stride, NONE, ONE, 1, dtype)
 
     first = (64, 3, 36, 36), (32, 3, 5, 5)
-    assert methods(*first) == ("lines", "im2col", "im2col")
-    assert methods(*first, dtype="float64")[0] == "im2col"
-    assert methods((8, 3, 230, 230), (64, 3, 7, 7), (2, 2))[0] == "lines"
+    assert methods(*first) == ("lines", "im2col", "lines")
+    assert methods(*first, dtype="float64") == ("im2col",) * 3
+    assert methods((8, 3, 230, 230), (64, 3, 7, 7), (2, 2)) == ("lines", "im2col", "lines")
+    # forward, what a line sees has to stay in the first cache
+    assert methods((8, 9, 224, 224), (64, 9, 7, 7), (2, 2))[::2] == ("im2col", "lines")
     assert methods((64, 3, 9, 9), (32, 3, 3, 3))[0] != "lines"  # lines of 7 pixels
     assert methods((64, 256, 28, 28), (64, 256, 1, 1))[0] == "im2col"
     for x, w in (((3, 9, 9), (4, 3, 3, 3)), ((3, 9, 9), (4, 3, 1, 1)), ((3, 9, 9), (3, 3, 2, 2))):

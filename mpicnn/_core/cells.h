@@ -49,10 +49,11 @@ template <class T> inline void transpose(Cell<T> *rows) {
   }
 }
 
-// cells (size, lanes) <- planes (count, size); lanes that have no plane hold anything
-template <class T> void to_cells(i64 count, i64 size, const T *planes, T *cells) {
+// cells (size, lanes) <- planes (count, size), each `pitch` behind the one before it; lanes that have
+// no plane hold what the last plane has
+template <class T> void to_cells(i64 count, i64 size, const T *planes, i64 pitch, T *cells) {
   const T *lane[lanes];
-  for (i64 j = 0; j < lanes; ++j) lane[j] = planes + std::min(j, count - 1) * size;
+  for (i64 j = 0; j < lanes; ++j) lane[j] = planes + std::min(j, count - 1) * pitch;
   i64 i = 0;
   for (; i + lanes <= size; i += lanes) {
     Cell<T> block[lanes];
@@ -62,6 +63,10 @@ template <class T> void to_cells(i64 count, i64 size, const T *planes, T *cells)
   }
   for (; i < size; ++i)
     for (i64 j = 0; j < lanes; ++j) cells[i * lanes + j] = lane[j][i];
+}
+
+template <class T> void to_cells(i64 count, i64 size, const T *planes, T *cells) {
+  to_cells(count, size, planes, size, cells);
 }
 
 // planes (count, size) <- cells (size, lanes)

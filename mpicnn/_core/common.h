@@ -50,6 +50,17 @@ template <class F> void parallel_ranges(i64 n, F &&f) {
                      [&](i64 i, char *) { f(i * piece, std::min(n, (i + 1) * piece)); });
 }
 
+// total (size) <- the sum of `shares` arrays, one behind the other, in this order
+template <class T> void add_shares(i64 shares, i64 size, const T *parts, T *total) {
+  parallel_ranges(size, [&](i64 begin, i64 end) {
+    for (i64 i = begin; i < end; ++i) {
+      T sum = 0;
+      for (i64 share = 0; share < shares; ++share) sum += parts[share * size + i];
+      total[i] = sum;
+    }
+  });
+}
+
 void bind_conv(nb::module_ &m);
 void bind_linear(nb::module_ &m);
 void bind_products(nb::module_ &m);

@@ -46,10 +46,10 @@ static constexpr ConvMethod<T> columns_by(const char *name) {
           im2col_method::weight_gradient<P>};
 }
 
-// Forward only: gradients are those of columns.
+// The gradient by x is that of columns.
 static constexpr ConvMethod<float> lines{
-    "lines", false, lines_method::fits, line_cost, lines_method::forward,
-    im2col_method::input_gradient<Blas<float>>, im2col_method::weight_gradient<Blas<float>>};
+    "lines", false, lines_method::fits, lines_method::cost, lines_method::forward,
+    im2col_method::input_gradient<Blas<float>>, lines_method::weight_gradient};
 
 template <class T> using Methods = std::vector<ConvMethod<T>>;
 

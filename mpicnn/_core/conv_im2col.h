@@ -184,14 +184,7 @@ void weight_gradient(const ConvShape &s, const T *x, const T *dy, T *dw) {
       }
     }
   });
-  if (shares > 1)
-    parallel_ranges(size, [&](i64 begin, i64 end) {
-      for (i64 i = begin; i < end; ++i) {
-        T sum = 0;
-        for (i64 share = 0; share < shares; ++share) sum += partial[size_t(share * size + i)];
-        dw[i] = sum;
-      }
-    });
+  if (shares > 1) add_shares(shares, size, partial.data(), dw);
 }
 
 }  // namespace im2col_method

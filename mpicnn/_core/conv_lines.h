@@ -1,11 +1,13 @@
-// Convolution forward straight from padded lines of the input, in float32: with few input channels,
-// columns would take about as long to make as to multiply. Lanes are the pixels of an output line.
+// Convolution, forward and weight gradient, straight from padded lines of the input, in float32: with
+// few input channels, columns would take about as long to make as to multiply.
 #pragma once
 
 #include "cells.h"
-#include "conv_shape.h"
+#include "conv_cost.h"
 #include "winograd_transform.h"
 
+#include <cmath>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -58,18 +60,40 @@ struct Lines {
   }
 };
 
+constexpr i64 most_floats = 1 << 15;
+
 // Whether columns have to be made, lines are not too short, outputs are enough for additions not to
-// wait for each other, and what a line sees stays in the first cache.
+// wait for each other, and what a line sees stays in a cache.
 inline bool fits(const ConvShape &s) {
-  constexpr i64 floats = 6 << 10;
-  return !s.pointwise() && s.ow() >= lanes && s.o_group() >= 4 && Lines{s, 1}.size() <= floats;
+  return !s.pointwise() && s.ow() >= lanes && s.o_group() >= 4 && Lines{s, 1}.size() <= most_floats;
 }
 
-// So many output lines that what they see stays in a cache.
-inline Lines of(const ConvShape &s) {
-  constexpr i64 floats = 1 << 13;
+// So many output lines that what they see stays in a cache of so many floats, or one.
+inline Lines within(i64 floats, const ConvShape &s) {
   const i64 next = s.c_group() * s.sh * Lines{s, 1}.line();
   return {s, std::clamp<i64>(floats / next, 1, s.oh())};
+}
+
+// For dw, where 512 pixels of outputs are turned at a time.
+inline Lines gradient_lines(const ConvShape &s) {
+  return {s, std::clamp<i64>(512 / s.ow(), 1, within(most_floats, s).count)};
+}
+
+// What the method costs: conv_cost.h has the figures. Forward, what a line sees is read again for every
+// few outputs and must stay in the first cache.
+inline double cost(const ConvShape &s, Pass pass) {
+  if (pass == Pass::input_gradient || (pass == Pass::forward && Lines{s, 1}.size() > 1 << 13))
+    return std::numeric_limits<double>::infinity();
+  const double depth = double(s.depth()), lines = double(s.n * s.groups * s.oh());
+  if (pass == Pass::forward) {
+    const double pairs = double(s.ow() / 16), singles = double(ceil_div(s.ow() % 16, 8));
+    const double terms = depth * (0.29 * pairs + 0.22 * singles);
+    return lines * double(s.o_group()) * (terms + 1.5 * (2 * pairs + singles));
+  }
+  const double vectors = double(ceil_div(s.o_group(), 8)), blocks = std::ceil(vectors / 2) * depth / 6;
+  const double line = gradient_lines(s).size() > 1 << 14 ? 30 : 5.5;
+  const double made = double(s.n * s.c * s.h * (s.w + 2 * s.pw));
+  return lines * (double(s.ow()) * depth * vectors * 0.14 + blocks * line) + 0.8 * made;
 }
 
 // Calls f(constant n) for 1 <= n <= most.
@@ -117,7 +141,7 @@ inline void forward(const ConvShape &s, const float *x, const float *w, const Fi
         for (i64 o = first_of(block); o < first_of(block + 1); ++o)
           *to++ = w[(g * og + o) * depth + tap];
 
-  const Lines lines_seen = of(s);
+  const Lines lines_seen = within(1 << 13, s);
   const std::vector<i64> offsets = lines_seen.offsets();
   const i64 cuts = ceil_div(s.oh(), lines_seen.count);
   parallel_for<float>(s.n * s.groups * cuts, lines_seen.size(), [&](i64 task, float *band) {
@@ -142,6 +166,72 @@ inline void forward(const ConvShape &s, const float *x, const float *w, const Fi
         });
       }
   });
+}
+
+// sums (taps, vectors, lanes) += over `count` output lines, dy times what each tap sees. A line of x
+// is `step` behind the one before it; dy is (vectors, pixels, lanes), and lanes are outputs.
+template <int taps, int vectors>
+void sum_pixels(i64 count, i64 width, const i64 *offsets, i64 step, const float *x, const float *dy,
+                float *sums) {
+  Cell<float> sum[taps][vectors] = {};
+  const i64 vector = count * width * lanes;
+  for (i64 line = 0; line < count; ++line, x += step)
+    for (i64 ox = 0; ox < width; ++ox, dy += lanes) {
+      Cell<float> gradient[vectors];
+      unroll<vectors>([&](auto v) { gradient[v] = cell(dy + v * vector); });
+      unroll<taps>([&](auto t) {
+        const float value = x[offsets[t] + ox];
+        unroll<vectors>([&](auto v) { sum[t][v] += gradient[v] * value; });
+      });
+    }
+  unroll<taps>([&](auto t) {
+    unroll<vectors>([&](auto v) { cell(sums + (t * vectors + v) * lanes) += sum[t][v]; });
+  });
+}
+
+// Output lines of dy, `panel` outputs at a time, are turned so that lanes are outputs.
+inline void weight_gradient(const ConvShape &s, const float *x, const float *dy, float *dw) {
+  constexpr i64 panel = 2 * lanes;
+  const i64 og = s.o_group(), depth = s.depth(), size = og * depth, ow = s.ow(), pixels = s.pixels();
+  const auto vectors_of = [&](i64 o) { return std::min<i64>(2, ceil_div(og - o, lanes)); };
+  const Lines lines_seen = gradient_lines(s);
+  const std::vector<i64> offsets = lines_seen.offsets();
+  const i64 sums_size = ceil_div(og, panel) * panel * depth, turned_size = lines_seen.count * ow * panel;
+  // The bits of a sum do not follow the number of threads, so that of the shares does not.
+  const i64 shares = std::min<i64>(s.n, 16), tasks = shares * s.groups;
+  std::vector<float> partial(size_t(tasks * size));
+  parallel_for<float>(tasks, sums_size + turned_size + lines_seen.size(), [&](i64 task, float *sums) {
+    const i64 share = task / s.groups, g = task % s.groups;
+    float *turned = sums + sums_size, *band = turned + turned_size;
+    std::fill_n(sums, sums_size, 0.0f);
+    for (i64 i = s.n * share / shares; i < s.n * (share + 1) / shares; ++i)
+      for (i64 begin = 0; begin < s.oh(); begin += lines_seen.count) {
+        const i64 count = std::min(lines_seen.count, s.oh() - begin), seen = count * ow;
+        lines_seen.fill(x + (i * s.groups + g) * s.c_group() * s.h * s.w, begin, band);
+        for (i64 o = 0; o < og; o += panel)
+          with_constant<2>(vectors_of(o), [&](auto vectors) {
+            constexpr int most = vectors == 2 ? 6 : 8;  // sums fill the registers of AVX2
+            const float *dy_o = dy + (i * s.o + g * og + o) * pixels + begin * ow;
+            for (i64 v = 0; v < vectors; ++v, dy_o += lanes * pixels)
+              to_cells(std::min(lanes, og - o - v * lanes), seen, dy_o, pixels, turned + v * seen * lanes);
+            const i64 blocks = ceil_div(depth, most);
+            for (i64 block = 0; block < blocks; ++block) {
+              const i64 tap = depth * block / blocks;
+              with_constant<most>(depth * (block + 1) / blocks - tap, [&](auto taps) {
+                sum_pixels<taps, vectors>(count, ow, offsets.data() + tap, s.sh * lines_seen.line(), band,
+                                          turned, sums + o * depth + tap * vectors * lanes);
+              });
+            }
+          });
+      }
+    float *to = partial.data() + task * size;
+    for (i64 o = 0; o < og; ++o) {
+      const i64 first = o / panel * panel;
+      for (i64 tap = 0; tap < depth; ++tap)
+        *to++ = sums[first * depth + tap * vectors_of(first) * lanes + o - first];
+    }
+  });
+  add_shares(shares, s.groups * size, partial.data(), dw);
 }
 
 }  // namespace lines_method
