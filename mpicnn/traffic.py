@@ -100,6 +100,8 @@ class Homecoming:
 
         The arrays are this object's from then on.
         """
+        if not grads:
+            return
         since = self.clock.now()
         for name, g in grads.items():
             kept = self.waiting.pop(name, None)

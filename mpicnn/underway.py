@@ -93,6 +93,11 @@ class Underway:
         self._added = threading.Condition()
         self._thread: threading.Thread | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Say whether anything is under way."""
+        return bool(self._pending)
+
     def add(
         self,
         request: Request,

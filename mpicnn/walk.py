@@ -133,6 +133,8 @@ class Walk:
 
     def _poll(self) -> None:
         """Let MPI make progress with what travels beside the computation."""
+        if not (self.flying or self.mesh.underway.busy):
+            return
         since = self.clock.now()
         self.mesh.underway.poll()
         self.flying = [pending for pending in self.flying if not pending.poll()]
