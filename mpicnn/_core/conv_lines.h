@@ -198,7 +198,7 @@ inline void weight_gradient(const ConvShape &s, const float *x, const float *dy,
   const std::vector<i64> offsets = lines_seen.offsets();
   const i64 sums_size = ceil_div(og, panel) * panel * depth, turned_size = lines_seen.count * ow * panel;
   // The bits of a sum do not follow the number of threads, so that of the shares does not.
-  const i64 shares = std::min<i64>(s.n, 16), tasks = shares * s.groups;
+  const i64 shares = std::min<i64>(s.n, 32), tasks = shares * s.groups;
   std::vector<float> partial(size_t(tasks * size));
   parallel_for<float>(tasks, sums_size + turned_size + lines_seen.size(), [&](i64 task, float *sums) {
     const i64 share = task / s.groups, g = task % s.groups;
@@ -210,16 +210,18 @@ inline void weight_gradient(const ConvShape &s, const float *x, const float *dy,
         lines_seen.fill(x + (i * s.groups + g) * s.c_group() * s.h * s.w, begin, band);
         for (i64 o = 0; o < og; o += panel)
           with_constant<2>(vectors_of(o), [&](auto vectors) {
-            constexpr int most = vectors == 2 ? 6 : 8;  // sums fill the registers of AVX2
+            constexpr int wide = decltype(vectors)::value;
+            constexpr int most = wide == 2 ? 6 : 8;  // taps whose sums fill the registers of AVX2
             const float *dy_o = dy + (i * s.o + g * og + o) * pixels + begin * ow;
-            for (i64 v = 0; v < vectors; ++v, dy_o += lanes * pixels)
+            for (i64 v = 0; v < wide; ++v, dy_o += lanes * pixels)
               to_cells(std::min(lanes, og - o - v * lanes), seen, dy_o, pixels, turned + v * seen * lanes);
             const i64 blocks = ceil_div(depth, most);
             for (i64 block = 0; block < blocks; ++block) {
               const i64 tap = depth * block / blocks;
               with_constant<most>(depth * (block + 1) / blocks - tap, [&](auto taps) {
-                sum_pixels<taps, vectors>(count, ow, offsets.data() + tap, s.sh * lines_seen.line(), band,
-                                          turned, sums + o * depth + tap * vectors * lanes);
+                sum_pixels<decltype(taps)::value, wide>(count, ow, offsets.data() + tap,
+                                                        s.sh * lines_seen.line(), band, turned,
+                                                        sums + o * depth + tap * wide * lanes);
               });
             }
           });
