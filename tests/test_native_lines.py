@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(not HAS_BLAS, reason="convolutions need a BLAS")
 
 ONE, NONE = (1, 1), (0, 0)
 
-# x, w, stride, padding, dilation, groups; forward, vectors are of 8 pixels, blocks of up to 6 outputs;
-# for dw, vectors are of 8 outputs, two at a time, blocks of up to 8 taps, bands of up to 512 pixels
+# x, w, stride, padding, dilation, groups. Forward, vectors are of 8 pixels, blocks of up to 6
+# outputs; for dw, vectors of 8 outputs, two at a time, blocks of up to 8 taps, bands of 512 pixels.
 CASES = {
     "one vector": ((2, 3, 5, 8), (4, 3, 3, 3), ONE, ONE, ONE, 1),
     "a pixel more": ((3, 1, 6, 9), (7, 1, 1, 1), ONE, (1, 0), ONE, 1),
