@@ -153,7 +153,9 @@ def compare(
         losses = [checked.step() for _ in range(2)]
         del checked
         entries += peers_of(mesh, task, losses, options.variants)
-    sides = [Side(entry.name, entry.step, True, begin=entry.begin) for entry in entries]
+    sides = [
+        Side(entry.name, entry.step, True, begin=entry.begin, end=entry.end) for entry in entries
+    ]
     samples = {side.name: [float("nan")] for side in sides}
     if not options.count:
         samples = measure(mesh, cores, sides, options.repeats, options.limit)

@@ -26,12 +26,17 @@ TOLERANCE = 1e-4  # between the losses of both sides, absolute or relative
 
 @dataclass
 class Entry:
-    """What is known of one side; `exposed` has this rank's seconds in communication by turn."""
+    """What is known of one side.
+
+    `noted` has this rank's seconds in communication of every step since the last turn began,
+    `exposed` those of the turns that ended.
+    """
 
     plan: str
     progress: str
     step: Callable[[], float]
-    exposed: list[list[float]] = field(default_factory=list)  # of every step in it
+    noted: list[float] = field(default_factory=list)
+    exposed: list[list[float]] = field(default_factory=list)
     sent_mb: float = float("nan")
     wire_mb: float = float("nan")
     peak_mb: float = float("nan")
@@ -43,8 +48,12 @@ class Entry:
         return f"{self.plan} {self.progress}".strip()
 
     def begin(self) -> None:
-        """Begin another turn."""
-        self.exposed.append([])
+        """Begin a turn."""
+        self.noted.clear()
+
+    def end(self) -> None:
+        """End a turn."""
+        self.exposed.append(self.noted.copy())
 
 
 def plan_of(text: str, model: Model, ranks: int) -> Plan:
@@ -74,17 +83,17 @@ def entries_of(
     peak.forget()  # drawing the first weights takes more than they do
     mesh, executor = ours.session.mesh, ours.session.executor
 
-    def run(progress: Progress, exposed: list[list[float]]) -> float:
+    def run(progress: Progress, noted: list[float]) -> float:
         mesh.underway.progress = progress
         executor.clock = Clock(executor.timer)
         loss = ours.step()
-        exposed[-1].append(executor.clock.by_kind["communication"])
+        noted.append(executor.clock.by_kind["communication"])
         return loss
 
     found = []
     for progress in ways:
-        exposed: list[list[float]] = [[]]
-        entry = Entry(text, progress, partial(run, progress, exposed), exposed)
+        noted: list[float] = []
+        entry = Entry(text, progress, partial(run, progress, noted), noted)
         try_out(mesh, entry, peak)
         found.append(entry)
     peak.close()
@@ -100,7 +109,6 @@ def try_out(mesh: Mesh, entry: Entry, peak: Peak) -> None:
     rest(mesh)
     entry.wire_mb, entry.sent_mb = (network_bytes() - before) / 1e6, (mesh.sent - counted) / 1e6
     entry.peak_mb, entry.arrays_mb = peak.mb, peak.arrays_mb
-    entry.exposed.clear()
 
 
 def peers_of(

@@ -27,7 +27,8 @@ NAP_S = 5e-3  # between two looks of a rank that waits while rank 0 is at work a
 class Side:
     """One of what is compared: `step` is None on the ranks that wait while rank 0 runs a peer.
 
-    `finish` waits for what steps have left to a GPU; `begin` is called before steps that are timed.
+    `finish` waits for what steps have left to a GPU; `begin` and `end` are called before and after
+    steps that are timed.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Side:
     together: bool
     finish: Callable[[], object] = bool  # nothing
     begin: Callable[[], object] = bool
+    end: Callable[[], object] = bool
 
 
 class Cores:
@@ -86,6 +88,7 @@ def turn(mesh: Mesh, cores: Cores, side: Side, steps: int, untimed: int = 0) -> 
         _seconds(side, steps)
         meet(mesh)
         seconds = perf_counter() - since
+        side.end()
     elif side.step is not None:
         with cores.shared():
             _seconds(side, untimed)
