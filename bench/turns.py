@@ -92,7 +92,9 @@ def turn(mesh: Mesh, cores: Cores, side: Side, steps: int, untimed: int = 0) -> 
     elif side.step is not None:
         with cores.shared():
             _seconds(side, untimed)
+            side.begin()
             seconds = _seconds(side, steps)
+            side.end()
     rest(mesh)
     return first(mesh, seconds)
 

@@ -7,7 +7,7 @@
 //   columns:   making a column costs 0.2 per element, with a stride 0.5; products run at 75 FLOP/ns;
 //   lines:     forward, per term of a sum, 0.29 for two vectors of pixels at once and 0.22 for one;
 //              1.5 for each vector of sums; for dw, per term 0.14 for each vector of outputs, 5.5 for
-//              each line of 6 terms, 30 outside the first cache, and 0.8 per element that is made;
+//              each line of 6 terms, 30 where a band is twice the first cache, 0.8 per element made;
 //   depthwise: 0.2 per multiplication of a channel with its kernel;
 //   Winograd:  per position of a tile, 0.6 for a channel that is transformed to it and 0.45 for one
 //              of the products and back; products run at 85 FLOP/ns; per position of a kernel 0.8,

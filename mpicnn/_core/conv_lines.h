@@ -60,7 +60,7 @@ struct Lines {
   }
 };
 
-constexpr i64 most_floats = 1 << 15;
+constexpr i64 first_cache = 1 << 13, most_floats = 1 << 15;  // of what lines are made for at a time
 
 // Whether columns have to be made, lines are not too short, outputs are enough for additions not to
 // wait for each other, and what a line sees stays in a cache.
@@ -68,10 +68,11 @@ inline bool fits(const ConvShape &s) {
   return !s.pointwise() && s.ow() >= lanes && s.o_group() >= 4 && Lines{s, 1}.size() <= most_floats;
 }
 
-// So many output lines that what they see stays in a cache of so many floats, or one.
+// As many output lines as see no more than so many floats, or one.
 inline Lines within(i64 floats, const ConvShape &s) {
-  const i64 next = s.c_group() * s.sh * Lines{s, 1}.line();
-  return {s, std::clamp<i64>(floats / next, 1, s.oh())};
+  const Lines one{s, 1};
+  const i64 rows = floats / (s.c_group() * one.line());
+  return {s, std::clamp<i64>((rows - one.rows()) / s.sh + 1, 1, s.oh())};
 }
 
 // For dw, where 512 pixels of outputs are turned at a time.
@@ -82,7 +83,7 @@ inline Lines gradient_lines(const ConvShape &s) {
 // What the method costs: conv_cost.h has the figures. Forward, what a line sees is read again for every
 // few outputs and must stay in the first cache.
 inline double cost(const ConvShape &s, Pass pass) {
-  if (pass == Pass::input_gradient || (pass == Pass::forward && Lines{s, 1}.size() > 1 << 13))
+  if (pass == Pass::input_gradient || (pass == Pass::forward && Lines{s, 1}.size() > first_cache))
     return std::numeric_limits<double>::infinity();
   const double depth = double(s.depth()), lines = double(s.n * s.groups * s.oh());
   if (pass == Pass::forward) {
@@ -91,7 +92,7 @@ inline double cost(const ConvShape &s, Pass pass) {
     return lines * double(s.o_group()) * (terms + 1.5 * (2 * pairs + singles));
   }
   const double vectors = double(ceil_div(s.o_group(), 8)), blocks = std::ceil(vectors / 2) * depth / 6;
-  const double line = gradient_lines(s).size() > 1 << 14 ? 30 : 5.5;
+  const double line = gradient_lines(s).size() > 2 * first_cache ? 30 : 5.5;
   const double made = double(s.n * s.c * s.h * (s.w + 2 * s.pw));
   return lines * (double(s.ow()) * depth * vectors * 0.14 + blocks * line) + 0.8 * made;
 }
@@ -141,7 +142,7 @@ inline void forward(const ConvShape &s, const float *x, const float *w, const Fi
         for (i64 o = first_of(block); o < first_of(block + 1); ++o)
           *to++ = w[(g * og + o) * depth + tap];
 
-  const Lines lines_seen = within(1 << 13, s);
+  const Lines lines_seen = within(first_cache, s);
   const std::vector<i64> offsets = lines_seen.offsets();
   const i64 cuts = ceil_div(s.oh(), lines_seen.count);
   parallel_for<float>(s.n * s.groups * cuts, lines_seen.size(), [&](i64 task, float *band) {
