@@ -11,10 +11,10 @@ import numpy as np
 from mpi4py import MPI
 from task import SEED, Ours, Task
 
-from mpicnn import rng
+from mpicnn.initial import initial_rows
 from mpicnn.layers import AvgPool, Conv, Layer, MaxPool, Run
 from mpicnn.mesh import Mesh
-from mpicnn.plan import preset
+from mpicnn.presets import preset
 
 _NOT_TIMED = (
     "Feed", "Timer", "fetch", "flat", "peak_bytes", "set_convolution", "set_precision",
@@ -100,7 +100,7 @@ def of_others(ops: ModuleType, batch: int) -> list[Call]:
     for number, (layer, shape) in enumerate(OTHERS.values()):
         x = np.random.default_rng(number).standard_normal((batch, *shape), np.float32)
         params = {
-            short: rng.initial(spec, SEED, short, (0, spec.shape[0]), np.float32)
+            short: initial_rows(spec, SEED, short, (0, spec.shape[0]), np.float32)
             for short, spec in layer.params(shape).items()
         }
         channels = (0, layer.out_shape(shape)[0])

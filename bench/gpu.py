@@ -34,7 +34,7 @@ from mpicnn.cost import step_costs
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.launch import launch
 from mpicnn.mesh import Mesh
-from mpicnn.plan import preset
+from mpicnn.presets import preset
 
 MODELS = (
     "marques-50-500,marques-150-800,marques-300-1000,marques-500-1500,marques-500-1500:1024,"

@@ -21,7 +21,7 @@ from usage import Peak
 from mpicnn import ops
 from mpicnn.launch import launch
 from mpicnn.mesh import Mesh
-from mpicnn.plan import preset
+from mpicnn.presets import preset
 
 VARIANTS = ("eager", "channels-last")
 STEPS = 3

@@ -17,7 +17,8 @@ from task import Task
 from turns import Cores, Side, measure
 
 from mpicnn import ops
-from mpicnn.launch import agree, broadcast_text, launch
+from mpicnn.agreement import agree, broadcast_text
+from mpicnn.launch import launch
 from mpicnn.mesh import Mesh
 
 PROGRESS = ("thread", "poll", "none")

@@ -13,11 +13,12 @@ from task import Ours, Task
 from turns import rest
 from usage import Peak, network_bytes
 
+from mpicnn.agreement import agree
 from mpicnn.clock import Clock
-from mpicnn.launch import agree
 from mpicnn.mesh import Mesh
 from mpicnn.models import Model
-from mpicnn.plan import SCHEMES, Plan, preset
+from mpicnn.plan import SCHEMES, Plan
+from mpicnn.presets import preset
 from mpicnn.resolve import check_batch
 from mpicnn.underway import Progress
 

@@ -17,8 +17,9 @@ from task import HYPER, Ours, Task
 from turns import Cores, Side, measure, rest, within
 
 from mpicnn import ops
+from mpicnn.agreement import agree, broadcast_text
 from mpicnn.config import Division
-from mpicnn.launch import agree, broadcast_text, launch
+from mpicnn.launch import launch
 from mpicnn.mesh import Mesh
 from mpicnn.planfile import load_plan
 from mpicnn.resolve import check_batch

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpicnn import models, rng
+from mpicnn import models
 from mpicnn.devices import Device
 from mpicnn.errors import UserError
+from mpicnn.initial import initial_rows
 from mpicnn.mesh import Mesh
 from mpicnn.models import Model
 from mpicnn.optim import Hyper, update
@@ -47,7 +48,7 @@ class Task:
         """Return every parameter and buffer as mpicnn starts with them, whole."""
         specs = self.model.param_specs() | self.model.buffer_specs()
         return {
-            name: rng.initial(spec, SEED, name, (0, spec.shape[0]), np.float32)
+            name: initial_rows(spec, SEED, name, (0, spec.shape[0]), np.float32)
             for name, spec in specs.items()
         }
 

@@ -27,7 +27,8 @@ from pydantic_settings import (
 
 from mpicnn import recipes
 from mpicnn.errors import UserError
-from mpicnn.options import Options, describe, kebab, one_of, version
+from mpicnn.options import Options, describe, kebab, version
+from mpicnn.text import one_of
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 LIMITS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}

@@ -3,23 +3,20 @@
 The settings are plain frozen dataclasses whose fields carry their description and bounds. Only
 `parse`, on one rank, makes a pydantic model of them (`mpicnn.cli`); the other ranks read what it
 found by `from_json` and are spared the import. Flags override the file, the file the defaults.
-The environment is read here and nowhere else in the package.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, overload
 
+from mpicnn.environment import Environ
 from mpicnn.errors import UserError
 from mpicnn.options import Options, devices_text, extents, option, rising, shares_text, stages_text
 from mpicnn.options import differences as differences
 from mpicnn.precision import Name as PrecisionName
 
-Environ = Mapping[str, str]
 Schedule = Literal["constant", "steps", "dexp", "cosine"]
 Scaling = Literal["none", "linear", "sqrt", "owt"]
 
@@ -293,8 +290,3 @@ def parse(argv: list[str], command: str, environ: Environ) -> Options:
     columns = environ.get("COLUMNS", "")
     width = int(columns) if columns.isdigit() else shutil.get_terminal_size().columns
     return read(argv, command, kinds[command], skipped, min(width, 100) - 2)
-
-
-def environment() -> Environ:
-    """Return the environment, read now."""
-    return dict(os.environ)

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mpicnn import gpu, ops
+from mpicnn.agreement import agree
 from mpicnn.errors import DeviceError
-from mpicnn.launch import agree
 from mpicnn.mesh import Mesh, Wires
 from mpicnn.pinning import pin
 from mpicnn.transport import choose_wires

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import hashlib
-import math
 import os
 import select
 import signal
@@ -20,19 +18,16 @@ import sys
 import threading
 import time
 import traceback
-from array import array
 from collections.abc import Callable, Mapping
-from types import FrameType, TracebackType
-from typing import Any, Final, NoReturn, ParamSpec, Self, TypeVar
+from typing import Final, NoReturn
 
 from mpi4py import MPI
 
-from mpicnn.config import environment
+from mpicnn.agreement import first_failure
+from mpicnn.environment import environment
 from mpicnn.errors import UserError
-from mpicnn.polling import wait
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from mpicnn.output import say
+from mpicnn.waiting import wait
 
 GRACE_S: Final = 2.0  # a rank that failed waits this long for the others to fail likewise
 PATIENCE_S: Final = 600.0  # a rank that finished waits this long for the others to finish
@@ -64,115 +59,6 @@ def launch(
     except BaseException as error:
         _abort_on(error)
     sys.exit(code)
-
-
-def agree(comm: MPI.Intracomm, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call `function` on every rank; if it raises `UserError` on any, raise that on all of them.
-
-    The lowest failing rank's message is taken, with its rank unless all ranks say the same.
-    """
-    failure: UserError | None = None
-    try:
-        result = function(*args, **kwargs)
-    except UserError as error:
-        failure = error
-    code, text = _first_failure(comm, failure.code if failure else 0, str(failure or ""))
-    if code:
-        agreed = UserError(text)
-        agreed.code = code
-        raise agreed from failure
-    return result
-
-
-def from_root(
-    comm: MPI.Intracomm, function: Callable[P, str | None], *args: P.args, **kwargs: P.kwargs
-) -> str:
-    """Call `function` on rank 0 alone and return its text on every rank ("" for None).
-
-    A `UserError` that it raises is raised on all of them.
-    """
-    failure: UserError | None = None
-    text = ""
-    if comm.rank == 0:
-        try:
-            text = function(*args, **kwargs) or ""
-        except UserError as error:
-            failure, text = error, str(error)
-    code = array("q", [failure.code if failure else 0])
-    wait(comm.Ibcast([code, MPI.INT64_T], root=0))
-    text = broadcast_text(comm, text)
-    if code[0]:
-        agreed = UserError(text)
-        agreed.code = code[0]
-        raise agreed from failure
-    return text
-
-
-def same(comm: MPI.Intracomm, what: str, digest: bytes) -> None:
-    """Raise `UserError` on every rank, naming the odd ranks, unless `digest` is the same on all."""
-    mine = hashlib.sha256(digest).digest()
-    every = bytearray(len(mine) * comm.size)
-    wait(comm.Iallgather([mine, MPI.BYTE], [every, MPI.BYTE]))
-    starts = range(0, len(every), len(mine))
-    odd = [r for r, at in enumerate(starts) if every[at : at + len(mine)] != every[: len(mine)]]
-    if odd:
-        ranks = ", ".join(map(str, odd))
-        raise UserError(
-            f"{what} differs between rank 0 and rank(s) {ranks} of {comm.size}: "
-            "start every rank with the same code, settings and files"
-        )
-
-
-def broadcast_text(comm: MPI.Intracomm, text: str | None) -> str:
-    """Return rank 0's `text` on every rank; the other ranks' is not looked at."""
-    data = bytearray((text or "").encode("utf-8", "surrogateescape"))
-    length = array("q", [len(data)])
-    wait(comm.Ibcast([length, MPI.INT64_T], root=0))
-    if comm.rank:
-        data = bytearray(length[0])
-    wait(comm.Ibcast([data, MPI.BYTE], root=0))
-    return data.decode("utf-8", "surrogateescape")
-
-
-def say(rank: int | None, text: str, fd: int = 2) -> None:
-    """Write `text` in one piece, each line marked with `rank`, so that ranks' lines stay whole."""
-    mark = "" if rank is None else f"[rank {rank}] "
-    data = "".join(f"{mark}{line}\n" for line in text.splitlines()).encode(
-        "utf-8", "backslashreplace"
-    )
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-class Signals:
-    """Turn SIGUSR1, SIGTERM and SIGINT into `requested`, the signal's name, while entered.
-
-    Each rank sees its own flag, which travels with the sums of losses of every step. A SIGINT after
-    another request raises `KeyboardInterrupt`.
-    """
-
-    def __init__(self) -> None:
-        self.requested: str | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = signal.Signals(number).name
 
 
 def _launcher(environ: Mapping[str, str]) -> tuple[int | None, int]:
@@ -209,7 +95,7 @@ def _leave(meeting: MPI.Intracomm, main: Callable[[MPI.Intracomm], int | None]) 
     """Run `main`, meet the other ranks and return the exit code of all."""
     code, text, patience = _ending(main)
     try:
-        code, text = _first_failure(meeting, code, text, patience + 0.1 * meeting.rank)
+        code, text = first_failure(meeting, code, text, patience + 0.1 * meeting.rank)
     except TimeoutError:
         alone = f"left with exit code {code} while other ranks were still at work"
         _abort(f"mpicnn: error: {text or alone}", code or 1)
@@ -237,30 +123,6 @@ def _ending(main: Callable[[MPI.Intracomm], int | None]) -> tuple[int, str, floa
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes nowhere
         return BROKEN_PIPE, "", GRACE_S
-
-
-def _first_failure(
-    comm: MPI.Intracomm, code: int, text: str, seconds: float = math.inf
-) -> tuple[int, str]:
-    """Return the lowest failing rank's code and text on every rank, or (0, "").
-
-    Raise `TimeoutError` when the other ranks do not come within `seconds`.
-    """
-    data = bytearray(text.encode("utf-8", "backslashreplace"))
-    digest = int.from_bytes(hashlib.sha256(data).digest()[:7])
-    mine = array("q", (code, len(data), digest))
-    every = array("q", bytes(len(mine) * mine.itemsize * comm.size))
-    wait(comm.Iallgather([mine, MPI.INT64_T], [every, MPI.INT64_T]), seconds)
-    failing = [rank for rank, other in enumerate(every[0::3]) if other]
-    if not failing:
-        return 0, ""
-    first = failing[0]
-    if comm.rank != first:
-        data = bytearray(every[3 * first + 1])
-    wait(comm.Ibcast([data, MPI.BYTE], root=first), seconds)
-    alike = len(failing) == comm.size and len(set(every[2::3])) == 1
-    mark = "" if alike or not data else f"rank {first}: "
-    return every[3 * first], mark + data.decode()
 
 
 def _reader_left(fd: int) -> bool:

@@ -10,9 +10,10 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import DTypeLike, NDArray
 
-from mpicnn.polling import wait
+from mpicnn.placement import coordinates
 from mpicnn.underway import Pending, Progress, Underway
-from mpicnn.wire import Request, Wire
+from mpicnn.waiting import Request, wait
+from mpicnn.wire import Wire
 
 Array = NDArray[Any]
 Wires = Callable[[MPI.Intracomm], Wire]
@@ -199,8 +200,3 @@ class Mesh:
         """Return the bytes that this rank has sent as the plan says."""
         ways = {id(w): w for w in (self.peers, *self.axes, self.before, self.behind) if w}
         return sum(w.sent for w in ways.values())
-
-
-def coordinates(rank: int, grid: Sequence[int]) -> tuple[int, ...]:
-    """Return the place of `rank` in the grid, the last axis counting first."""
-    return tuple(int(c) for c in np.unravel_index(rank, tuple(grid)))

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from types import ModuleType
-from typing import Any
 
-from numpy.typing import NDArray
-
-from mpicnn.mesh import Group
 from mpicnn.placement import (
-    Box,
     Partial,
     Placement,
     Replicated,
     Shape,
     Split,
-    box_shape,
     intersect,
-    slices,
+    volume,
 )
-from mpicnn.underway import Pending
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -54,25 +43,12 @@ class Move:
             or (isinstance(self.src, Split) and isinstance(self.dst, Partial))
         )
 
-    def start(self, group: Group, x: Array, shape: Shape) -> Pending:
-        """Begin to move the local array `x`; return a handle whose `wait()` gives the result.
-
-        `shape` is the tensor's shape as seen along this axis: whole in a dimension that the axis
-        splits, local in a dimension that only another axis splits. All ranks of `group` must call
-        in the same order. `x` must stay unchanged until the move has ended.
-        """
-        return _TABLE[type(self.src), type(self.dst)](self, group, x, shape)
-
-    def __call__(self, group: Group, x: Array, shape: Shape) -> Array:
-        """Carry out the move and return this rank's part under `dst`."""
-        return self.start(group, x, shape).wait()
-
     def items_sent(self, shape: Shape, ranks: int, rank: int) -> float:
         """Return the number of items that `rank` sends to other ranks.
 
         A rank that contributes a block to k others counts it k times; a sum over K ranks of n
         items counts 2 (K - 1) / K · n (reduce-scatter, then all-gather of equal parts). This is
-        the least any algorithm sends; `Group` counts real calls by the same rule.
+        the least any algorithm sends; `mpicnn.mesh.Group` counts real calls by the same rule.
         """
         if self.local or ranks == 1:
             return 0
@@ -80,126 +56,12 @@ class Move:
             whole = prod(shape)
             if isinstance(self.dst, Replicated):
                 return 2 * (ranks - 1) / ranks * whole
-            return whole - _volume(self.dst.box(shape, rank))
+            return whole - volume(self.dst.box(shape, rank))
         mine = self.src.box(shape, rank)
         return sum(
-            _volume(intersect(mine, self.dst.box(shape, r))) for r in range(ranks) if r != rank
+            volume(intersect(mine, self.dst.box(shape, r))) for r in range(ranks) if r != rank
         )
-
-
-def _volume(box: Box) -> int:
-    return prod(box_shape(box))
-
-
-def _done(y: Array) -> Pending:
-    return Pending.done(y)
-
-
-def _same(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    return _done(x)
-
-
-def _slice(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    whole = move.src.box(shape, group.rank)
-    return _done(x[slices(move.dst.box(shape, group.rank), whole)])
-
-
-def _keep_on_first(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    return _done(x if group.rank == 0 else group.xp.zeros_like(x))
-
-
-def _pad(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    mine = move.src.box(shape, group.rank)
-    y = group.xp.zeros(shape, x.dtype)
-    y[slices(mine, move.dst.box(shape, group.rank))] = x
-    return _done(y)
-
-
-def _gather(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    boxes = [move.src.box(shape, r) for r in range(group.size)]
-    counts = [_volume(box) for box in boxes]
-    whole = move.dst.box(shape, group.rank)
-    flat = group.xp.empty(prod(shape), x.dtype)
-    send = group.flat(x)
-    request = group.allgather(send, flat, counts)
-    return group.underway.add(request, lambda: _unpack(group.xp, flat, boxes, whole), send)
-
-
-def _exchange(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    if move.src == move.dst:
-        return _done(x)
-    mine, goal = move.src.box(shape, group.rank), move.dst.box(shape, group.rank)
-    outgoing = [intersect(mine, move.dst.box(shape, r)) for r in range(group.size)]
-    incoming = [intersect(move.src.box(shape, r), goal) for r in range(group.size)]
-    send = _pack(group, x, outgoing, mine)
-    flat = group.xp.empty(_volume(goal), x.dtype)
-    request = group.alltoall(
-        send, [_volume(b) for b in outgoing], flat, [_volume(b) for b in incoming]
-    )
-    return group.underway.add(request, lambda: _unpack(group.xp, flat, incoming, goal), send)
-
-
-def _sum(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    # the sum is in place, so that either way this is a copy
-    total = group.flat(x.copy() if x.flags.c_contiguous else x)
-    request = group.allreduce(total)
-    return group.underway.add(request, lambda: total.reshape(shape))
-
-
-def _sum_and_split(move: Move, group: Group, x: Array, shape: Shape) -> Pending:
-    whole = move.src.box(shape, group.rank)
-    boxes = [move.dst.box(shape, r) for r in range(group.size)]
-    send = _pack(group, x, boxes, whole)
-    mine = group.xp.empty(box_shape(boxes[group.rank]), x.dtype)
-    request = group.reduce_scatter(send, mine.reshape(-1), [_volume(b) for b in boxes])
-    return group.underway.add(request, lambda: mine, send)
-
-
-_Start = Callable[[Move, Group, Array, Shape], Pending]
-_TABLE: dict[tuple[type, type], _Start] = {
-    (Replicated, Replicated): _same,
-    (Replicated, Split): _slice,
-    (Replicated, Partial): _keep_on_first,
-    (Split, Replicated): _gather,
-    (Split, Split): _exchange,
-    (Split, Partial): _pad,
-    (Partial, Replicated): _sum,
-    (Partial, Split): _sum_and_split,
-    (Partial, Partial): _same,
-}
 
 
 SUM = Move(Partial(), Replicated())
 """The all-reduce: a pending sum becomes known to every rank."""
-
-
-def _rows_of(boxes: list[Box], origin: Box) -> bool:
-    """Say whether the boxes cut `origin` along its first dimension only and follow in order."""
-    at = origin[0][0]
-    for box in boxes:
-        if _volume(box) == 0:
-            continue
-        if box[1:] != origin[1:] or box[0][0] != at:
-            return False
-        at = box[0][1]
-    return at == origin[0][1]
-
-
-def _pack(group: Group, x: Array, boxes: list[Box], origin: Box) -> Array:
-    """Lay boxes of `x` one after another in a flat array: a view where they lie so already."""
-    if _rows_of(boxes, origin):
-        return group.flat(x)
-    return group.xp.concatenate([group.flat(x[slices(box, origin)]) for box in boxes])
-
-
-def _unpack(xp: ModuleType, flat: Array, boxes: list[Box], goal: Box) -> Array:
-    """Undo `_pack`: assemble the box `goal` from the boxes that follow one another in `flat`."""
-    if _rows_of(boxes, goal):
-        return flat.reshape(box_shape(goal))
-    y = xp.empty(box_shape(goal), flat.dtype)
-    at = 0
-    for box in boxes:
-        size = _volume(box)
-        y[slices(box, goal)] = flat[at : at + size].reshape(box_shape(box))
-        at += size
-    return y

@@ -11,6 +11,7 @@ from math import inf
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from mpicnn.errors import UserError
+from mpicnn.text import one_of
 
 
 def option(default: Any, description: str, metavar: str = "", **metadata: Any) -> Any:
@@ -137,11 +138,6 @@ class Options:
 def kebab(name: str) -> str:
     """Return the name of a setting as users write it."""
     return name.replace("_", "-")
-
-
-def one_of(values: Sequence[str]) -> str:
-    """Return "a, b or c"."""
-    return f"{', '.join(values[:-1])} or {values[-1]}"
 
 
 def describe(each: Field[Any], hint: Any) -> str:

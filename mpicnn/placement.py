@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import isfinite
+from math import isfinite, prod
 
 Shape = tuple[int, ...]
 Bounds = tuple[int, ...]
@@ -119,6 +119,11 @@ def box_shape(box: Box) -> Shape:
     return tuple(hi - lo for lo, hi in box)
 
 
+def volume(box: Box) -> int:
+    """Return the number of items in a box."""
+    return prod(box_shape(box))
+
+
 def local_shape(shape: Shape, layout: Layout, coords: Sequence[int]) -> Shape:
     """Return the shape of the block that lies at mesh `coords`."""
     return box_shape(region(shape, layout, coords))
@@ -136,3 +141,12 @@ def intersect(a: Box, b: Box) -> Box:
 def slices(box: Box, origin: Box) -> tuple[slice, ...]:
     """Return `box` as an index into an array that holds `origin`."""
     return tuple(slice(lo - o, hi - o) for (lo, hi), (o, _) in zip(box, origin, strict=True))
+
+
+def coordinates(rank: int, grid: Sequence[int]) -> tuple[int, ...]:
+    """Return the place of `rank` in the grid, the last axis counting first."""
+    place: list[int] = []
+    for length in reversed(grid):
+        rank, at = divmod(rank, length)
+        place.append(at)
+    return tuple(reversed(place))

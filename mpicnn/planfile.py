@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpicnn.errors import UserError
-from mpicnn.plan import LayerPlan, Plan, Weights, equal_shares, preset
+from mpicnn.plan import LayerPlan, Plan, Weights, equal_shares
+from mpicnn.presets import preset
 from mpicnn.stages import cut
 
 if TYPE_CHECKING:

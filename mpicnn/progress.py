@@ -13,23 +13,12 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from mpicnn.metrics import Metrics, Row
 from mpicnn.terminal import columns
+from mpicnn.text import duration, figure
 
 if TYPE_CHECKING:
     from mpicnn.training import Score
 
 LOGS_PER_EPOCH = 10
-
-
-def duration(seconds: float) -> str:
-    """Return a time as "0:07", "12:34" or "1:02:03"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def figure(number: float) -> str:
-    """Return a speed with about three digits: "3124", "84.2", "0.0312"."""
-    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def say(text: str, stream: TextIO) -> None:

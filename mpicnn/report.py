@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mpicnn.errors import UserError
 from mpicnn.metrics import plot_run
-from mpicnn.progress import duration, figure
+from mpicnn.text import align, counted, duration, figure
 
 if TYPE_CHECKING:
     from mpicnn.training import Score
@@ -46,7 +46,7 @@ def startup(
     notes: Sequence[str] = (),
 ) -> str:
     """Return the first lines of a run. `library` is the MPI library's name and version."""
-    lines = [f"mpicnn {version}: {count(len(ranks), 'rank')}, {library}"]
+    lines = [f"mpicnn {version}: {counted(len(ranks), 'rank')}, {library}"]
     lines += [f"  {'hosts':<6} {line}" for line in _hosts(ranks)]
     for name, value in (
         ("model", f"{model}, {parameters:,} parameters"),
@@ -63,7 +63,7 @@ def _hosts(ranks: Sequence[Rank]) -> list[str]:
     """Return a line for each set of hosts with equal ranks."""
     by_host: dict[str, list[str]] = {}
     for rank in ranks:
-        what = f"{rank.device} ({rank.backend}, {count(rank.threads, 'thread')})"
+        what = f"{rank.device} ({rank.backend}, {counted(rank.threads, 'thread')})"
         by_host.setdefault(rank.host, []).append(what)
     alike: dict[str, list[str]] = {}
     for host, devices in by_host.items():
@@ -76,11 +76,6 @@ def _names(hosts: Sequence[str]) -> str:
     if len(hosts) <= HOSTS_NAMED:
         return ", ".join(hosts) + (", each" if len(hosts) > 1 else "")
     return f"{hosts[0]} ... {hosts[-1]} ({len(hosts)} hosts), each"
-
-
-def count(number: int, noun: str) -> str:
-    """Return "1 rank" or "2 ranks"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,10 @@ class Outcome:
 def summary(outcome: Outcome) -> str:
     """Return the last lines of a run: score, time, where the time went, memory, what to do next."""
     speed = figure(outcome.images / outcome.seconds) if outcome.seconds > 0 else "-"
-    lines = ["", f"{count(outcome.steps, 'step')} in {duration(outcome.seconds)}, {speed} images/s"]
+    lines = [
+        "",
+        f"{counted(outcome.steps, 'step')} in {duration(outcome.seconds)}, {speed} images/s",
+    ]
     if outcome.test is not None:
         test = outcome.test
         lines.append(
@@ -166,7 +164,7 @@ def _time_table(splits: Sequence[TimeSplit]) -> list[str]:
         rows.append(row)
     if len(splits) == 1:
         rows = [row[:3] for row in rows]
-    return columns(rows)
+    return align(rows)
 
 
 def _memory_table(memory: Sequence[Memory]) -> list[str]:
@@ -178,21 +176,11 @@ def _memory_table(memory: Sequence[Memory]) -> list[str]:
         held = [getattr(each, kind) / 1e6 for each in memory]
         extremes = held if alone else [min(held), max(held)]
         rows.append([name, *(f"{each:.1f}" for each in extremes)])
-    return columns(rows)
+    return align(rows)
 
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}"
-
-
-def columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Align a table: the first `left` columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        [*map(str.ljust, row[:left], widths), *map(str.rjust, row[left:], widths[left:])]
-        for row in rows
-    ]
-    return ["  ".join(cells).rstrip() for cells in aligned]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mpicnn.checks import check_form
 from mpicnn.errors import UserError
-from mpicnn.plan import INPUT, LOSS, LayerPlan, Plan, Weights, check_form
+from mpicnn.plan import INPUT, LOSS, LayerPlan, Plan, Weights
 from mpicnn.strategy import letters, row
 
 if TYPE_CHECKING:

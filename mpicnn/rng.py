@@ -7,14 +7,11 @@ function of the seed, its purpose and the global indices of what it is for.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
-
-from mpicnn.layers.base import Param
 
 Array = NDArray[Any]
 Words = NDArray[np.uint32]
@@ -88,7 +85,7 @@ def dropout_mask(
     quads = np.arange(lo // 4, -(-hi // 4))
     lanes = slice(lo - lo // 4 * 4, lo - lo // 4 * 4 + hi - lo)
     mask = np.empty((len(positions), hi - lo), dtype)
-    for rows in _chunks(len(positions), len(quads)):
+    for rows in chunks(len(positions), len(quads)):
         words = philox4x32(quads, positions[rows, None], step, layer, stream)
         kept = words.reshape(words.shape[0], 4 * len(quads))[:, lanes] >= int(rate * 2**32)
         mask[rows] = kept
@@ -96,56 +93,8 @@ def dropout_mask(
     return mask
 
 
-def initial(param: Param, seed: int, name: str, rows: tuple[int, int], dtype: DTypeLike) -> Array:
-    """Return the global rows lo … hi - 1 (of dimension 0) of a parameter's first value.
-
-    "he" is normal with variance 2 / fan_in (He et al. 2015, eq. 10); "xavier" is uniform with
-    variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 16), where fan_out is the first
-    dimension times the kernel's size; a float is a normal's standard deviation; "zeros" and "ones"
-    are what they say. Raises ValueError for any other name.
-
-    `name` is the parameter's name in the whole model. Element e of row r is lane e % 4 of the
-    counter (e // 4, r, 0, 0) under `key(seed, "initial:" + name)`; normals are drawn in pairs of
-    lanes (Box and Muller 1958).
-    """
-    lo, hi = rows
-    shape = (hi - lo, *param.shape[1:])
-    if param.init in ("zeros", "ones"):
-        return np.full(shape, 1 if param.init == "ones" else 0, dtype)
-    width = math.prod(param.shape[1:])
-    stream = key(seed, f"initial:{name}")
-    quads = np.arange(-(-width // 4))
-    values = np.empty((hi - lo, width), dtype)
-    for part in _chunks(hi - lo, len(quads)):
-        row = np.arange(lo + part.start, lo + part.stop)[:, None]
-        drawn = _scaled(param, philox4x32(quads, row, 0, 0, stream))
-        values[part] = drawn.reshape(len(row), 4 * len(quads))[:, :width]
-    return values.reshape(shape)
-
-
-def _scaled(param: Param, words: Words) -> Array:
-    """Return words (…, 4) as values of the parameter's distribution."""
-    # the middle of each of 2**32 cells: neither 0 nor 1 can occur
-    uniform = (words + 0.5) / 2.0**32
-    if param.init == "xavier":
-        fan_out = param.shape[0] * math.prod(param.shape[2:])
-        return (2 * uniform - 1) * math.sqrt(6 / (param.fan_in + fan_out))
-    if param.init == "he":
-        deviation = math.sqrt(2 / param.fan_in)
-    elif isinstance(param.init, str):
-        raise ValueError(f'init must be "he", "xavier", "zeros", "ones" or a float: {param.init}')
-    else:
-        deviation = param.init
-    radius = deviation * np.sqrt(-2 * np.log(uniform[..., 0::2]))
-    angle = 2 * np.pi * uniform[..., 1::2]
-    normal = np.empty_like(uniform)
-    normal[..., 0::2] = radius * np.cos(angle)
-    normal[..., 1::2] = radius * np.sin(angle)
-    return normal
-
-
-def _chunks(rows: int, counters_per_row: int) -> Iterator[slice]:
-    """Cut rows into slices of about CHUNK counters each."""
+def chunks(rows: int, counters_per_row: int) -> Iterator[slice]:
+    """Cut rows into slices of about CHUNK counters each, so that draws stay in the cache."""
     step = max(1, CHUNK // max(1, counters_per_row))
     for first in range(0, rows, step):
         yield slice(first, min(first + step, rows))

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from mpicnn import calibrate
+from mpicnn.agreement import agree, from_root, same
 from mpicnn.checkpoint import Checkpoints, Tensor
 from mpicnn.compile import compile
-from mpicnn.config import Settings, environment, parse
+from mpicnn.config import Settings, parse
 from mpicnn.devices import Device
+from mpicnn.environment import environment
 from mpicnn.errors import UserError
 from mpicnn.execute import Executor
-from mpicnn.launch import agree, from_root, same
 from mpicnn.mesh import Mesh
 from mpicnn.options import Options
 from mpicnn.placement import box_shape, region

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from mpicnn.compile import compile
 from mpicnn.cost import LayerCost, step_costs
 from mpicnn.layers.base import Param
-from mpicnn.mesh import coordinates
-from mpicnn.placement import weighted_bounds
+from mpicnn.placement import coordinates, weighted_bounds
 from mpicnn.plan import INPUT, LOSS, Plan
 from mpicnn.precision import dtype_of
-from mpicnn.report import columns
 from mpicnn.resolve import Choice, resolve
+from mpicnn.text import align
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
@@ -143,5 +142,5 @@ def _run_lengths(counts: Sequence[int]) -> str:
 
 
 def _table(rows: Sequence[tuple[str, ...]], left: int) -> list[str]:
-    head, *lines = columns(rows, left)
+    head, *lines = align(rows, left)
     return [head, "-" * max(map(len, (head, *lines))), *lines]

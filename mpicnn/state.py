@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mpicnn import rng
+from mpicnn.initial import initial_rows
 from mpicnn.placement import region
 from mpicnn.program import Weight
 
@@ -42,7 +42,7 @@ def initial_state(
     state = State()
     for weight in weights:
         first, *others = region(weight.param.shape, weight.home, coords)
-        rows = rng.initial(weight.param, seed, weight.name, first, dtype)
+        rows = initial_rows(weight.param, seed, weight.name, first, dtype)
         value = np.ascontiguousarray(rows[(slice(None), *(slice(*o) for o in others))])
         if weight.buffer:
             state.buffers[weight.name] = value

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mpicnn.clock import Clock
 from mpicnn.mesh import Mesh
 from mpicnn.program import Compute, Hop, Weight
+from mpicnn.redistribution import redistribute
 from mpicnn.state import Arrays, State
 from mpicnn.underway import Pending
 
@@ -61,7 +62,7 @@ class Journey:
 
     def _start(self, at: int, x: Array) -> Pending:
         hop = self.hops[at]
-        return hop.move.start(self.mesh.axes[hop.axis], x, hop.shape)
+        return redistribute(self.mesh.axes[hop.axis], hop.move, x, hop.shape)
 
     def wait(self) -> Array:
         """Wait for the end, starting hop after hop, and return what arrived."""

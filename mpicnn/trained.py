@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpicnn.agreement import agree, from_root
 from mpicnn.checkpoint import Checkpoints, read_meta
-from mpicnn.config import Division, Settings, environment
+from mpicnn.config import Division, Settings
 from mpicnn.devices import choose_device
+from mpicnn.environment import environment
 from mpicnn.errors import UserError
-from mpicnn.launch import agree, from_root, say
 from mpicnn.models import Model
+from mpicnn.output import say
 from mpicnn.plan import Plan
 from mpicnn.planfile import load_plan, parse_plan
 from mpicnn.precision import dtype_of

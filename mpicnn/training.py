@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 import numpy as np
 
 from mpicnn import trace
+from mpicnn.agreement import from_root
 from mpicnn.checkpoint import Checkpoints
 from mpicnn.clock import KINDS, Clock
 from mpicnn.data.augment import Augment
@@ -19,15 +20,14 @@ from mpicnn.data.file import Dataset
 from mpicnn.data.loader import Batches
 from mpicnn.errors import UserError
 from mpicnn.execute import Totals
-from mpicnn.launch import from_root
 from mpicnn.optim import Hyper, Schedule, scale, update
 from mpicnn.planfile import plan_toml
 from mpicnn.state import Arrays
 
 if TYPE_CHECKING:
     from mpicnn.config import Settings
-    from mpicnn.launch import Signals
     from mpicnn.session import Session
+    from mpicnn.signals import Signals
     from mpicnn.state import State
 
 

@@ -11,8 +11,7 @@ from typing import Any, Literal
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from mpicnn.polling import wait
-from mpicnn.wire import Request
+from mpicnn.waiting import Request, wait
 
 Array = NDArray[Any]
 Progress = Literal["poll", "thread", "none"]

@@ -14,6 +14,7 @@ from mpicnn.layers.base import Run
 from mpicnn.mesh import Mesh
 from mpicnn.move import SUM
 from mpicnn.program import Chain, Compute, Redistribute, Transfer
+from mpicnn.redistribution import redistribute
 from mpicnn.traffic import Homecoming, Weights
 from mpicnn.underway import Pending
 
@@ -109,7 +110,7 @@ class Walk:
         else:
             group = self.mesh.axes[item.hop.axis]
             move = item.hop.move if forward else item.hop.move.adjoint
-            way.pending = move.start(group, way.value, item.hop.shape)
+            way.pending = redistribute(group, move, way.value, item.hop.shape)
         self.clock.add(item.name, "communication", since)
 
     def _transfer(self, value: Array, item: Transfer, forward: bool) -> Pending:
@@ -192,5 +193,6 @@ class Walk:
 
     def _sum(self, item: Compute, partial: Array) -> Array:
         for axis in item.sum_axes:
-            partial = SUM(self.mesh.axes[axis], partial, partial.shape)
+            group = self.mesh.axes[axis]
+            partial = redistribute(group, SUM, partial, partial.shape).wait()
         return partial

@@ -5,32 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpicnn.ops import _host as host
+from mpicnn.waiting import Request
 
 Array = NDArray[Any]
-
-
-class Request(Protocol):
-    """Something under way."""
-
-    def Test(self) -> bool:  # noqa: N802  (mpi4py's name)
-        """Let it make progress; return whether it has ended."""
-        ...
-
-
-@runtime_checkable
-class Ordered(Protocol):
-    """Something under way that the device itself can wait for."""
-
-    def order(self) -> None:
-        """Let what the device does from now on come after it."""
-        ...
 
 
 Call = Callable[[Any, Any], Request]

@@ -10,7 +10,8 @@ import cupy
 
 from mpicnn.ops import _cuda_arrays
 from mpicnn.ops._cuda_transfer import enter, mark, pinned, reached
-from mpicnn.wire import Array, Call, Request, Wire
+from mpicnn.waiting import Request
+from mpicnn.wire import Array, Call, Wire
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -12,8 +12,8 @@ from cupy.cuda import nccl
 
 from mpicnn.ops import _cuda_arrays
 from mpicnn.ops._cuda_transfer import enter, mark, reached
-from mpicnn.polling import wait
-from mpicnn.wire import Array, Request, Wire, starts
+from mpicnn.waiting import Request, wait
+from mpicnn.wire import Array, Wire, starts
 
 if TYPE_CHECKING:
     from mpi4py import MPI

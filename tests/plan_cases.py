@@ -23,7 +23,8 @@ from mpicnn.mesh import Mesh
 from mpicnn.models import Model
 from mpicnn.optim import update
 from mpicnn.placement import region
-from mpicnn.plan import PRESETS, LayerPlan, Plan, equal_shares, preset
+from mpicnn.plan import PRESETS, LayerPlan, Plan, equal_shares
+from mpicnn.presets import preset
 from mpicnn.state import initial_state
 
 CLASSES, BATCH, RAGGED, STEPS, SEED = 5, 11, 2, 20, 3

@@ -14,7 +14,8 @@ from mpicnn.execute import Executor
 from mpicnn.layers import Conv, Flatten, Linear
 from mpicnn.mesh import Mesh
 from mpicnn.models import Model
-from mpicnn.plan import SCHEMES, preset
+from mpicnn.plan import SCHEMES
+from mpicnn.presets import preset
 from mpicnn.state import initial_state
 
 BATCH = 1024

@@ -21,7 +21,7 @@ from mpicnn.layers import LRN, AvgPool, BatchNorm, Conv, Dropout, Flatten, Linea
 from mpicnn.mesh import Mesh
 from mpicnn.models import Model
 from mpicnn.optim import Hyper
-from mpicnn.plan import preset
+from mpicnn.presets import preset
 
 BENCH = Path(__file__).parents[1] / "bench"
 

@@ -13,13 +13,15 @@ from oracle import run_ranks
 from plan_cases import BATCH, CPU, SHARES, batches, compare, make, network, train
 
 from mpicnn import gpu
-from mpicnn.config import Division, environment
+from mpicnn.config import Division
 from mpicnn.devices import Device
+from mpicnn.environment import environment
 from mpicnn.mesh import Mesh
 from mpicnn.ops import _cuda_arrays
 from mpicnn.optim import update
-from mpicnn.plan import PRESETS, preset
+from mpicnn.plan import PRESETS
 from mpicnn.planfile import load_plan
+from mpicnn.presets import preset
 from mpicnn.session import Session
 from mpicnn.transport import choose_wires, cuda_aware
 

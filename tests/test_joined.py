@@ -13,7 +13,8 @@ from mpicnn.execute import Executor
 from mpicnn.layers import BatchNorm, Conv, Flatten, Linear, MaxPool, ReLU
 from mpicnn.mesh import Mesh
 from mpicnn.models import Model
-from mpicnn.plan import PRESETS, LayerPlan, Plan, equal_shares, preset
+from mpicnn.plan import PRESETS, LayerPlan, Plan, equal_shares
+from mpicnn.presets import preset
 from mpicnn.program import Compute
 from mpicnn.state import initial_state
 

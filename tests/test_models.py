@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import mpicnn.ops.numpy as ops
-from mpicnn import rng
 from mpicnn.errors import UserError
+from mpicnn.initial import initial_rows
 from mpicnn.layers import (
     LRN,
     Array,
@@ -435,7 +435,7 @@ def test_default_learns_in_a_few_steps() -> None:
     """Halve the loss on four kinds of noisy stripes, from the weights that a run starts with."""
     model = load("default", GRAY, 4)
     params = {
-        name: rng.initial(param, 1, name, (0, param.shape[0]), np.float32)
+        name: initial_rows(param, 1, name, (0, param.shape[0]), np.float32)
         for name, param in model.param_specs().items()
     }
     draws = np.random.default_rng(5)

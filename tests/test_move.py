@@ -21,6 +21,7 @@ from mpicnn.placement import (
     slices,
     weighted_bounds,
 )
+from mpicnn.redistribution import redistribute
 from mpicnn.underway import Underway
 
 SHAPE = (7, 5, 3)
@@ -72,7 +73,9 @@ def assemble(parts, placement, shape):
 
 
 def moved(move, parts):
-    results = run_ranks(len(parts), lambda c: move(Group(c), parts[c.Get_rank()], SHAPE))
+    results = run_ranks(
+        len(parts), lambda c: redistribute(Group(c), move, parts[c.Get_rank()], SHAPE).wait()
+    )
     return [np.array(r) for r in results]
 
 
@@ -111,7 +114,8 @@ def test_bytes_predicted_are_bytes_sent(ranks, src, dst):
 
     def main(comm):
         group = Group(comm)
-        move(group, np.ones(box_shape(src.box(SHAPE, group.rank)), np.float32), SHAPE)
+        x = np.ones(box_shape(src.box(SHAPE, group.rank)), np.float32)
+        redistribute(group, move, x, SHAPE).wait()
         return group.sent
 
     sent = run_ranks(ranks, main)
@@ -145,7 +149,7 @@ def test_memory_under_way_is_kept_until_the_end(src, dst):
     # Every other column, so that what is sent is a copy that nobody else has.
     shape = box_shape(src.box(SHAPE, 0))
     x = np.zeros((*shape[:-1], 2 * shape[-1]))[..., ::2]
-    pending = Move(src, dst).start(group, x, SHAPE)
+    pending = redistribute(group, Move(src, dst), x, SHAPE)
     del x
     assert not pending.poll()
     assert sent[0]() is not None
@@ -164,7 +168,9 @@ def test_sums_of_memory_that_is_used_again(comm):
         # A rank that comes late finds what the others sent long ago.
         if comm.rank == turn % comm.size:
             time.sleep(0.05)
-        pending = move.start(Group(comm), np.full((rows, 4), 1.0, np.float32), (rows, 4))
+        x = np.full((rows, 4), 1.0, np.float32)
+        pending = redistribute(Group(comm), move, x, (rows, 4))
+        del x
         others = [np.full((rows, 4), np.nan, np.float32) for _ in range(3)]
         assert (pending.wait() == comm.size).all()
         del others

@@ -16,8 +16,8 @@ from mpicnn.cost import step_costs
 from mpicnn.errors import UserError
 from mpicnn.layers import AvgPool
 from mpicnn.models import Model
-from mpicnn.plan import preset
 from mpicnn.planfile import load_plan, parse_plan, plan_toml
+from mpicnn.presets import preset
 from mpicnn.resolve import check_batch, resolve
 from mpicnn.schedule import turns
 from mpicnn.show import all_costs, plan_table

@@ -7,8 +7,9 @@ from mpicnn.compile import compile
 from mpicnn.config import Division
 from mpicnn.cost import step_costs
 from mpicnn.errors import UserError
-from mpicnn.plan import PRESETS, LayerPlan, Plan, equal_shares, preset
+from mpicnn.plan import PRESETS, LayerPlan, Plan, equal_shares
 from mpicnn.planfile import load_plan, parse_plan, plan_toml
+from mpicnn.presets import preset
 from mpicnn.resolve import check_batch, resolve
 from mpicnn.show import all_costs, plan_table
 

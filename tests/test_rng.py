@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mpicnn import rng
+from mpicnn.initial import initial_rows
 from mpicnn.layers import Param
 
 FULL = 0xFFFFFFFF
@@ -113,7 +114,7 @@ def test_dropout_masks_differ_by_seed_layer_and_step():
     (("he", 2 / 75), ("xavier", 2 / (75 + 64 * 25)), (0.01, 1e-4)),
 )
 def test_initial_distribution(init, variance):
-    w = rng.initial(Param((64, 3, 5, 5), init, 75), 1, "conv1.w", (0, 64), "float64")
+    w = initial_rows(Param((64, 3, 5, 5), init, 75), 1, "conv1.w", (0, 64), "float64")
     assert w.shape == (64, 3, 5, 5)
     # six standard deviations of the mean of 4800 values, and about as much of their variance
     assert abs(w.mean()) < 6 * math.sqrt(variance / w.size)
@@ -124,10 +125,10 @@ def test_initial_distribution(init, variance):
 
 def test_initial_constants():
     np.testing.assert_array_equal(
-        rng.initial(Param((7,), "ones"), 1, "n", (2, 5), "float32"), [1] * 3
+        initial_rows(Param((7,), "ones"), 1, "n", (2, 5), "float32"), [1] * 3
     )
     np.testing.assert_array_equal(
-        rng.initial(Param((7, 2), "zeros"), 1, "n", (2, 4), "float32"), np.zeros((2, 2))
+        initial_rows(Param((7, 2), "zeros"), 1, "n", (2, 4), "float32"), np.zeros((2, 2))
     )
 
 
@@ -135,11 +136,11 @@ def test_initial_constants():
 @pytest.mark.parametrize("chunk", (1, 8, 1 << 14))
 def test_initial_rows_are_the_same_for_any_division(monkeypatch, shape, chunk):
     param = Param(shape, "he", 9)
-    whole = rng.initial(param, 1, "fc6.w", (0, 11), "float32")
+    whole = initial_rows(param, 1, "fc6.w", (0, 11), "float32")
     assert len(np.unique(whole)) > 0.9 * whole.size
     monkeypatch.setattr(rng, "CHUNK", chunk)
     for lo, hi in ((0, 4), (4, 4), (4, 5), (5, 11)):
-        part = rng.initial(param, 1, "fc6.w", (lo, hi), "float32")
+        part = initial_rows(param, 1, "fc6.w", (lo, hi), "float32")
         assert part.dtype == np.float32
         np.testing.assert_array_equal(part, whole[lo:hi])
 
@@ -147,7 +148,7 @@ def test_initial_rows_are_the_same_for_any_division(monkeypatch, shape, chunk):
 def test_initial_differs_by_seed_and_name():
     param = Param((5, 7), 1.0)
     a, b, c = (
-        rng.initial(param, *which, (0, 5), "float64") for which in ((0, "a"), (1, "a"), (0, "b"))
+        initial_rows(param, *which, (0, 5), "float64") for which in ((0, "a"), (1, "a"), (0, "b"))
     )
     assert not (a == b).any()
     assert not (a == c).any()
@@ -155,4 +156,4 @@ def test_initial_differs_by_seed_and_name():
 
 def test_initial_of_an_unknown_kind():
     with pytest.raises(ValueError, match="orthogonal"):
-        rng.initial(Param((5, 7), "orthogonal"), 0, "w", (0, 5), "float32")
+        initial_rows(Param((5, 7), "orthogonal"), 0, "w", (0, 5), "float32")

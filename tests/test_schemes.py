@@ -9,7 +9,7 @@ import pytest
 from mpicnn import models
 from mpicnn.compile import compile
 from mpicnn.cost import step_costs
-from mpicnn.plan import preset
+from mpicnn.presets import preset
 from mpicnn.program import Redistribute
 
 RANKS = (2, 4, 8, 16, 32, 64)

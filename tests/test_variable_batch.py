@@ -6,15 +6,15 @@ from oracle import run_ranks
 from plan_cases import BATCH, SEED, batches, network, whole
 
 from mpicnn import ops as backends
-from mpicnn import rng
 from mpicnn.compile import compile
 from mpicnn.execute import Executor
+from mpicnn.initial import initial_rows
 from mpicnn.layers import SoftmaxCrossEntropy
 from mpicnn.layers.base import Run
 from mpicnn.mesh import Mesh
 from mpicnn.optim import update
 from mpicnn.placement import region, weighted_bounds
-from mpicnn.plan import preset
+from mpicnn.presets import preset
 from mpicnn.state import initial_state
 
 OPS = backends.load("numpy")
@@ -44,11 +44,11 @@ class Serial:
     """One process that does the same, straight from the layers."""
 
     def __init__(self):
-        draw = {n: rng.initial(p, SEED, n, (0, p.shape[0]), np.float64) for n, p in SPECS.items()}
+        draw = {n: initial_rows(p, SEED, n, (0, p.shape[0]), np.float64) for n, p in SPECS.items()}
         self.params = draw
         self.velocity = {name: np.zeros_like(w) for name, w in draw.items()}
         self.buffers = {
-            n: rng.initial(p, SEED, n, (0, p.shape[0]), np.float64)
+            n: initial_rows(p, SEED, n, (0, p.shape[0]), np.float64)
             for n, p in MODEL.buffer_specs().items()
         }
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpicnn.launch import same
+from mpicnn.agreement import same
 from mpicnn.placement import Box, Shape, box_shape
-from mpicnn.polling import wait
+from mpicnn.waiting import wait
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -5,10 +5,11 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from mpicnn.agreement import agree
 from mpicnn.config import EvaluateSettings
 from mpicnn.data.file import open_dataset
 from mpicnn.errors import UserError
-from mpicnn.launch import agree, say
+from mpicnn.output import say
 from mpicnn.session import read_settings
 from mpicnn.trained import open_trained
 from mpicnn.training import augmentation, test

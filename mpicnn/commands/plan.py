@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mpicnn import models
-from mpicnn.config import PlanSettings, environment
+from mpicnn.agreement import agree
+from mpicnn.config import PlanSettings
 from mpicnn.data.file import open_dataset
 from mpicnn.devices import choose_device
+from mpicnn.environment import environment
 from mpicnn.errors import UserError
-from mpicnn.launch import agree, say
+from mpicnn.output import say
 from mpicnn.planfile import load_plan
 from mpicnn.resolve import check_batch
 from mpicnn.session import make_plan, read_settings

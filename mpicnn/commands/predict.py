@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpicnn.agreement import agree
 from mpicnn.config import PredictSettings
 from mpicnn.data.folder import Decoding, decode
 from mpicnn.errors import UserError
-from mpicnn.launch import agree, say
 from mpicnn.layers.base import Array
+from mpicnn.output import say
 from mpicnn.session import read_settings
 from mpicnn.trained import Trained, open_trained
 from mpicnn.training import augmentation

@@ -9,12 +9,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from mpicnn import models
+from mpicnn.agreement import agree, from_root, same
 from mpicnn.checkpoint import Checkpoints
-from mpicnn.config import Settings, environment
+from mpicnn.config import Settings
 from mpicnn.data.file import Dataset, open_dataset
 from mpicnn.devices import choose_device
+from mpicnn.environment import environment
 from mpicnn.errors import UserError
-from mpicnn.launch import Signals, agree, from_root, same
 from mpicnn.metrics import Metrics
 from mpicnn.outcome import first_lines, outcome
 from mpicnn.planfile import plan_toml
@@ -22,6 +23,7 @@ from mpicnn.progress import Progress, Reporter, say
 from mpicnn.report import summary
 from mpicnn.rundir import CHECKPOINTS, CONFIG, METRICS, PLAN, open_run, write_text
 from mpicnn.session import Session, make_plan, progress_of, read_settings
+from mpicnn.signals import Signals
 from mpicnn.trace import merged
 from mpicnn.trained import warn
 from mpicnn.training import Silent, Training, Watcher, augmentation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mpicnn.errors import UserError
-from mpicnn.options import one_of
+from mpicnn.text import one_of
 
 _HERE = Path(__file__).parent
 

@@ -5,12 +5,28 @@ from __future__ import annotations
 import math
 import os
 import time
-
-from mpicnn.wire import Ordered, Request
+from typing import Protocol, runtime_checkable
 
 _TESTS = 20
 _YIELDS = 300
 _NAP_S = 200e-6
+
+
+class Request(Protocol):
+    """Something under way."""
+
+    def Test(self) -> bool:  # noqa: N802  (mpi4py's name)
+        """Let it make progress; return whether it has ended."""
+        ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """Something under way that the device itself can wait for."""
+
+    def order(self) -> None:
+        """Let what the device does from now on come after it."""
+        ...
 
 
 def wait(request: Request, seconds: float = math.inf) -> None:

@@ -1,0 +1,15 @@
+"""Write lines that stay whole where several ranks write into one stream."""
+
+from __future__ import annotations
+
+import os
+
+
+def say(rank: int | None, text: str, fd: int = 2) -> None:
+    """Write `text` in one piece, each line marked with `rank`, so that ranks' lines stay whole."""
+    mark = "" if rank is None else f"[rank {rank}] "
+    data = "".join(f"{mark}{line}\n" for line in text.splitlines()).encode(
+        "utf-8", "backslashreplace"
+    )
+    while data:
+        data = data[os.write(fd, data) :]

@@ -1,0 +1,37 @@
+"""Numbers, times and tables as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def duration(seconds: float) -> str:
+    """Return a time as "0:07", "12:34" or "1:02:03"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def figure(number: float) -> str:
+    """Return a speed with about three digits: "3124", "84.2", "0.0312"."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 rank" or "2 ranks"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def one_of(values: Sequence[str]) -> str:
+    """Return "a, b or c"."""
+    return f"{', '.join(values[:-1])} or {values[-1]}"
+
+
+def align(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Align a table: the first `left` columns to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [
+        [*map(str.ljust, row[:left], widths), *map(str.rjust, row[left:], widths[left:])]
+        for row in rows
+    ]
+    return ["  ".join(cells).rstrip() for cells in aligned]
