@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NoReturn
 
-from mpicnn.metrics import Row, read_rows
+from mpicnn.run.metrics import MetricsRow, read_rows
 
 FIRST_STEPS = 10  # of which losses are compared: later ones differ by what roundings grew to
 
@@ -70,7 +70,7 @@ class Run:
         """Return the settings that the run left."""
         return tomllib.loads((self.directory / "config.toml").read_text(encoding="utf-8"))
 
-    def score(self) -> Row:
+    def score(self) -> MetricsRow:
         """Return the last test."""
         return read_rows(self.directory / "metrics.csv")[-1]
 

@@ -11,10 +11,10 @@ import numpy as np
 from mpi4py import MPI
 from task import SEED, Ours, Task
 
-from mpicnn.initial import initial_rows
-from mpicnn.layers import AvgPool, Conv, Layer, MaxPool, Run
-from mpicnn.mesh import Mesh
-from mpicnn.presets import preset
+from mpicnn.comm.mesh import Mesh
+from mpicnn.division.presets import preset
+from mpicnn.layers import AvgPool, Context, Conv, Layer, MaxPool
+from mpicnn.step.initial import initial_rows
 
 _NOT_TIMED = (
     "Feed", "Timer", "fetch", "flat", "peak_bytes", "set_convolution", "set_precision",
@@ -104,7 +104,7 @@ def of_others(ops: ModuleType, batch: int) -> list[Call]:
             for short, spec in layer.params(shape).items()
         }
         channels = (0, layer.out_shape(shape)[0])
-        run = Run(True, 0, SEED, number, batch, np.arange(batch), channels)
+        run = Context(True, 0, SEED, number, batch, np.arange(batch), channels)
         y, saved = layer.forward(watched, x, params, run)
         layer.backward(watched, y, saved, params, run)
     return list(watched.calls.values())

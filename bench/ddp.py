@@ -11,8 +11,8 @@ from peers import Peer
 from task import HYPER, Task
 from torch.nn.parallel import DistributedDataParallel
 
-from mpicnn.mesh import Mesh
-from mpicnn.placement import weighted_bounds
+from mpicnn.comm.mesh import Mesh
+from mpicnn.division.placement import weighted_bounds
 
 
 @contextmanager

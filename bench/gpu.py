@@ -29,12 +29,13 @@ from step import VARIANTS, line, peers
 from task import Ours, Task
 from turns import Cores, Side, measure
 
-from mpicnn import gpu, ops
-from mpicnn.cost import step_costs
+from mpicnn import ops
+from mpicnn.comm.mesh import Mesh
+from mpicnn.devices import gpu
+from mpicnn.division.presets import preset
 from mpicnn.errors import DeviceError, UserError
-from mpicnn.launch import launch
-from mpicnn.mesh import Mesh
-from mpicnn.presets import preset
+from mpicnn.forecast.cost import step_costs
+from mpicnn.job.launch import launch
 
 MODELS = (
     "marques-50-500,marques-150-800,marques-300-1000,marques-500-1500,marques-500-1500:1024,"

@@ -19,9 +19,9 @@ from task import Task
 from turns import Cores, Side, measure
 
 from mpicnn import ops
+from mpicnn.comm.mesh import Mesh
 from mpicnn.errors import UserError
-from mpicnn.launch import launch
-from mpicnn.mesh import Mesh
+from mpicnn.job.launch import launch
 from mpicnn.ops import numpy as plain
 
 VARIANTS = ("eager", "channels-last")

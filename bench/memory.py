@@ -19,9 +19,9 @@ from task import HYPER, Ours, Task
 from usage import Peak
 
 from mpicnn import ops
-from mpicnn.launch import launch
-from mpicnn.mesh import Mesh
-from mpicnn.presets import preset
+from mpicnn.comm.mesh import Mesh
+from mpicnn.division.presets import preset
+from mpicnn.job.launch import launch
 
 VARIANTS = ("eager", "channels-last")
 STEPS = 3

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mpicnn.models import Model
-from mpicnn.optim import Hyper
+from mpicnn.step.optimiser import Hyper
 
 # How PyTorch calls what mpicnn's layers call w, b, …
 _NAMES = {
@@ -97,7 +97,8 @@ class Peer:
 
     "eager" and "compiled" (`torch.compile`) keep n c h w in memory, "channels-last" and
     "compiled-cl" n h w c, into which the images are brought once, here. x is float32
-    (n, c, h, w), labels int64 (n,). The update is that of `mpicnn.optim`, without its schedule.
+    (n, c, h, w), labels int64 (n,). The update is that of
+    `mpicnn.step.optimiser`, without its schedule.
     In precision "bf16" PyTorch casts automatically, activations too.
     """
 

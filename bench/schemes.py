@@ -17,9 +17,9 @@ from task import Task
 from turns import Cores, Side, measure
 
 from mpicnn import ops
-from mpicnn.agreement import agree, broadcast_text
-from mpicnn.launch import launch
-from mpicnn.mesh import Mesh
+from mpicnn.comm.mesh import Mesh
+from mpicnn.job.agreement import agree, broadcast_text
+from mpicnn.job.launch import launch
 
 PROGRESS = ("thread", "poll", "none")
 VARIANTS = ("eager", "channels-last")

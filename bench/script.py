@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from mpicnn.errors import UserError
-from mpicnn.options import version
+from mpicnn.settings.option import version
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,14 +13,14 @@ from task import Ours, Task
 from turns import rest
 from usage import Peak, network_bytes
 
-from mpicnn.agreement import agree
-from mpicnn.clock import Clock
-from mpicnn.mesh import Mesh
+from mpicnn.comm.mesh import Mesh
+from mpicnn.comm.pending import ProgressMode
+from mpicnn.division.plan import SCHEMES, Plan
+from mpicnn.division.presets import preset
+from mpicnn.division.propagation import check_batch
+from mpicnn.job.agreement import agree
 from mpicnn.models import Model
-from mpicnn.plan import SCHEMES, Plan
-from mpicnn.presets import preset
-from mpicnn.resolve import check_batch
-from mpicnn.underway import Progress
+from mpicnn.step.timing import StepTimer
 
 TOLERANCE = 1e-4  # between the losses of both sides, absolute or relative
 
@@ -76,19 +76,19 @@ def divided(comm: MPI.Intracomm, backend: ModuleType, task: Task, text: str) -> 
 
 
 def entries_of(
-    comm: MPI.Intracomm, backend: ModuleType, task: Task, text: str, ways: Iterable[Progress]
+    comm: MPI.Intracomm, backend: ModuleType, task: Task, text: str, ways: Iterable[ProgressMode]
 ) -> list[Entry]:
     """Return one entry for each way of progress in which the plan is run. Collective."""
     peak = Peak()
     ours = divided(comm, backend, task, text)
     peak.forget()  # drawing the first weights takes more than they do
-    mesh, executor = ours.session.mesh, ours.session.executor
+    mesh, executor = ours.distributed.mesh, ours.distributed.executor
 
-    def run(progress: Progress, noted: list[float]) -> float:
-        mesh.underway.progress = progress
-        executor.clock = Clock(executor.timer)
+    def run(progress: ProgressMode, noted: list[float]) -> float:
+        mesh.engine.progress = progress
+        executor.timer = StepTimer(executor.device_timer)
         loss = ours.step()
-        noted.append(executor.clock.by_kind["communication"])
+        noted.append(executor.timer.by_category["communication"])
         return loss
 
     found = []

@@ -17,12 +17,12 @@ from task import HYPER, Ours, Task
 from turns import Cores, Side, measure, rest, within
 
 from mpicnn import ops
-from mpicnn.agreement import agree, broadcast_text
-from mpicnn.config import Division
-from mpicnn.launch import launch
-from mpicnn.mesh import Mesh
-from mpicnn.planfile import load_plan
-from mpicnn.resolve import check_batch
+from mpicnn.comm.mesh import Mesh
+from mpicnn.division.planfile import load_plan
+from mpicnn.division.propagation import check_batch
+from mpicnn.job.agreement import agree, broadcast_text
+from mpicnn.job.launch import launch
+from mpicnn.settings.definitions import PlanChoice
 
 VARIANTS = ("eager", "channels-last", "compiled", "compiled-cl")
 TOLERANCE = 1e-4  # between the losses of both sides, absolute or relative
@@ -76,7 +76,7 @@ def compare(
 ) -> tuple[dict[str, list[float]], list[str]]:
     """Return the seconds per step of every side, and rank 0's remarks. Collective."""
     comm = mesh.world.comm
-    plan = agree(comm, load_plan, Division(plan=options.plan), task.model, comm.size)
+    plan = agree(comm, load_plan, PlanChoice(plan=options.plan), task.model, comm.size)
     agree(comm, check_batch, task.model, plan, options.batch)
     sides = [Side("mpicnn", Ours(mesh, backend, task, plan).step, together=True)]
     notes: list[str] = []

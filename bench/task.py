@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpicnn import models
-from mpicnn.devices import Device
+from mpicnn.comm.mesh import Mesh
+from mpicnn.devices.choice import Device
+from mpicnn.division.plan import Plan
 from mpicnn.errors import UserError
-from mpicnn.initial import initial_rows
-from mpicnn.mesh import Mesh
 from mpicnn.models import Model
-from mpicnn.optim import Hyper, update
-from mpicnn.plan import Plan
-from mpicnn.session import Session
+from mpicnn.run.distributed import DistributedModel
+from mpicnn.step.initial import initial_rows
+from mpicnn.step.optimiser import Hyper, update
 
 Array = NDArray[Any]
 
@@ -92,22 +92,24 @@ class Ours:
         plan: Plan,
         put: Callable[[Array], Any] = np.asarray,
     ) -> None:
-        self.session = Session(mesh.world.comm, Device(backend), task.model, plan, "float32", SEED)
-        self.state = self.session.initial()
-        self.program = self.session.program(len(task.labels))
+        self.distributed = DistributedModel(
+            mesh.world.comm, Device(backend), task.model, plan, "float32", SEED
+        )
+        self.state = self.distributed.initial()
+        self.program = self.distributed.program(len(task.labels))
         self.x, self.labels = put(task.x[self.program.positions]), task.labels
         self.specs = task.model.param_specs()
         self.done = 0
 
     def step(self) -> float:
-        """Do one training step, as `mpicnn.training` does; return the mean loss before it."""
-        session = self.session
-        grads, totals = session.executor.train(
+        """Do one training step, as `mpicnn.run.trainer` does; return the mean loss before it."""
+        distributed = self.distributed
+        grads, totals = distributed.executor.train(
             self.program, self.state, self.x, self.labels, self.done
         )
-        told = session.mesh.sum(totals.read())
+        told = distributed.mesh.sum(totals.read())
         update(
-            session.ops, self.state.params, self.state.velocity, grads, self.specs,
+            distributed.ops, self.state.params, self.state.velocity, grads, self.specs,
             HYPER.rate, HYPER.momentum, HYPER.decay,
         )  # fmt: skip
         self.done += 1

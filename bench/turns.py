@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from mpicnn.mesh import Mesh
+from mpicnn.comm.mesh import Mesh
 
 TURN_S = 0.25  # a side's turn is at least one step and, unless told otherwise, about this long
 PAUSE_S = 0.05  # between turns: threads of OpenMP and OpenBLAS spin on for some milliseconds

@@ -15,13 +15,13 @@ import pytest
 from mpi4py import MPI
 
 from mpicnn import models, ops
-from mpicnn.compile import compile
-from mpicnn.cost import step_costs
+from mpicnn.comm.mesh import Mesh
+from mpicnn.division.compile import compile
+from mpicnn.division.presets import preset
+from mpicnn.forecast.cost import step_costs
 from mpicnn.layers import LRN, AvgPool, BatchNorm, Conv, Dropout, Flatten, Linear, MaxPool, ReLU
-from mpicnn.mesh import Mesh
 from mpicnn.models import Model
-from mpicnn.optim import Hyper
-from mpicnn.presets import preset
+from mpicnn.step.optimiser import Hyper
 
 BENCH = Path(__file__).parents[1] / "bench"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mpicnn import calibrate
+from mpicnn.devices import calibration as calibrate
 from mpicnn.layers import Conv
 
 LAYER, SHAPE = Conv(64, 3, padding=1), (64, 32, 32)

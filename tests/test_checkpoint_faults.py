@@ -242,7 +242,7 @@ def test_an_old_file_that_cannot_be_removed_is_named(store: Checkpoints, lines: 
 DIES = """
 import mpi4py, os, sys, time
 mpi4py.rc.initialize = False
-sys.path[:0] = [sys.argv[1]]
+sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/helpers"]
 from pathlib import Path
 from checkpoint_samples import on_ranks
 from test_checkpoint_faults import Checkpoints, tensors

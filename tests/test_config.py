@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mpicnn import config
-from mpicnn.config import PlanSettings, Settings
 from mpicnn.errors import UserError
+from mpicnn.settings import definitions as config
+from mpicnn.settings.definitions import PlanSettings, Settings
 
 Write = Callable[[str], str]
 
@@ -243,7 +243,8 @@ def test_plan_reads_the_file_of_a_training_run(write: Write) -> None:
 
 def test_other_ranks_do_not_import_pydantic() -> None:
     code = (
-        "import sys; from mpicnn.config import Settings; Settings.from_json(Settings().to_json());"
+        "import sys; from mpicnn.settings.definitions import Settings;"
+        "Settings.from_json(Settings().to_json());"
         "sys.exit(any(name.startswith('pydantic') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,9 +10,9 @@ from mpicnn.ops import _cuda_arrays, available, load
 if "cuda" not in available():
     pytest.skip("CuPy is not installed", allow_module_level=True)
 
+from mpicnn.comm.wire_gpu import AwareWire, StagedWire
 from mpicnn.ops import numpy as reference
-from mpicnn.state import State
-from mpicnn.wire_gpu import AwareWire, StagedWire
+from mpicnn.step.state import State
 
 cuda = load("cuda")
 

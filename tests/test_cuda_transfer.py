@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)
 transfer = pytest.importorskip("mpicnn.ops._cuda_transfer", reason="CuPy is not installed")
-wire_gpu = pytest.importorskip("mpicnn.wire_gpu", reason="CuPy is not installed")
+wire_gpu = pytest.importorskip("mpicnn.comm.wire_gpu", reason="CuPy is not installed")
 cupy = cuda.xp
 runtime = cupy.cuda.runtime
 

@@ -17,7 +17,7 @@ import pytest
 
 from mpicnn import models
 
-SURVEY = Path(__file__).parent / "cudnn_survey.py"
+SURVEY = Path(__file__).parent / "helpers" / "cudnn_survey.py"
 STANDIN = Path(__file__).parent / "standin"
 PACKAGES = ("cupy-cuda12x", "nvidia-cudnn-cu12", "nvidia-cudnn-frontend")
 SMALL = ("alexnet-owt", "marques-50-500", "cuda-convnet")  # a compiler makes bf16's engines

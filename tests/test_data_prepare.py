@@ -59,7 +59,7 @@ def test_disk_that_gets_full(tmp_path: Path) -> None:
     labels = np.arange(20_000, dtype=np.uint64) % 3
     (source / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels.astype(np.uint8)))
     limit = "import resource, signal, sys\nfrom mpicnn.data.__main__ import main\n"
-    limit += "from mpicnn.launch import launch\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "from mpicnn.job.launch import launch\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000,) * 2)\nlaunch(main)\n"
     job = mpi_jobs.run(0, "-c", limit, "prepare", "idx", source, out)
     assert job.code == 2

@@ -5,13 +5,15 @@ import pytest
 from mpi4py import MPI
 from oracle import run_ranks
 
-from mpicnn import devices, gpu, ops, transport
-from mpicnn.config import Machine
-from mpicnn.devices import assigned
+from mpicnn import ops
+from mpicnn.comm import transport
+from mpicnn.comm.mesh import Mesh
+from mpicnn.comm.wire import Wire
+from mpicnn.devices import choice as devices
+from mpicnn.devices.choice import assigned, gpu
 from mpicnn.errors import DeviceError, UserError
-from mpicnn.mesh import Mesh
 from mpicnn.ops import numpy as reference
-from mpicnn.wire import Wire
+from mpicnn.settings.definitions import DeviceChoice
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_a_driver_that_cupy_cannot_use_is_told(monkeypatch, tmp_path):
     told = "ranks compute on cores beside an NVIDIA driver: device gpu: No module named 'cupy'"
     notes = [
         devices.choose_device(
-            MPI.COMM_SELF, Machine(device=rule, backend="numpy", threads=1), "float32", {}
+            MPI.COMM_SELF, DeviceChoice(device=rule, backend="numpy", threads=1), "float32", {}
         ).notes
         for rule in ("auto", "cpu")
     ]
@@ -153,12 +155,12 @@ def test_collectives_of_open_mpi_go_by_host_memory(monkeypatch, library, expecte
 
 def test_a_gpu_without_cudnn_is_told(monkeypatch):
     cudnn = pytest.importorskip("mpicnn.ops._cudnn", reason="CuPy is not installed")
-    assert list(devices._notes(Machine(), 0, np)) == []
+    assert list(devices._notes(DeviceChoice(), 0, np)) == []
     monkeypatch.setattr(cudnn, "library", lambda *place: None)
-    (told,) = devices._notes(Machine(), 0, np)
+    (told,) = devices._notes(DeviceChoice(), 0, np)
     assert told.startswith("cuDNN Frontend finds no cuDNN, so convolutions go by columns")
     monkeypatch.setattr(cudnn, "cudnn", None)
-    (told,) = devices._notes(Machine(), 0, np)
+    (told,) = devices._notes(DeviceChoice(), 0, np)
     assert told == (
         "cuDNN Frontend is not installed, so convolutions go by columns, which is slower; install "
         "the extra gpu (gpu13 for CUDA 13)"
@@ -168,7 +170,7 @@ def test_a_gpu_without_cudnn_is_told(monkeypatch):
 @pytest.mark.parametrize(("asked", "told"), [("auto", 1), ("numpy", 0)])
 def test_kernels_that_were_not_built_are_told(monkeypatch, asked, told):
     monkeypatch.setattr(ops, "load", lambda name: reference)
-    machine = Machine(device="cpu", backend=asked, threads=1)
+    machine = DeviceChoice(device="cpu", backend=asked, threads=1)
     notes = devices.choose_device(MPI.COMM_SELF, machine, "float32", {}).notes
     assert ["native kernels were not built" in note for note in notes] == [True] * told
 

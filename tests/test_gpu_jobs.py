@@ -12,7 +12,7 @@ import mpi_jobs
 import numpy as np
 import pytest
 
-from mpicnn.metrics import read_rows
+from mpicnn.run.metrics import read_rows
 
 STANDIN = Path(__file__).parent / "standin"
 

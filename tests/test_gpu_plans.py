@@ -12,21 +12,20 @@ from mpi4py import MPI
 from oracle import run_ranks
 from plan_cases import BATCH, CPU, SHARES, batches, compare, make, network, train
 
-from mpicnn import gpu
-from mpicnn.config import Division
-from mpicnn.devices import Device
-from mpicnn.environment import environment
-from mpicnn.mesh import Mesh
+from mpicnn.comm.mesh import Mesh
+from mpicnn.comm.transport import choose_wires, cuda_aware
+from mpicnn.devices.choice import Device, gpu
+from mpicnn.division.plan import PRESETS
+from mpicnn.division.planfile import load_plan
+from mpicnn.division.presets import preset
+from mpicnn.job.environment import environment
 from mpicnn.ops import _cuda_arrays
-from mpicnn.optim import update
-from mpicnn.plan import PRESETS
-from mpicnn.planfile import load_plan
-from mpicnn.presets import preset
-from mpicnn.session import Session
-from mpicnn.transport import choose_wires, cuda_aware
+from mpicnn.run.distributed import DistributedModel
+from mpicnn.settings.definitions import PlanChoice
+from mpicnn.step.optimiser import update
 
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)
-wire_gpu = pytest.importorskip("mpicnn.wire_gpu", reason="CuPy is not installed")
+wire_gpu = pytest.importorskip("mpicnn.comm.wire_gpu", reason="CuPy is not installed")
 
 STEPS = 3  # the third batch is a small one; a stand-in is slow
 STOOD_IN = "standin" in cuda.xp.__file__
@@ -123,7 +122,7 @@ def test_a_grid_of_gpus_trains_as_one_rank(reference):
 def test_stages_on_gpus_and_cpus_train_as_one_rank():
     model = network(normalised=False)
     plain = run_ranks(1, lambda c: train(c, preset("data", model, (1,)), model=model, steps=STEPS))
-    plan = load_plan(Division(stages="norm1,fc3", micro_batches=3), model, 3)
+    plan = load_plan(PlanChoice(stages="norm1,fc3", micro_batches=3), model, 3)
     compare(run(plan, RULES["cards and cores"], model=model), plain, 1e-12)
 
 
@@ -139,13 +138,15 @@ def steps(count, watch):
     """Do so many steps on one GPU; call `watch` before each and after, with the totals."""
     gpu.use(0)
     comm, model = MPI.COMM_SELF, network()
-    session = Session(comm, Device(cuda), model, preset("data", model, (1,)), "float32")
-    state, program = session.initial(), session.program(BATCH)
+    distributed = DistributedModel(
+        comm, Device(cuda), model, preset("data", model, (1,)), "float32"
+    )
+    state, program = distributed.initial(), distributed.program(BATCH)
     _, x, labels = next(iter(batches(np.float32)))
     x = cuda.upload(x)
     for step in range(count):
         before = watch(None)
-        grads, totals = session.executor.train(program, state, x, labels, step)
+        grads, totals = distributed.executor.train(program, state, x, labels, step)
         specs = model.param_specs()
         update(cuda, state.params, state.velocity, grads, specs, 0.01, 0.9, 0.01)
         watch(before)

@@ -13,7 +13,7 @@ import mpi_jobs
 import pytest
 
 from mpicnn.commands.train import STOPPED
-from mpicnn.config import parse
+from mpicnn.settings.definitions import parse
 
 JOBS = Path(__file__).parents[1] / "jobs"
 SCRIPTS = sorted(JOBS.glob("*.sbatch"))

@@ -8,15 +8,15 @@ import pytest
 from backends import host
 from mpi4py import MPI
 
-from mpicnn.compile import compile
-from mpicnn.execute import Executor
+from mpicnn.comm.mesh import Mesh
+from mpicnn.division.compile import compile
+from mpicnn.division.plan import PRESETS, LayerPlan, Plan, equal_shares
+from mpicnn.division.presets import preset
+from mpicnn.division.program import Compute
 from mpicnn.layers import BatchNorm, Conv, Flatten, Linear, MaxPool, ReLU
-from mpicnn.mesh import Mesh
 from mpicnn.models import Model
-from mpicnn.plan import PRESETS, LayerPlan, Plan, equal_shares
-from mpicnn.presets import preset
-from mpicnn.program import Compute
-from mpicnn.state import initial_state
+from mpicnn.step.executor import Executor
+from mpicnn.step.state import initial_state
 
 ONE = (1, 1)
 # x, w, groups: for every method of the native backend

@@ -7,11 +7,11 @@ import textwrap
 import mpi_jobs
 import pytest
 
-from mpicnn.agreement import agree, broadcast_text, same
 from mpicnn.errors import DeviceError, UserError
-from mpicnn.launch import _launcher
-from mpicnn.output import say
-from mpicnn.signals import Signals
+from mpicnn.job.agreement import agree, broadcast_text, same
+from mpicnn.job.launch import _launcher
+from mpicnn.job.output import say
+from mpicnn.job.signals import Signals
 
 SECONDS = 20  # a job of 3 ranks takes about 1 s, with the grace period 3 s; the machine may be busy
 BEGIN = "sys.stdout.write(f'begun {comm.rank}\\n')\n"
@@ -95,10 +95,10 @@ FAULTS = {
 }
 
 HEADER = """\
-from mpicnn.agreement import agree
-from mpicnn.launch import launch
-from mpicnn.output import say
-from mpicnn.signals import Signals
+from mpicnn.job.agreement import agree
+from mpicnn.job.launch import launch
+from mpicnn.job.output import say
+from mpicnn.job.signals import Signals
 import os, signal, sys, time
 from mpicnn.errors import DeviceError, UserError
 

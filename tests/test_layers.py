@@ -11,13 +11,13 @@ from mpicnn.layers import (
     LRN,
     AvgPool,
     BatchNorm,
+    Context,
     Conv,
     Dropout,
     Flatten,
     Linear,
     MaxPool,
     ReLU,
-    Run,
     SoftmaxCrossEntropy,
 )
 from mpicnn.ops import load
@@ -45,7 +45,7 @@ LAYERS = [
 def local_run(layer, shape, n, train=True):
     """Return the circumstances of a layer whose whole tensor lies here."""
     channels = (0, layer.out_shape(shape)[0])
-    return Run(train, 3, 1, 2, n, np.arange(n), channels)
+    return Context(train, 3, 1, 2, n, np.arange(n), channels)
 
 
 def spread(ops, *shape):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from backends import host
 
-from mpicnn.layers import BatchNorm, Conv, Dropout, Flatten, Linear, Run
+from mpicnn.layers import BatchNorm, Context, Conv, Dropout, Flatten, Linear
 
 rng = np.random.default_rng(5)
 
 
 def run_of(channels, rows=(0, 6), **more):
-    return Run(True, 4, 1, 2, 6, np.arange(*rows), channels, **more)
+    return Context(True, 4, 1, 2, 6, np.arange(*rows), channels, **more)
 
 
 def close(parts, whole, axis):

@@ -12,11 +12,11 @@ import pytest
 
 import mpicnn.ops.numpy as ops
 from mpicnn.errors import UserError
-from mpicnn.initial import initial_rows
 from mpicnn.layers import (
     LRN,
     Array,
     BatchNorm,
+    Context,
     Conv,
     Dropout,
     Flatten,
@@ -24,11 +24,11 @@ from mpicnn.layers import (
     Linear,
     MaxPool,
     ReLU,
-    Run,
     Shape,
     SoftmaxCrossEntropy,
 )
 from mpicnn.models import NAMES, Model, load
+from mpicnn.step.initial import initial_rows
 
 CIFAR, GRAY, CROP = (3, 32, 32), (1, 28, 28), (3, 224, 224)
 
@@ -327,7 +327,7 @@ def loss_and_grads(
     tape, grads = [], {}
     for index, (name, layer) in enumerate(model.layers):
         shape = model.shapes()[index + 1]
-        run = Run(False, 0, 0, index, n, np.arange(n), (0, shape[0]))
+        run = Context(False, 0, 0, index, n, np.arange(n), (0, shape[0]))
         p = {key: params[f"{name}.{key}"] for key in layer.params(model.shapes()[index])}
         x, saved = layer.forward(ops, x, p, run)
         tape.append((name, layer, saved, p, run))
@@ -426,7 +426,7 @@ def test_lrn_of_2012_multiplies_the_sum_by_the_published_alpha() -> None:
     norm = dict(load("alexnet", CROP, 10).layers)["norm1"]
     x = np.zeros((1, 5, 1, 1))
     x[0, :, 0, 0] = 100.0
-    y = norm.forward(ops, x, {}, Run(False, 0, 0, 0, 1, np.arange(1), (0, 5)))[0]
+    y = norm.forward(ops, x, {}, Context(False, 0, 0, 0, 1, np.arange(1), (0, 5)))[0]
     assert y[0, 2, 0, 0] == pytest.approx(100 / (2 + 1e-4 * 5 * 100**2) ** 0.75, rel=1e-12)
     assert isinstance(norm, LRN)
 

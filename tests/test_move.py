@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from oracle import run_ranks
 
-from mpicnn.mesh import Group
-from mpicnn.move import Move
-from mpicnn.ops import numpy
-from mpicnn.placement import (
+from mpicnn.comm.mesh import Group
+from mpicnn.comm.pending import ProgressEngine
+from mpicnn.comm.redistribution import redistribute
+from mpicnn.division.move import Move
+from mpicnn.division.placement import (
     Partial,
     Replicated,
     Split,
@@ -21,8 +22,7 @@ from mpicnn.placement import (
     slices,
     weighted_bounds,
 )
-from mpicnn.redistribution import redistribute
-from mpicnn.underway import Underway
+from mpicnn.ops import numpy
 
 SHAPE = (7, 5, 3)
 WEIGHTS = {1: [(1,)], 2: [(1, 1), (3, 1), (0, 1)], 3: [(1, 2, 0), (2, 0, 5)], 4: [(1, 1, 1, 1)]}
@@ -143,7 +143,7 @@ def test_memory_under_way_is_kept_until_the_end(src, dst):
         return SimpleNamespace(Test=lambda: bool(ended))
 
     group = SimpleNamespace(
-        size=2, rank=0, xp=np, flat=numpy.flat, underway=Underway(),
+        size=2, rank=0, xp=np, flat=numpy.flat, engine=ProgressEngine(),
         allgather=begin, alltoall=begin, reduce_scatter=begin, allreduce=begin,
     )  # fmt: skip
     # Every other column, so that what is sent is a copy that nobody else has.

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import mpi_jobs
 import pytest
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "helpers"
 SECONDS = 30  # two or three ranks take about 2 s, a stuck one 3 s more; the machine may be busy
 QUICK = ("-o", "mpi_limit=2", "-o", "mpi_grace=1")
 

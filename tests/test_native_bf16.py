@@ -6,7 +6,7 @@ from oracle import run_ranks
 from plan_cases import compare, make, train
 from test_native import CONVOLUTIONS, NONE, ONE
 
-from mpicnn.devices import Device
+from mpicnn.devices.choice import Device
 from mpicnn.errors import DeviceError
 from mpicnn.ops import numpy as plain
 

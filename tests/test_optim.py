@@ -10,7 +10,7 @@ import pytest
 import mpicnn.ops.numpy as ops
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Array, Param
-from mpicnn.optim import Hyper, Schedule, scale, update
+from mpicnn.step.optimiser import Hyper, Schedule, scale, update
 
 # Values that float64 holds to 16 digits and that a handful of operations round.
 CLOSE = {"rel": 1e-12, "abs": 0.0}

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from mpicnn import pinning
+from mpicnn.devices import pinning
 
 ALL = set(range(8))
 PAIRS = [0, 4, 1, 5, 2, 6, 3, 7]  # hardware threads of four physical cores

@@ -10,18 +10,18 @@ from oracle import run_ranks
 from plan_cases import BATCH, compare, network, train
 
 from mpicnn import models
-from mpicnn.compile import compile
-from mpicnn.config import Division
-from mpicnn.cost import step_costs
+from mpicnn.division.compile import compile
+from mpicnn.division.planfile import load_plan, parse_plan, plan_toml
+from mpicnn.division.presets import preset
+from mpicnn.division.propagation import check_batch, resolve
+from mpicnn.division.schedule import turns
+from mpicnn.division.stages import cut
 from mpicnn.errors import UserError
+from mpicnn.forecast.cost import step_costs
+from mpicnn.forecast.table import all_costs, plan_table
 from mpicnn.layers import AvgPool
 from mpicnn.models import Model
-from mpicnn.planfile import load_plan, parse_plan, plan_toml
-from mpicnn.presets import preset
-from mpicnn.resolve import check_batch, resolve
-from mpicnn.schedule import turns
-from mpicnn.show import all_costs, plan_table
-from mpicnn.stages import cut
+from mpicnn.settings.definitions import PlanChoice
 
 PLAIN = network(normalised=False)
 
@@ -158,30 +158,34 @@ def test_stages_have_about_the_same_work():
 
 def test_a_written_pipeline_reads_back():
     plan = pipeline(THREE, 5, "owt", ((1, 2),), order="gpipe")
-    again = parse_plan(plan_toml(plan), "plan.toml", Division(), PLAIN, plan.ranks)
+    again = parse_plan(plan_toml(plan), "plan.toml", PlanChoice(), PLAIN, plan.ranks)
     assert (again.stages, again.micro_batches, again.order) == (THREE, 5, "gpipe")
     assert (again.grid, again.shares) == (plan.grid, plan.shares)
     assert resolve(PLAIN, again) == resolve(PLAIN, plan)
 
 
 def test_the_settings_make_a_pipeline():
-    by_number = load_plan(Division(stages="2", micro_batches=6), PLAIN, 4)
+    by_number = load_plan(PlanChoice(stages="2", micro_batches=6), PLAIN, 4)
     assert (by_number.depth, by_number.grid, by_number.micro_batches) == (2, (2,), 6)
-    by_name = load_plan(Division(stages="norm1,fc3", order="gpipe"), PLAIN, 3)
+    by_name = load_plan(PlanChoice(stages="norm1,fc3", order="gpipe"), PLAIN, 3)
     assert (by_name.stages, by_name.grid, by_name.micro_batches) == (THREE, (1,), 12)
-    assert load_plan(Division(), PLAIN, 4).micro_batches == 1
+    assert load_plan(PlanChoice(), PLAIN, 4).micro_batches == 1
 
 
 @pytest.mark.parametrize(
     "asked, ranks, message",
     [
-        (Division(stages="2"), 3, "3 ranks cannot form 2 stages"),
-        (Division(stages="6"), 6, "stages 6: all-layers has 5 layers with weights"),
-        (Division(stages="fc3,conv2"), 3, "fc3, conv2 are not in the network's order"),
-        (Division(stages="conv1"), 2, "no stage can begin at 'conv1'"),
-        (Division(stages="conv7"), 2, "no stage can begin at 'conv7'"),
-        (Division(stages="2", grid="3"), 4, "grid 3 has 3 places, but 2 ranks run in each stage"),
-        (Division(stages="2", micro_batches=12), 2, "micro-batches 12: more than the 11 examples"),
+        (PlanChoice(stages="2"), 3, "3 ranks cannot form 2 stages"),
+        (PlanChoice(stages="6"), 6, "stages 6: all-layers has 5 layers with weights"),
+        (PlanChoice(stages="fc3,conv2"), 3, "fc3, conv2 are not in the network's order"),
+        (PlanChoice(stages="conv1"), 2, "no stage can begin at 'conv1'"),
+        (PlanChoice(stages="conv7"), 2, "no stage can begin at 'conv7'"),
+        (PlanChoice(stages="2", grid="3"), 4, "grid 3 has 3 places, but 2 ranks run in each stage"),
+        (
+            PlanChoice(stages="2", micro_batches=12),
+            2,
+            "micro-batches 12: more than the 11 examples",
+        ),
     ],
 )
 def test_wrong_pipelines_are_refused_in_one_line(asked, ranks, message):

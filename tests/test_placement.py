@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mpicnn.placement import (
+from mpicnn.division.placement import (
     Partial,
     Replicated,
     Split,

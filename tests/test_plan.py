@@ -3,21 +3,21 @@
 import pytest
 
 from mpicnn import models
-from mpicnn.compile import compile
-from mpicnn.config import Division
-from mpicnn.cost import step_costs
+from mpicnn.division.compile import compile
+from mpicnn.division.plan import PRESETS, LayerPlan, Plan, equal_shares
+from mpicnn.division.planfile import load_plan, parse_plan, plan_toml
+from mpicnn.division.presets import preset
+from mpicnn.division.propagation import check_batch, resolve
 from mpicnn.errors import UserError
-from mpicnn.plan import PRESETS, LayerPlan, Plan, equal_shares
-from mpicnn.planfile import load_plan, parse_plan, plan_toml
-from mpicnn.presets import preset
-from mpicnn.resolve import check_batch, resolve
-from mpicnn.show import all_costs, plan_table
+from mpicnn.forecast.cost import step_costs
+from mpicnn.forecast.table import all_costs, plan_table
+from mpicnn.settings.definitions import PlanChoice
 
 MODEL = models.load("cuda-convnet", (3, 32, 32), 10)
 
 
 def plan_of(text, ranks=3, **asked):
-    return parse_plan(text, "my.toml", Division(**asked), MODEL, ranks)
+    return parse_plan(text, "my.toml", PlanChoice(**asked), MODEL, ranks)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -80,7 +80,7 @@ def test_wrong_plan_files_are_refused(text, message):
 
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match="plan nowhere.toml: cannot be read"):
-        load_plan(Division(plan="nowhere.toml"), MODEL, 2)
+        load_plan(PlanChoice(plan="nowhere.toml"), MODEL, 2)
 
 
 def test_more_ranks_than_columns_needs_explicit_idlers():

@@ -5,8 +5,8 @@ import pytest
 from oracle import run_ranks
 from plan_cases import CASES, GRIDS, SHARES, compare, make, network, train
 
-from mpicnn.plan import PRESETS
-from mpicnn.presets import preset
+from mpicnn.division.plan import PRESETS
+from mpicnn.division.presets import preset
 
 
 def one_rank(dtype):

@@ -6,10 +6,12 @@ from pathlib import Path
 import mpi_jobs
 import pytest
 
-from mpicnn import config, models, recipes
-from mpicnn.config import Settings
+from mpicnn import models
 from mpicnn.errors import UserError
-from mpicnn.training import hyper
+from mpicnn.run.trainer import hyper
+from mpicnn.settings import definitions as config
+from mpicnn.settings import recipes
+from mpicnn.settings.definitions import Settings
 
 TRAIN = ("-m", "mpicnn.train")
 

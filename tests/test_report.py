@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mpicnn import report
 from mpicnn.errors import UserError
-from mpicnn.metrics import COLUMNS, Metrics, Row, plot_run, read_rows
-from mpicnn.progress import Progress, Reporter, duration, figure, say
-from mpicnn.report import Memory, Outcome, Rank, TimeSplit, startup, summary
+from mpicnn.run import summary as report
+from mpicnn.run.metrics import COLUMNS, Metrics, MetricsRow, plot_run, read_rows
+from mpicnn.run.progress import ProgressDisplay, Reporter, duration, figure, write_lines
+from mpicnn.run.summary import Memory, Rank, RunSummary, TimeSplit, startup, summary
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Time:
         return self.now
 
 
-def row(step: int, split: str = "train") -> Row:
+def row(step: int, split: str = "train") -> MetricsRow:
     # 1/3 and 0.1 + 0.2 have no short decimal form: they show whether files keep floats exactly.
-    return Row(step, step / 4, 2.5, split, 1 / 3, 0.841, 0.99, 3124.4, 0.1 + 0.2)
+    return MetricsRow(step, step / 4, 2.5, split, 1 / 3, 0.841, 0.99, 3124.4, 0.1 + 0.2)
 
 
 def test_metrics_survive_the_file(tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             metrics.write(row(1))
 
 
-def lines_of(mode: str, *rows: Row, steps: int = 632, start: int = 0) -> list[str]:
+def lines_of(mode: str, *rows: MetricsRow, steps: int = 632, start: int = 0) -> list[str]:
     stream, time = io.StringIO(), Time()
-    with Progress(mode, steps, start, stream, time) as progress:
+    with ProgressDisplay(mode, steps, start, stream, time) as progress:
         time.now += 10
         for each in rows:
             progress.advance(each.step)
@@ -146,7 +146,7 @@ def test_progress_off_is_silent() -> None:
 
 def test_bar_shows_training_and_leaves_tests_on_lines_of_their_own() -> None:
     stream = io.StringIO()
-    with Progress("bar", 40, 10, stream) as progress:
+    with ProgressDisplay("bar", 40, 10, stream) as progress:
         for step in range(11, 21):
             progress.advance(step)
         progress.show(row(20))
@@ -161,7 +161,7 @@ def test_bar_shows_training_and_leaves_tests_on_lines_of_their_own() -> None:
 def test_names_that_the_terminal_cannot_show_do_not_end_the_run() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    say("runs/ü ×", stream)
+    write_lines("runs/ü ×", stream)
     assert raw.getvalue() == b"runs/\\xfc \\xd7\n"
 
 
@@ -183,7 +183,7 @@ def test_figure(number: float, text: str) -> None:
 @pytest.fixture
 def reported(tmp_path: Path) -> Iterator[tuple[Reporter, Time, Path, io.StringIO]]:
     stream, time, path = io.StringIO(), Time(), tmp_path / "metrics.csv"
-    with Metrics(path) as metrics, Progress("lines", 8, 0, stream, time) as progress:
+    with Metrics(path) as metrics, ProgressDisplay("lines", 8, 0, stream, time) as progress:
         yield Reporter(progress, metrics, 4, tests=50, every=3, time=time), time, path, stream
 
 
@@ -196,7 +196,7 @@ def test_reporter_weights_steps_by_their_examples(
         reporter.step(step, Score(loss, 0.5, 1.0), examples, 0.1)
     (found,) = read_rows(path)
     # (30 + 60 + 80) / 80 examples, in 6 s.
-    assert found == Row(3, 0.75, 6.0, "train", 2.125, 0.5, 1.0, 80 / 6, 0.1)
+    assert found == MetricsRow(3, 0.75, 6.0, "train", 2.125, 0.5, 1.0, 80 / 6, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_rows_of_an_epoch(
     tmp_path: Path, steps_per_epoch: int, every: int, first: list[int], lengths: set[int]
 ) -> None:
     path = tmp_path / "metrics.csv"
-    with Metrics(path) as metrics, Progress("off", 200) as progress:
+    with Metrics(path) as metrics, ProgressDisplay("off", 200) as progress:
         reporter = Reporter(progress, metrics, steps_per_epoch, tests=50, every=every)
         for step in range(1, 3 * steps_per_epoch + 1):
             reporter.step(step, Score(1.0, 0.5, 1.0), 10, 0.1)
@@ -279,7 +279,7 @@ def test_startup_ends_with_notes() -> None:
     assert "slower" in start(one, notes=["NumPy is slower"])[-1]
 
 
-OUTCOME = Outcome(
+OUTCOME = RunSummary(
     run_dir="runs/default 001",
     steps=632,
     images=80896,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mpicnn import rng
-from mpicnn.initial import initial_rows
 from mpicnn.layers import Param
+from mpicnn.step.initial import initial_rows
 
 FULL = 0xFFFFFFFF
 # counter, key, words: Random123's kat_vectors, "philox4x32 10"

@@ -7,10 +7,10 @@ import mpi_jobs
 import pytest
 
 from mpicnn import models
-from mpicnn.compile import compile
-from mpicnn.cost import step_costs
-from mpicnn.presets import preset
-from mpicnn.program import Redistribute
+from mpicnn.division.compile import compile
+from mpicnn.division.presets import preset
+from mpicnn.division.program import Redistribute
+from mpicnn.forecast.cost import step_costs
 
 RANKS = (2, 4, 8, 16, 32, 64)
 EXAMPLES = 64  # per rank; a multiple of all numbers of ranks, so that parts are equal
@@ -86,7 +86,7 @@ def test_counted_once_per_receiver_all_schemes_send_the_same(scheme):
 
 
 def test_rounds_need_less_memory_than_the_assembled_batch():
-    job = mpi_jobs.run(4, Path(__file__).with_name("scheme_memory.py"), seconds=50)
+    job = mpi_jobs.run(4, Path(__file__).parent / "helpers" / "scheme_memory.py", seconds=50)
     assert job.code == 0, job.err
     most = {scheme: int(peak) for scheme, peak in map(str.split, job.out.splitlines())}
     # (a) holds input and gradient of 1024 examples, 4 MB each; a round of the others a quarter,

@@ -5,7 +5,7 @@ import json
 import mpi_jobs
 import pytest
 
-from mpicnn.trace import COUNT, Trace, merged
+from mpicnn.step.trace import COUNT, Trace, merged
 
 
 def test_ranks_events_become_one_file():

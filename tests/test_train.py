@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpicnn import recipes
 from mpicnn.checkpoint import read_meta, read_tensors
-from mpicnn.metrics import read_rows
+from mpicnn.run.metrics import read_rows
+from mpicnn.settings import recipes
 
 TRAIN = ("-m", "mpicnn.train")
 STEPS_PER_EPOCH = 5  # of the 37 images below, in batches of 8

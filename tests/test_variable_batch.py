@@ -6,16 +6,16 @@ from oracle import run_ranks
 from plan_cases import BATCH, SEED, batches, network, whole
 
 from mpicnn import ops as backends
-from mpicnn.compile import compile
-from mpicnn.execute import Executor
-from mpicnn.initial import initial_rows
+from mpicnn.comm.mesh import Mesh
+from mpicnn.division.compile import compile
+from mpicnn.division.placement import region, weighted_bounds
+from mpicnn.division.presets import preset
 from mpicnn.layers import SoftmaxCrossEntropy
-from mpicnn.layers.base import Run
-from mpicnn.mesh import Mesh
-from mpicnn.optim import update
-from mpicnn.placement import region, weighted_bounds
-from mpicnn.presets import preset
-from mpicnn.state import initial_state
+from mpicnn.layers.base import Context
+from mpicnn.step.executor import Executor
+from mpicnn.step.initial import initial_rows
+from mpicnn.step.optimiser import update
+from mpicnn.step.state import initial_state
 
 OPS = backends.load("numpy")
 RATE, FC_RATE, MOMENTUM, DECAY = 0.05, 0.02, 0.9, 0.01
@@ -57,7 +57,7 @@ class Serial:
         return {n.rpartition(".")[2]: w for n, w in every.items() if n.startswith(f"{name}.")}
 
     def run(self, index, step, count, rows, channels):
-        return Run(True, step, SEED, index, count, rows, (0, channels))
+        return Context(True, step, SEED, index, count, rows, (0, channels))
 
     def forward(self, x, indices, step, count, rows):
         tape = []

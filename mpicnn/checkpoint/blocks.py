@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpicnn.agreement import same
-from mpicnn.placement import Box, Shape, box_shape
-from mpicnn.waiting import wait
+from mpicnn.division.placement import Box, Shape, box_shape
+from mpicnn.job.agreement import same
+from mpicnn.job.waiting import wait
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpicnn.agreement import agree, from_root
 from mpicnn.checkpoint.blocks import Tensor, gather
 from mpicnn.checkpoint.file import compare, fill, make_image, verify
 from mpicnn.errors import UserError
+from mpicnn.job.agreement import agree, from_root
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import NoReturn
 
-from mpicnn.launch import launch
+from mpicnn.job.launch import launch
 
 
 def start(name: str) -> NoReturn:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mpicnn.agreement import agree
-from mpicnn.config import EvaluateSettings
 from mpicnn.data.file import open_dataset
 from mpicnn.errors import UserError
-from mpicnn.output import say
-from mpicnn.session import read_settings
-from mpicnn.trained import open_trained
-from mpicnn.training import augmentation, test
+from mpicnn.job.agreement import agree
+from mpicnn.job.output import say
+from mpicnn.run.load import load_trained
+from mpicnn.run.setup import read_settings
+from mpicnn.run.trainer import augmentation, test
+from mpicnn.settings.definitions import EvaluateSettings
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 def main(comm: MPI.Intracomm) -> None:
     """Evaluate a checkpoint on all ranks and print its scores. Collective."""
     settings = read_settings(comm, "evaluate", EvaluateSettings)
-    trained = open_trained(comm, settings.checkpoint, settings.plan, settings)
-    session = trained.session
+    trained = load_trained(comm, settings.checkpoint, settings.plan, settings)
+    distributed = trained.distributed
     augment = augmentation(trained.settings)
     with agree(comm, open_dataset, settings.data or trained.settings.data) as data:
         shape = agree(comm, augment.out_shape, data.shape)
-        if shape != tuple(session.model.input_shape) or len(data.classes) != session.model.classes:
+        model = distributed.model
+        if shape != tuple(model.input_shape) or len(data.classes) != model.classes:
             raise UserError(
                 f"data {data.path}: images of {shape} in {len(data.classes)} classes, but the "
-                f"network takes {session.model.input_shape} and knows {session.model.classes}"
+                f"network takes {model.input_shape} and knows {model.classes}"
             )
         since = perf_counter()
-        score = test(session, trained.state, data, augment, settings.eval_batch)
+        score = test(distributed, trained.state, data, augment, settings.eval_batch)
         seconds = perf_counter() - since
         count = len(data.split("test"))
     if comm.rank == 0:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mpicnn import models
-from mpicnn.agreement import agree
-from mpicnn.config import PlanSettings
 from mpicnn.data.file import open_dataset
-from mpicnn.devices import choose_device
-from mpicnn.environment import environment
+from mpicnn.devices.choice import choose_device
+from mpicnn.division.planfile import load_plan
+from mpicnn.division.propagation import check_batch
 from mpicnn.errors import UserError
-from mpicnn.output import say
-from mpicnn.planfile import load_plan
-from mpicnn.resolve import check_batch
-from mpicnn.session import make_plan, read_settings
-from mpicnn.show import plan_table
+from mpicnn.forecast.table import plan_table
+from mpicnn.job.agreement import agree
+from mpicnn.job.environment import environment
+from mpicnn.job.output import say
+from mpicnn.run.setup import make_plan, read_settings
+from mpicnn.settings.definitions import PlanSettings
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpicnn.agreement import agree
-from mpicnn.config import PredictSettings
 from mpicnn.data.folder import Decoding, decode
 from mpicnn.errors import UserError
+from mpicnn.job.agreement import agree
+from mpicnn.job.output import say
 from mpicnn.layers.base import Array
-from mpicnn.output import say
-from mpicnn.session import read_settings
-from mpicnn.trained import Trained, open_trained
-from mpicnn.training import augmentation
+from mpicnn.run.load import TrainedModel, load_trained
+from mpicnn.run.setup import read_settings
+from mpicnn.run.trainer import augmentation
+from mpicnn.settings.definitions import PredictSettings
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 def main(comm: MPI.Intracomm) -> None:
     """Print a line for each image; every rank takes its share of them. Collective."""
     settings = read_settings(comm, "predict", PredictSettings)
-    trained = open_trained(comm, settings.checkpoint, "data", settings)
-    session = trained.session
-    program = session.program(len(settings.images))
+    trained = load_trained(comm, settings.checkpoint, "data", settings)
+    distributed = trained.distributed
+    program = distributed.program(len(settings.images))
     x = agree(comm, read_images, [settings.images[i] for i in program.positions], trained)
-    logits = session.executor.predict(program, trained.state, x).astype(np.float64)
+    logits = distributed.executor.predict(program, trained.state, x).astype(np.float64)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    table = np.zeros((len(settings.images), session.model.classes))
+    table = np.zeros((len(settings.images), distributed.model.classes))
     table[program.answers] = odds / odds.sum(axis=1, keepdims=True)
-    table = session.mesh.sum(table).wait()
+    table = distributed.mesh.sum(table).wait()
     if comm.rank == 0:
         classes = trained.meta["classes"]
         for image, row in zip(settings.images, table, strict=True):
@@ -41,7 +41,7 @@ def main(comm: MPI.Intracomm) -> None:
             say(None, f"{image}: {named}", fd=1)
 
 
-def read_images(paths: list[str], trained: Trained) -> Array:
+def read_images(paths: list[str], trained: TrainedModel) -> Array:
     """Return image files as the network takes them: scaled, cropped, normalized as in testing.
 
     Raises UserError where a file is no image or its size does not suit.
@@ -58,5 +58,5 @@ def read_images(paths: list[str], trained: Trained) -> Array:
     augment = augmentation(trained.settings).for_evaluation()
     windows = augment.windows((c, h, w), 0, 0, np.arange(len(paths)))
     mean, std = np.array(meta["mean"]), np.array(meta["std"])
-    ops, dtype = trained.session.ops, trained.session.dtype
+    ops, dtype = trained.distributed.ops, trained.distributed.dtype
     return augment.apply(ops, ops.xp.asarray(images), windows, mean, std, dtype)

@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from mpicnn.launch import launch
+from mpicnn.job.launch import launch
 
 if TYPE_CHECKING:
     from mpi4py import MPI

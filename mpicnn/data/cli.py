@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mpicnn.agreement import agree
 from mpicnn.data.cifar import CIFAR10, CIFAR100, open_cifar
 from mpicnn.data.file import open_dataset
 from mpicnn.data.folder import DEFAULT_TEST_FRACTION, Decoding, open_folder
@@ -20,6 +19,7 @@ from mpicnn.data.layout import SPLITS, class_counts
 from mpicnn.data.prepare import prepare
 from mpicnn.data.source import Source
 from mpicnn.errors import UserError
+from mpicnn.job.agreement import agree
 
 if TYPE_CHECKING:
     from mpi4py import MPI

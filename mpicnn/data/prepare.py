@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from mpicnn.agreement import agree, same
 from mpicnn.data.layout import SPLITS, Array, Index
 from mpicnn.data.source import Source, check_source, first_per_class
 from mpicnn.data.write import Writer, check_target, writing
-from mpicnn.waiting import wait
+from mpicnn.job.agreement import agree, same
+from mpicnn.job.waiting import wait
 
 if TYPE_CHECKING:
     from mpi4py import MPI

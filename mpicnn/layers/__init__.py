@@ -1,7 +1,7 @@
 """What networks are made of; every layer computes on its local part and knows nothing of MPI."""
 
 from mpicnn.layers.activation import ReLU
-from mpicnn.layers.base import Array, Layer, Param, Run, Shape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape
 from mpicnn.layers.conv import Conv
 from mpicnn.layers.dropout import Dropout
 from mpicnn.layers.flatten import Flatten
@@ -23,7 +23,7 @@ __all__ = [
     "MaxPool",
     "Param",
     "ReLU",
-    "Run",
+    "Context",
     "Shape",
     "SoftmaxCrossEntropy",
 ]

@@ -36,7 +36,7 @@ def whole_batch(partial: Array) -> Array:
 
 
 @dataclass
-class Run:
+class Context:
     """Say under which circumstances a layer runs: the part of the tensor that lies here.
 
     `positions` are the places in the global batch of the local rows (int64, one per row);
@@ -62,7 +62,7 @@ class Run:
 class Layer:
     """Compute on the local part of a tensor; know nothing of MPI, devices or other ranks.
 
-    `kind` says which placements a layer works under (see `mpicnn.strategy`): "contraction" for
+    `kind` says which placements a layer works under (`mpicnn.division.strategy`): "contraction" for
     convolution and fully connected layers, "channelwise" for layers that treat every channel by
     itself, "examplewise" for layers that need all channels of an example.
     """
@@ -85,19 +85,19 @@ class Layer:
         return {}
 
     def batch_sums(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the lengths of the arrays given to `Run.batch_sum` in forward and in backward."""
+        """Return the lengths of what forward and backward give to `Context.batch_sum`."""
         return (), ()
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         """Return y and whatever `backward` needs. `p` holds local parameters and buffers."""
         raise NotImplementedError
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        """Return dx (None where `run.need_dx` is false) and the local parameter gradients.
+        """Return dx (None where `ctx.need_dx` is false) and the local parameter gradients.
 
         The gradients are of the *sum* over the local examples: whoever calls brings them home.
         """

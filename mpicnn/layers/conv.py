@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import PairField, check_image, check_init, check_positive
-from mpicnn.layers.base import Array, Layer, Param, Run, Shape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape
 from mpicnn.ops.window import conv_size
 
 
@@ -21,7 +21,7 @@ class Conv(Layer):
     As `torch.nn.Conv2d`. `init` is how w starts (see `Param`). Raises UserError for values that
     make no convolution.
 
-    Locally w may be a part of the whole: some rows (output channels `run.channels`, all of x's
+    Locally w may be a part of the whole: some rows (output channels `ctx.channels`, all of x's
     channels), or, with one group, the columns that belong to the channels of the local x.
     """
 
@@ -71,22 +71,22 @@ class Conv(Layer):
         return params
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         w, b = p["w"], p.get("b")
         parts = [
             ops.conv2d(
-                x[:, c], w[o], None if b is None else b[o], *self._window, groups, run.joined
+                x[:, c], w[o], None if b is None else b[o], *self._window, groups, ctx.joined
             )
-            for o, c, groups in self._segments(x, w, run)
+            for o, c, groups in self._segments(x, w, ctx)
         ]
         return parts[0] if len(parts) == 1 else ops.xp.concatenate(parts, axis=1), x
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         x, w = saved, p["w"]
-        segments = list(self._segments(x, w, run))
+        segments = list(self._segments(x, w, ctx))
         dws = [
             ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, *self._window, groups)
             for o, c, groups in segments
@@ -94,7 +94,7 @@ class Conv(Layer):
         grads = {"w": dws[0] if len(dws) == 1 else ops.xp.concatenate(dws)}
         if "b" in p:
             grads["b"] = ops.bias_grad(dy)
-        if not run.need_dx:
+        if not ctx.need_dx:
             return None, grads
         if len(segments) == 1 and segments[0][1] == slice(0, x.shape[1]):
             return ops.conv2d_dx(dy, w, x.shape, *self._window, segments[0][2]), grads
@@ -107,7 +107,7 @@ class Conv(Layer):
     def _window(self) -> tuple[tuple[int, int], ...]:
         return self.stride, self.padding, self.dilation
 
-    def _segments(self, x: Array, w: Array, run: Run) -> Iterator[tuple[slice, slice, int]]:
+    def _segments(self, x: Array, w: Array, ctx: Context) -> Iterator[tuple[slice, slice, int]]:
         """Yield local rows of w, the channels of x that they read, and their number of groups.
 
         A range of output channels may begin and end inside a group: then there is a part of a
@@ -117,7 +117,7 @@ class Conv(Layer):
             yield slice(0, w.shape[0]), slice(0, x.shape[1]), 1
             return
         per_o, per_c = self.o // self.groups, x.shape[1] // self.groups
-        lo, hi = run.channels
+        lo, hi = ctx.channels
         cuts = (lo, -(-lo // per_o) * per_o, hi // per_o * per_o, hi)
         spans = list(pairwise(sorted({cut for cut in cuts if lo <= cut <= hi})))
         for start, stop in spans or [(lo, hi)]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import is_number
-from mpicnn.layers.base import Array, Layer, Run
+from mpicnn.layers.base import Array, Context, Layer
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Dropout(Layer):
             raise UserError(f"Dropout: rate is {self.rate!r}: give a number in [0, 1)")
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        if not run.train or self.rate == 0:
+        if not ctx.train or self.rate == 0:
             return x, None
-        first = run.channels[0] * math.prod(x.shape[2:])
-        y, mask = ops.dropout(x, self.rate, run.seed, run.layer, run.step, run.positions, first)
+        first = ctx.channels[0] * math.prod(x.shape[2:])
+        y, mask = ops.dropout(x, self.rate, ctx.seed, ctx.layer, ctx.step, ctx.positions, first)
         return y, mask
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        if not run.need_dx:
+        if not ctx.need_dx:
             return None, {}
         return dy if saved is None else ops.mul(dy, saved), {}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import check_init, check_positive
-from mpicnn.layers.base import Array, Layer, Param, Run, Shape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Linear(Layer):
         return params
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        return ops.linear(x, p["w"], p.get("b"), run.joined), x
+        return ops.linear(x, p["w"], p.get("b"), ctx.joined), x
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        grads = {"w": ops.linear_dw(saved, dy, run.sums.get("w"))}
+        grads = {"w": ops.linear_dw(saved, dy, ctx.sums.get("w"))}
         if "b" in p:
             grads["b"] = ops.bias_grad(dy)
-        return ops.linear_dx(dy, p["w"]) if run.need_dx else None, grads
+        return ops.linear_dx(dy, p["w"]) if ctx.need_dx else None, grads

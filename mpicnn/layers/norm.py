@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import check_image, check_numbers, check_positive, is_number
-from mpicnn.layers.base import Array, Layer, Param, Run, Shape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class LRN(Layer):
         return shape
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         y, scale = ops.lrn(x, self.size, self.alpha, self.beta, self.k)
         return y, (x, y, scale)
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        if not run.need_dx:
+        if not ctx.need_dx:
             return None, {}
         return ops.lrn_dx(dy, *saved, self.size, self.alpha, self.beta), {}
 
@@ -91,16 +91,16 @@ class BatchNorm(Layer):
         return (shape[0], shape[0]), (2 * shape[0],)
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         mean, var = p["mean"], p["var"]
-        if run.train:
-            values = _values_per_channel(x, run)
-            mean = run.batch_sum(ops.channel_sums(x)) / values
+        if ctx.train:
+            values = _values_per_channel(x, ctx)
+            mean = ctx.batch_sum(ops.channel_sums(x)) / values
         centred = ops.scale_shift(x, ops.xp.ones_like(mean), -mean)
-        if run.train:
+        if ctx.train:
             # squares of centred values: a difference of two large sums would cancel
-            var = run.batch_sum(ops.channel_sums(centred, centred)) / values
+            var = ctx.batch_sum(ops.channel_sums(centred, centred)) / values
             unbiased = var * (values / max(1, values - 1))
             p["mean"] += self.momentum * (mean - p["mean"])
             p["var"] += self.momentum * (unbiased - p["var"])
@@ -108,22 +108,22 @@ class BatchNorm(Layer):
         return ops.scale_shift(centred, p["gamma"] * inverse, p["beta"]), (centred, inverse)
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         centred, inverse = saved
         dgamma, dbeta = ops.channel_sums(dy, centred) * inverse, ops.channel_sums(dy)
         grads = {"gamma": dgamma, "beta": dbeta}
-        if not run.need_dx:
+        if not ctx.need_dx:
             return None, grads
         scale = p["gamma"] * inverse
         dx = ops.scale_shift(dy, scale, ops.xp.zeros_like(scale))
-        if run.train:
-            sums = run.batch_sum(ops.xp.stack((dgamma, dbeta)))
-            dgamma, dbeta = sums / _values_per_channel(dy, run)
+        if ctx.train:
+            sums = ctx.batch_sum(ops.xp.stack((dgamma, dbeta)))
+            dgamma, dbeta = sums / _values_per_channel(dy, ctx)
             # the batch's mean and variance depend on x as well
             dx -= ops.scale_shift(centred, scale * inverse * dgamma, scale * dbeta)
         return dx, grads
 
 
-def _values_per_channel(x: Array, run: Run) -> int:
-    return max(1, run.count * math.prod(x.shape[2:]))
+def _values_per_channel(x: Array, ctx: Context) -> int:
+    return max(1, ctx.count * math.prod(x.shape[2:]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import PairField, check_image
-from mpicnn.layers.base import Array, Layer, Run, Shape
+from mpicnn.layers.base import Array, Context, Layer, Shape
 from mpicnn.ops.window import pool_size
 
 
@@ -53,15 +53,15 @@ class MaxPool(_Pool):
     """
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         y, argmax = ops.maxpool(x, self.kernel, self.stride, self.padding, self.ceil_mode)
         return y, (argmax, x.shape)
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        if not run.need_dx:
+        if not ctx.need_dx:
             return None, {}
         return ops.maxpool_dx(dy, *saved, self.kernel, self.stride, self.padding), {}
 
@@ -77,14 +77,14 @@ class AvgPool(_Pool):
     count_include_pad: bool = True
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], run: Run
+        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         return ops.avgpool(x, *self._arguments), x.shape
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], run: Run
+        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        if not run.need_dx:
+        if not ctx.need_dx:
             return None, {}
         return ops.avgpool_dx(dy, saved, *self._arguments), {}
 

@@ -82,7 +82,7 @@ def fetch(a: Any) -> Callable[[], NDArray[Any]]:
 
 
 class Timer:
-    """Give marks of the GPU's time (see `mpicnn.clock`): events on the stream that computes.
+    """Give marks of the GPU's time (see `mpicnn.step.timing`): events on the stream that computes.
 
     An interval begins where the one before has ended, so that waiting counts too.
     """

@@ -62,7 +62,7 @@ class Feed:
 
 
 class Timer:
-    """Give marks of the device's time (see `mpicnn.clock`): here it is the host's."""
+    """Give marks of the device's time (see `mpicnn.step.timing`): here it is the host's."""
 
     def since(self) -> float:
         """Return now (of `perf_counter`, s)."""

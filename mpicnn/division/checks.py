@@ -1,0 +1,98 @@
+"""What a plan must be to be meant at all, whatever it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from mpicnn.division.plan import (
+    HOMES,
+    INPUT,
+    INPUT_LETTERS,
+    LOSS,
+    ORDERS,
+    SCHEMES,
+    SYNCS,
+    Plan,
+    Shares,
+)
+from mpicnn.division.strategy import letters
+from mpicnn.errors import UserError
+
+if TYPE_CHECKING:
+    from mpicnn.models import Model
+
+
+def check_form(model: Model, plan: Plan) -> None:
+    """Raise UserError for letters, shares or names that cannot be meant."""
+    kinds = {name: layer.kind for name, layer in model.layers} | {LOSS: "examplewise"}
+    if plan.scheme not in SCHEMES:
+        raise UserError(f"plan: scheme {plan.scheme!r} is not one of {', '.join(SCHEMES)}")
+    if plan.sync not in SYNCS:
+        raise UserError(f"plan: sync {plan.sync!r} is not one of {', '.join(SYNCS)}")
+    if len(plan.grid) not in (1, 2):
+        raise UserError(f"plan: a grid has one or two axes, got {len(plan.grid)}")
+    check_shares("plan", plan.shares, plan.grid)
+    _check_stages(model, plan)
+    if plan.scheme != "a" and model.fc_start == len(model.layers):
+        raise UserError(
+            f"plan: scheme ({plan.scheme}) feeds fully connected layers in rounds, "
+            f"and {model.name} has none; use scheme a"
+        )
+    for name, layer in plan.layers.items():
+        where = f"plan: layer {name}"
+        if name != INPUT and name not in kinds:
+            known = ", ".join(kinds)
+            raise UserError(f"{where}: {model.name} has no such layer; it has {known}")
+        able = INPUT_LETTERS if name == INPUT else letters(kinds[name])
+        if len(layer.split) != len(plan.grid) or any(a not in able for a in layer.split):
+            raise UserError(
+                f"{where}: split {layer.split!r} is not possible; "
+                f"expected {len(plan.grid)} letter(s) out of {', '.join(able)}"
+            )
+        if layer.home not in HOMES:
+            raise UserError(f"{where}: home {layer.home!r} is not one of {', '.join(HOMES)}")
+        if layer.shares is not None:
+            check_shares(where, layer.shares, plan.grid)
+
+
+def _check_stages(model: Model, plan: Plan) -> None:
+    """Raise UserError for stages, micro-batches or rounds that the network cannot run in."""
+    if plan.order not in ORDERS:
+        raise UserError(f"plan: order {plan.order!r} is not one of {', '.join(ORDERS)}")
+    if plan.micro_batches < 1:
+        raise UserError(f"plan: micro-batches must be at least 1, got {plan.micro_batches}")
+    names = [name for name, _ in model.layers]
+    unknown = [name for name in plan.stages if name not in names[1:]]
+    if unknown:
+        raise UserError(
+            f"plan: stages: no stage can begin at {unknown[0]!r}; expected layers of {model.name} "
+            f"after the first, out of {', '.join(names[1:])}"
+        )
+    starts = [names.index(name) for name in plan.stages]
+    if starts != sorted(set(starts)):
+        raise UserError(f"plan: stages {', '.join(plan.stages)} are not in the network's order")
+    parted = {"micro-batches above 1": 0} if plan.micro_batches > 1 else {}
+    if plan.scheme != "a":
+        parted[f"scheme ({plan.scheme})"] = model.fc_start
+    for what, start in parted.items():
+        for (name, layer), shape in list(zip(model.layers, model.shapes(), strict=False))[start:]:
+            if any(layer.batch_sums(shape)):
+                raise UserError(
+                    f"plan: layer {name} normalises over the whole batch, which {what} would cut "
+                    "up; use micro-batches 1 and scheme a"
+                )
+
+
+def check_shares(where: str, shares: Sequence[Shares], grid: Sequence[int]) -> None:
+    """Raise UserError unless there is one usable weight for every rank of every axis."""
+    if tuple(len(s) for s in shares) != tuple(grid):
+        lengths = " and ".join(str(n) for n in grid)
+        given = " and ".join(str(len(s)) for s in shares)
+        raise UserError(f"{where}: {given} shares given, expected one for each of {lengths} ranks")
+    for weights in shares:
+        usable = all(isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
+        if not usable:
+            listed = ",".join(f"{w:g}" for w in weights)
+            raise UserError(f"{where}: shares {listed} must be finite, not negative and not all 0")

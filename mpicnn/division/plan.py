@@ -1,0 +1,83 @@
+"""Which strategy and shares every layer has: plain data, savable, printable, comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+Shares = tuple[float, ...]
+
+PRESETS = ("data", "owt", "filter", "master-worker", "fc-output", "fc-input")
+SCHEMES = ("a", "b", "c")
+SYNCS = ("allreduce", "sharded")
+HOMES = ("use", "first")
+ORDERS = ("1f1b", "gpipe")
+INPUT, LOSS = "input", "loss"
+INPUT_LETTERS = ("n", "m", "r")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Say how one layer is divided.
+
+    `split` has one letter per mesh axis (`mpicnn.division.strategy`); `shares` one tuple of weights
+    per axis, or None for the plan's own; `home` where its parameters live between steps: "use", as
+    they are computed with, or "first", on the first rank, from where they travel every step
+    (Marques, algorithm 1).
+    """
+
+    split: str
+    shares: tuple[Shares, ...] | None = None
+    home: str = "use"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Divide a network's work over a grid of ranks.
+
+    `grid` is the mesh: one length per axis. `shares` holds one weight per rank for every axis;
+    0 leaves a rank without work on purpose. `layers` names the layers divided by hand or by a
+    preset, besides "input" (which examples a rank reads; letter r: all of them) and "loss"; a
+    layer that is not named follows the layout it finds, or is divided by the batch where it
+    cannot. `scheme` is OWT's way to feed the fully connected segment: (a) one round over the
+    assembled batch, (b) one round per rank on that rank's examples, (c) as many rounds, each on a
+    part of every rank's examples. `sync` says how replicated parameters are kept equal:
+    "allreduce", or "sharded": the gradient is reduce-scattered, every rank updates its own part
+    and the parts are gathered at the next step (OWT).
+
+    `stages` names the first layer of every pipeline stage after the first (survey): each stage has
+    a grid of its own, and the batch passes through in `micro_batches` parts, in the order "1f1b"
+    or "gpipe" (`mpicnn.division.schedule`).
+    """
+
+    grid: tuple[int, ...]
+    shares: tuple[Shares, ...]
+    layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    scheme: str = "a"
+    sync: str = "allreduce"
+    name: str = "data"
+    stages: tuple[str, ...] = ()
+    micro_batches: int = 1
+    order: str = "1f1b"
+
+    @property
+    def depth(self) -> int:
+        """Return the number of pipeline stages."""
+        return 1 + len(self.stages)
+
+    @property
+    def ranks(self) -> int:
+        """Return the number of ranks that the plan divides the work over."""
+        return self.depth * prod(self.grid)
+
+
+def equal_shares(grid: Sequence[int]) -> tuple[Shares, ...]:
+    """Return the same weight for every rank of every axis."""
+    return tuple((1.0,) * n for n in grid)
+
+
+if __name__ == "__main__":
+    from mpicnn.commands import start
+
+    start("plan")

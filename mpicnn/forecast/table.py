@@ -1,0 +1,146 @@
+"""How a plan divides a network, and what a step costs every rank, as text."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+from mpicnn.division.compile import compile
+from mpicnn.division.placement import coordinates, weighted_bounds
+from mpicnn.division.plan import INPUT, LOSS, Plan
+from mpicnn.division.propagation import Choice, resolve
+from mpicnn.forecast.cost import LayerCost, step_costs
+from mpicnn.layers.base import Param
+from mpicnn.precision import dtype_of
+from mpicnn.text import align
+
+if TYPE_CHECKING:
+    from mpicnn.models import Model
+
+RANKS_LISTED = 16
+
+
+def all_costs(model: Model, plan: Plan, batch: int, itemsize: int) -> list[list[LayerCost]]:
+    """Return every rank's costs of one training step, layer by layer."""
+    places = [
+        (stage, coordinates(rank, plan.grid))
+        for stage in range(plan.depth)
+        for rank in range(prod(plan.grid))
+    ]
+    return [
+        step_costs(compile(model, plan, coords, batch, stage), plan.grid, coords, itemsize)
+        for stage, coords in places
+    ]
+
+
+def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32") -> str:
+    """Return the plan as text: a row per layer, a row per rank.
+
+    Parameters are items; GFLOP and MB are of one training step, forward and backward, MB the
+    most that one rank sends.
+    """
+    itemsize = dtype_of(precision).itemsize
+    costs = all_costs(model, plan, batch, itemsize)
+    choices = resolve(model, plan)
+    names = list(dict.fromkeys(cost.name for rank in costs for cost in rank))
+    order = [INPUT, *(name for name, _ in model.layers), LOSS]
+    rows: list[tuple[str, ...]] = [("layer", "split", "shares", "parameters", "GFLOP", "MB sent")]
+    for name in sorted(set(names) | {INPUT}, key=order.index):
+        work = [cost.work for rank in costs for cost in rank if cost.name == name]
+        params = sum(prod(p.shape) for p in _params(model, name))
+        rows.append(
+            (
+                name,
+                choices[name].split,
+                _shares(model, choices, name, batch),
+                _blank(params, f"{params:,}"),
+                _blank(flops := sum(w.flops for w in work), f"{flops / 1e9:.3f}"),
+                _blank(sent := max((w.bytes_sent for w in work), default=0.0), f"{sent / 1e6:.3f}"),
+            )
+        )
+    summary = [("rank", "parameters", "GFLOP", "MB sent", "messages")]
+    for rank, layers in _listed(costs):
+        total = [c.work for c in layers]
+        summary.append(
+            (
+                rank,
+                f"{sum(c.held for c in layers):,}",
+                f"{sum(w.flops for w in total) / 1e9:.3f}",
+                f"{sum(w.bytes_sent for w in total) / 1e6:.3f}",
+                str(sum(w.messages for w in total)),
+            )
+        )
+    grid = " x ".join(map(str, (plan.depth, *plan.grid) if plan.stages else plan.grid))
+    title = (
+        f"{model.name} under plan {plan.name} on {grid} rank(s), batch {batch}, {precision}, "
+        f"scheme ({plan.scheme}), {plan.sync}"
+    )
+    if plan.micro_batches > 1:
+        title += f", {plan.micro_batches} micro-batches"
+    if plan.stages:
+        title += f" ({plan.order})"
+        names = [name for name, _ in model.layers]
+        starts = [names.index(name) for name in plan.stages]
+        stage_of = {name: bisect(starts, at) for at, name in enumerate(names)}
+        stage_of |= {INPUT: 0, LOSS: len(starts)}
+        rows = [
+            ("stage" if at == 0 else str(stage_of[row[0]]), *row) for at, row in enumerate(rows)
+        ]
+    left = 4 if plan.stages else 3
+    return "\n".join([title, "", *_table(rows, left), "", *_table(summary, 1)])
+
+
+def _params(model: Model, name: str) -> list[Param]:
+    specs = model.param_specs()
+    return [spec for full, spec in specs.items() if full.rsplit(".", 1)[0] == name]
+
+
+def _listed(costs: list[list[LayerCost]]) -> list[tuple[str, list[LayerCost]]]:
+    """Return the ranks to show: all of a few, the first ones and the last of many."""
+    named = [(str(rank), layers) for rank, layers in enumerate(costs)]
+    if len(named) <= RANKS_LISTED:
+        return named
+    return [*named[: RANKS_LISTED - 1], named[-1]]
+
+
+def _blank(value: float, text: str) -> str:
+    return text if value else ""
+
+
+def _shares(model: Model, choices: dict[str, Choice], name: str, batch: int) -> str:
+    """Return how many items of the divided dimension every rank of each axis has."""
+    parts = []
+    for letter, weights in zip(choices[name].split, choices[name].shares, strict=True):
+        length = _length(model, name, letter, batch)
+        if letter == "m":
+            parts.append(f"{length} on the first")
+        elif letter == "r":
+            parts.append("all on each")
+        else:
+            bounds = weighted_bounds(length, weights)
+            counts = [hi - lo for lo, hi in zip(bounds, bounds[1:], strict=False)]
+            parts.append(_run_lengths(counts))
+    return " / ".join(parts)
+
+
+def _length(model: Model, name: str, letter: str, batch: int) -> int:
+    if letter in "nmr" or name in (INPUT, LOSS):
+        return batch
+    shapes = model.shapes()
+    index = [other for other, _ in model.layers].index(name)
+    return shapes[index + 1][0] if letter == "o" else shapes[index][0]
+
+
+def _run_lengths(counts: Sequence[int]) -> str:
+    """Return "16 x 4" for four equal shares, "43+21" for two unequal ones, shortened if long."""
+    if len(set(counts)) == 1 and len(counts) > 1:
+        return f"{counts[0]} x {len(counts)}"
+    text = "+".join(map(str, counts))
+    return text if len(text) <= 28 else f"{min(counts)}..{max(counts)} x {len(counts)}"
+
+
+def _table(rows: Sequence[tuple[str, ...]], left: int) -> list[str]:
+    head, *lines = align(rows, left)
+    return [head, "-" * max(map(len, (head, *lines))), *lines]

@@ -1,0 +1,111 @@
+"""A network divided over the ranks of a job: programs, state and checkpoints of one plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpicnn.checkpoint import Checkpoints, Tensor
+from mpicnn.comm.mesh import Mesh
+from mpicnn.comm.pending import ProgressMode
+from mpicnn.devices.choice import Device
+from mpicnn.division.compile import compile
+from mpicnn.division.placement import box_shape, region
+from mpicnn.division.plan import Plan
+from mpicnn.division.program import Program
+from mpicnn.job.agreement import agree, same
+from mpicnn.precision import dtype_of
+from mpicnn.step.executor import Executor
+from mpicnn.step.state import State, initial_state
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpicnn.models import Model
+
+
+@dataclass
+class DistributedModel:
+    """A network divided over a job's ranks by a plan: programs for any batch, state, checkpoints.
+
+    Collective, as it makes the mesh.
+    """
+
+    comm: MPI.Intracomm
+    device: Device
+    model: Model
+    plan: Plan
+    precision: str
+    seed: int = 0
+    bucket: int = 1 << 20
+    progress: ProgressMode = "poll"
+    ops: ModuleType = field(init=False)
+    mesh: Mesh = field(init=False)
+    executor: Executor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ops = self.device.ops
+        self.mesh = Mesh(
+            self.comm, self.plan.grid, self.plan.depth, self.progress, self.device.wires
+        )
+        self.executor = Executor(self.mesh, self.ops, self.seed, self.bucket)
+        self.program = lru_cache(maxsize=8)(self._compile)
+        self.weights = agree(self.mesh.world.comm, self.program, 1).weights
+        text = f"{self.model.describe()} {self.plan} {self.precision} {self.seed} {np.__version__}"
+        same(self.mesh.world.comm, "network, plan or NumPy version", text.encode())
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """Return the dtype of parameters and activations."""
+        return dtype_of(self.precision)
+
+    def _compile(self, count: int) -> Program:
+        return compile(self.model, self.plan, self.mesh.coords, count, self.mesh.stage)
+
+    def initial(self) -> State:
+        """Return this rank's part of the state at the start of a run."""
+        state = initial_state(self.weights, self.mesh.coords, self.seed, self.dtype)
+        return state.on(self.ops)
+
+    def load(
+        self, state: State, checkpoints: Checkpoints, path: Path | None = None
+    ) -> dict[str, Any]:
+        """Fill the state from the newest valid checkpoint, or `path`; return its meta data.
+
+        Collective. Raises UserError on all ranks where there is none that fits.
+        """
+        tensors = self.tensors(state)
+        meta = checkpoints.load(self.mesh.world.comm, tensors, path)
+        for section, part in vars(state).items():
+            for name, array in part.items():
+                array[...] = self.ops.upload(tensors[f"{section}/{name}"].array)
+        return meta
+
+    def tensors(self, state: State) -> dict[str, Tensor]:
+        """Return the state as blocks of global arrays in host memory, for checkpoints.
+
+        Of what lies in other stages the block is empty.
+        """
+        homes = {weight.name: weight.home for weight in self.weights}
+        kinds = (
+            ("params", self.model.param_specs(), state.params),
+            ("velocity", self.model.param_specs(), state.velocity),
+            ("buffers", self.model.buffer_specs(), state.buffers),
+        )
+        found = {}
+        for section, specs, arrays in kinds:
+            for name, spec in specs.items():
+                box = ((0, 0),) * len(spec.shape)
+                if name in homes:
+                    box = region(spec.shape, homes[name], self.mesh.coords)
+                array = np.empty(box_shape(box), self.dtype)
+                if name in arrays:
+                    array = self.ops.fetch(arrays[name])()
+                block = tuple(slice(lo, hi) for lo, hi in box)
+                found[f"{section}/{name}"] = Tensor(spec.shape, self.dtype, block, array)
+        return found

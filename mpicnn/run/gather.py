@@ -1,0 +1,92 @@
+"""What all ranks know of a run, brought together for its first and last lines."""
+
+from __future__ import annotations
+
+import socket
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpicnn.run.summary import Memory, Rank, RunSummary, TimeSplit, startup
+from mpicnn.settings.option import version
+from mpicnn.step.timing import CATEGORIES
+
+if TYPE_CHECKING:
+    from mpicnn.division.plan import Plan
+    from mpicnn.run.trainer import Trainer
+
+
+def first_lines(trainer: Trainer, directory: Path) -> str:
+    """Return the lines that open a run: who computes what with what. Collective."""
+    distributed, data = trainer.distributed, trainer.data
+    mesh, model = distributed.mesh, distributed.model
+    threads = mesh.collect(np.array(distributed.device.threads))
+    device = distributed.device
+    names = mesh.texts("\t".join((socket.gethostname(), device.name, distributed.ops.NAME)))
+    ranks = [
+        Rank(host, kind, backend, int(count))
+        for (host, kind, backend), count in zip(
+            (name.split("\t") for name in names), threads, strict=True
+        )
+    ]
+    library = mesh.library if device.way == "MPI" else f"{mesh.library}, GPU arrays: {device.way}"
+    splits = [len(data.split(name)) for name in ("train", "test")]
+    shape = " x ".join(map(str, data.shape))
+    went_on = f", from step {trainer.step}" if trainer.step else ""
+    notes = {note for text in mesh.texts("\n".join(device.notes)) for note in text.splitlines()}
+    return startup(
+        version(),
+        ranks,
+        library,
+        model.name,
+        sum(prod(spec.shape) for spec in model.param_specs().values()),
+        f"{data.path}: {splits[0]} + {splits[1]} images of {shape} in {len(data.classes)} classes",
+        f"{describe(distributed.plan)}, {trainer.steps} steps of batch {trainer.settings.batch}",
+        f"{directory}{went_on}",
+        sorted(notes),
+    )
+
+
+def describe(plan: Plan) -> str:
+    """Return a plan's name, what differs from its defaults, and its shares where unequal."""
+    words = [plan.name]
+    if plan.scheme != "a":
+        words.append(f"scheme ({plan.scheme})")
+    if plan.sync != "allreduce":
+        words.append(f"{plan.sync} weights")
+    if len(plan.grid) > 1:
+        words.append(f"grid {'x'.join(map(str, plan.grid))}")
+    if plan.stages:
+        words.append(f"{plan.depth} stages from {', '.join(plan.stages)} ({plan.order})")
+    if plan.micro_batches > 1:
+        words.append(f"{plan.micro_batches} micro-batches")
+    for weights in plan.shares:
+        if len(set(weights)) > 1:
+            parts = " + ".join(f"{100 * w / sum(weights):.1f}" for w in weights)
+            words.append(f"shares {parts} %")
+    return ", ".join(words)
+
+
+def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float) -> RunSummary:
+    """Return how a run went that began at step `begun` and took `seconds`. Collective."""
+    distributed = trainer.distributed
+    steps = trainer.step - begun
+    kinds = [trainer.spent[kind] / max(1, steps) for kind in CATEGORIES]
+    state = trainer.state
+    held = [
+        float(sum(a.nbytes for a in arrays.values())) for arrays in (state.params, state.velocity)
+    ]
+    table = distributed.mesh.collect(np.array([*kinds, *held, distributed.ops.peak_bytes()]))
+    ranks = distributed.mesh.world.size
+    return RunSummary(
+        str(directory),
+        steps,
+        trainer.images,
+        seconds,
+        trainer.score,
+        [TimeSplit(*row[:3]) for row in table.tolist()],
+        [Memory(*(int(n) for n in row[3:])) for row in table.tolist()],
+        launcher=f"mpirun -n {ranks}" if ranks > 1 else "",
+    )

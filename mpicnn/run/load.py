@@ -1,0 +1,94 @@
+"""A trained network from a checkpoint, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpicnn.checkpoint import Checkpoints, read_meta
+from mpicnn.devices.choice import choose_device
+from mpicnn.division.plan import Plan
+from mpicnn.division.planfile import load_plan, parse_plan
+from mpicnn.errors import UserError
+from mpicnn.job.agreement import agree, from_root
+from mpicnn.job.environment import environment
+from mpicnn.job.output import say
+from mpicnn.models import Model
+from mpicnn.precision import dtype_of
+from mpicnn.run.directory import CHECKPOINTS
+from mpicnn.run.distributed import DistributedModel
+from mpicnn.settings.definitions import PlanChoice, Settings
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpicnn.settings.definitions import DeviceChoice
+    from mpicnn.step.state import State
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network with its learnt state, and what was saved with it."""
+
+    distributed: DistributedModel
+    state: State
+    settings: Settings
+    meta: dict[str, Any]
+    path: Path
+
+
+def load_trained(
+    comm: MPI.Intracomm, checkpoint: str, plan: str, machine: DeviceChoice
+) -> TrainedModel:
+    """Load a run's newest valid checkpoint, or a checkpoint file, divided over `comm`. Collective.
+
+    Without a `plan`, the run's own is taken where it was made for as many ranks, and division
+    of the batch elsewhere. Raises UserError where there is nothing valid to load.
+    """
+    path = Path(from_root(comm, _find, Path(checkpoint)))
+    meta = json.loads(from_root(comm, lambda: json.dumps(read_meta(path))))
+    settings = Settings.from_json(meta["settings"])
+    model = Model.from_description(meta["name"], meta["input_shape"], meta["model"])
+    # a run's rounded products are not needed to use what it learnt, and not every device has them
+    precision = dtype_of(settings.precision).name
+    device = choose_device(comm, machine, precision, environment())
+    distributed = DistributedModel(
+        comm,
+        device,
+        model,
+        agree(comm, _plan, plan, meta, model, comm.size),
+        precision,
+        settings.seed,
+    )
+    state = distributed.initial()
+    distributed.load(state, Checkpoints(path.parent, keep=1), path)
+    return TrainedModel(distributed, state, settings, meta, path)
+
+
+def _find(path: Path) -> str:
+    """Return the checkpoint file meant by `path`."""
+    if path.is_file():
+        return str(path)
+    inner = path / CHECKPOINTS
+    newest = Checkpoints(inner if inner.is_dir() else path, 1, warn).newest()
+    if newest is None:
+        raise UserError(
+            f"checkpoint {path}: nothing to load; expected a run directory or a file step-*.h5"
+        )
+    return str(newest)
+
+
+def warn(line: str) -> None:
+    """Show a warning on stderr."""
+    say(None, f"mpicnn: warning: {line}")
+
+
+def _plan(name: str, meta: dict[str, Any], model: Model, ranks: int) -> Plan:
+    if name:
+        return load_plan(PlanChoice(plan=name), model, ranks)
+    try:
+        return parse_plan(meta["plan"], "of the run", PlanChoice(), model, ranks)
+    except UserError:
+        return load_plan(PlanChoice(), model, ranks)

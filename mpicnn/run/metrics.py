@@ -1,0 +1,122 @@
+"""What a run leaves to be plotted: metrics.csv, a row per log interval and per test."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from mpicnn.errors import UserError
+
+
+@dataclass(frozen=True)
+class MetricsRow:
+    """Say how a run stood after `step` steps.
+
+    `epoch` counts passes over the training data, `seconds` the time since the run was started or
+    resumed; `split` is "train" (means over the steps since the row before) or "test"; `top1` and
+    `top5` are fractions; `rate` is the learning rate of the last step.
+    """
+
+    step: int
+    epoch: float
+    seconds: float
+    split: str
+    loss: float
+    top1: float
+    top5: float
+    images_per_second: float
+    rate: float
+
+
+COLUMNS = tuple(each.name for each in fields(MetricsRow))
+
+
+class Metrics:
+    """Write rows to a CSV file, line by line: a run that is killed leaves all but the last."""
+
+    def __init__(self, path: Path, resumed: int | None = None) -> None:
+        """Begin a file, or go on with one after step `resumed`: later rows are dropped.
+
+        Raises UserError where it cannot be written or holds something else.
+        """
+        try:
+            kept = [] if resumed is None or not path.exists() else read_rows(path)
+            # Whole or not at all: the rows before are all there is to tell of the run before.
+            unfinished = path.with_name(f".{path.name}.part")
+            with unfinished.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(COLUMNS)
+                writer.writerows(asdict(row).values() for row in kept if row.step <= (resumed or 0))
+            os.replace(unfinished, path)
+            self._file = path.open("a", buffering=1, newline="", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        self._path = path
+        self._writer = csv.writer(self._file, lineterminator="\n")
+
+    def write(self, row: MetricsRow) -> None:
+        """Add a row. Raises UserError where that fails, as on a full disk."""
+        try:
+            self._writer.writerow(asdict(row).values())
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[MetricsRow]:
+    """Return the rows of a metrics.csv, without a last one that a crash cut off.
+
+    Raises UserError where there is no such file or it holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a run's metrics") from None
+    except UnicodeDecodeError:
+        text = ""
+    header, *lines = csv.reader(text[: text.rfind("\n") + 1].splitlines() or [""])
+    if tuple(header) != COLUMNS:
+        raise UserError(f"{path}: not a run's metrics; expected columns {','.join(COLUMNS)}")
+    try:
+        return [_row(*line) for line in lines]
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: not a run's metrics; a row does not fit the columns") from None
+
+
+def _row(step: str, epoch: str, seconds: str, split: str, *others: str) -> MetricsRow:
+    return MetricsRow(int(step), float(epoch), float(seconds), split, *map(float, others))
+
+
+def plot_run(run_dir: Path) -> Path:
+    """Draw loss and accuracy of a run over its epochs into curves.png; return its path.
+
+    Raises UserError without matplotlib, and for a directory without metrics.
+    """
+    rows = read_rows(run_dir / "metrics.csv")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("curves need matplotlib: pip install 'mpicnn[plot]'") from None
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, what in zip(figure.subplots(1, 2), ("loss", "top1"), strict=True):
+        for split, style in (("train", "-"), ("test", "o-")):
+            of_split = [row for row in rows if row.split == split]
+            x = [row.epoch for row in of_split]
+            axes.plot(x, [getattr(row, what) for row in of_split], style, ms=3, label=split)
+        axes.set(xlabel="epoch", ylabel={"loss": "loss", "top1": "top-1 accuracy"}[what])
+        axes.grid(alpha=0.3)
+        axes.legend()
+    path = run_dir / "curves.png"
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    return path

@@ -1,0 +1,137 @@
+"""What every command sets up: settings on all ranks, measured speeds, the plan."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from mpicnn.comm.mesh import Mesh
+from mpicnn.comm.pending import ProgressMode, threads_allowed
+from mpicnn.devices import calibration
+from mpicnn.division.plan import Plan
+from mpicnn.division.planfile import load_plan
+from mpicnn.division.propagation import check_batch
+from mpicnn.errors import UserError
+from mpicnn.job.agreement import agree, from_root
+from mpicnn.job.environment import environment
+from mpicnn.run.directory import CONFIG
+from mpicnn.settings.definitions import Settings, parse
+from mpicnn.settings.option import Options
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from mpicnn.models import Model
+    from mpicnn.settings.definitions import PlanChoice
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+SWITCHES = {each.name for _, each in Settings.options() if isinstance(each.default, bool)}
+
+_HELP_SHOWN = "\0"
+
+
+def read_settings(comm: MPI.Intracomm, command: str, kind: type[AnyOptions]) -> AnyOptions:
+    """Return the command's settings on all ranks; rank 0 alone reads them. Collective.
+
+    Raises UserError on all ranks where they are wrong, and SystemExit(0) after `--help`,
+    `--version` and `--recipes`.
+    """
+
+    def read() -> str:
+        try:
+            return _parse(sys.argv[1:], command).to_json()
+        except SystemExit:
+            return _HELP_SHOWN
+
+    text = from_root(comm, read)
+    if text == _HELP_SHOWN:
+        raise SystemExit(0)
+    return kind.from_json(text)
+
+
+def _parse(argv: list[str], command: str) -> Options:
+    """Read the settings; a run that is resumed starts from what it was run with before."""
+    settings: Options = parse(argv, command, environment())  # type: ignore[call-overload]
+    if isinstance(settings, Settings) and settings.resume and not _names_file(argv):
+        before = Path(settings.run_dir) / CONFIG
+        if before.is_file():
+            return parse([str(before), *argv], command, environment())  # type: ignore[call-overload]
+    return settings
+
+
+def _names_file(argv: list[str]) -> bool:
+    """Say whether the arguments hold a file besides options and their values."""
+    value_follows = False
+    for argument in argv:
+        if value_follows:
+            value_follows = False
+        elif argument.startswith("--"):
+            name = argument.removeprefix("--").removeprefix("no-").replace("-", "_")
+            value_follows = "=" not in argument and name not in SWITCHES
+        else:
+            return True
+    return False
+
+
+def progress_of(comm: MPI.Intracomm, thread: str) -> ProgressMode:
+    """Return who lets MPI make progress, for a `thread` that is "auto", "on" or "off". Collective.
+
+    Over a network a thread pays; in shared memory ranks copy by themselves, so that there is
+    nothing to travel beside the computation. Raises UserError where MPI does not allow a thread.
+    """
+    able = threads_allowed()
+    if thread == "on" and not able:
+        raise UserError("progress-thread on: this MPI was started without threads; use off")
+    hosts = set(Mesh(comm).texts(socket.gethostname()))
+    return "thread" if thread == "on" or (thread == "auto" and able and len(hosts) > 1) else "poll"
+
+
+def make_plan(
+    comm: MPI.Intracomm,
+    backend: ModuleType,
+    model: Model,
+    division: PlanChoice,
+    batch: int,
+    precision: str,
+) -> Plan:
+    """Return the plan that the settings ask for, after measuring speeds where they want them.
+
+    Collective. Raises UserError where the plan does not fit network, ranks or batch.
+    """
+    equal = replace(division, shares="equal") if division.shares == "measured" else division
+    plan = agree(comm, load_plan, equal, model, comm.size)
+    if division.shares == "measured":
+        found = speeds(Mesh(comm), backend, model, division.calibration, batch, precision)
+        times = np.array([sum(row) for row in found.seconds]).reshape(-1, plan.grid[-1])
+        # A coordinate of the last axis is as fast as the slowest rank that has it.
+        measured = calibration.shares_of(times.max(axis=0).tolist())
+        plan = agree(comm, load_plan, equal, model, comm.size, measured)
+    agree(comm, check_batch, model, plan, batch)
+    return plan
+
+
+def speeds(
+    mesh: Mesh, backend: ModuleType, model: Model, file: str, batch: int, precision: str
+) -> calibration.Calibration:
+    """Return the ranks' measured speeds: from `file` where it exists, else measured now and saved.
+
+    Collective. Raises UserError where the file is of another network or other ranks.
+    """
+    comm = mesh.world.comm
+    names = mesh.texts(backend.NAME)
+
+    text = from_root(comm, calibration.kept, file)
+    if text:
+        found = agree(comm, calibration.Calibration.from_json, text, file)
+        agree(comm, calibration.check_fits, found, file, model, names, precision)
+        return found
+    found = calibration.measure(mesh, backend, model, precision, batch)
+    from_root(comm, calibration.save, found, file)
+    return found

@@ -1,0 +1,197 @@
+"""What a person sees before and after a run: its first lines and its summary.
+
+Called on one rank; nothing here communicates. `python -m mpicnn.report RUN_DIR` draws the curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from mpicnn.errors import UserError
+from mpicnn.run.metrics import plot_run
+from mpicnn.text import align, counted, duration, figure
+
+if TYPE_CHECKING:
+    from mpicnn.run.trainer import Score
+
+HOSTS_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Say where a rank runs and what it computes on ("cpu", a GPU's name; "native", "numpy")."""
+
+    host: str
+    device: str
+    backend: str
+    threads: int
+
+
+def startup(
+    version: str,
+    ranks: Sequence[Rank],
+    library: str,
+    model: str,
+    parameters: int,
+    data: str,
+    plan: str,
+    run_dir: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """Return the first lines of a run. `library` is the MPI library's name and version."""
+    lines = [f"mpicnn {version}: {counted(len(ranks), 'rank')}, {library}"]
+    lines += [f"  {'hosts':<6} {line}" for line in _hosts(ranks)]
+    for name, value in (
+        ("model", f"{model}, {parameters:,} parameters"),
+        ("data", data),
+        ("plan", plan),
+        ("run", run_dir),
+    ):
+        lines.append(f"  {name:<6} {value}")
+    lines += [f"note: {note}" for note in notes]
+    return "\n".join(lines)
+
+
+def _hosts(ranks: Sequence[Rank]) -> list[str]:
+    """Return a line for each set of hosts with equal ranks."""
+    by_host: dict[str, list[str]] = {}
+    for rank in ranks:
+        what = f"{rank.device} ({rank.backend}, {counted(rank.threads, 'thread')})"
+        by_host.setdefault(rank.host, []).append(what)
+    alike: dict[str, list[str]] = {}
+    for host, devices in by_host.items():
+        tally = Counter(sorted(devices))
+        alike.setdefault(" + ".join(f"{n} x {what}" for what, n in tally.items()), []).append(host)
+    return [f"{_names(hosts)}: {devices}" for devices, hosts in alike.items()]
+
+
+def _names(hosts: Sequence[str]) -> str:
+    if len(hosts) <= HOSTS_NAMED:
+        return ", ".join(hosts) + (", each" if len(hosts) > 1 else "")
+    return f"{hosts[0]} ... {hosts[-1]} ({len(hosts)} hosts), each"
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Say where the time of one step goes on one rank, s (as in Marques, figures 6 and 8)."""
+
+    communication: float
+    convolution: float
+    other: float
+
+    @property
+    def total(self) -> float:
+        """Return the time of the step, s."""
+        return self.communication + self.convolution + self.other
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Say what one rank holds, bytes; `peak` is the most memory of its device that it took."""
+
+    parameters: int
+    momentum: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Say how a run ended. `splits` and `memory` have an entry per rank.
+
+    `steps` and `images` are those of this process, so without the run before a resume, as are
+    `seconds`, which include tests and checkpoints. `test` is missing where none was made.
+    `launcher` is what stands before `python` in commands, like "mpirun -n 4".
+    """
+
+    run_dir: str
+    steps: int
+    images: int
+    seconds: float
+    test: Score | None
+    splits: Sequence[TimeSplit]
+    memory: Sequence[Memory]
+    launcher: str = ""
+
+
+def summary(run: RunSummary) -> str:
+    """Return the last lines of a run: score, time, where the time went, memory, what to do next."""
+    speed = figure(run.images / run.seconds) if run.seconds > 0 else "-"
+    lines = [
+        "",
+        f"{counted(run.steps, 'step')} in {duration(run.seconds)}, {speed} images/s",
+    ]
+    if run.test is not None:
+        test = run.test
+        lines.append(
+            f"test: loss {test.loss:.4f}, top-1 {100 * test.top1:.2f} %, "
+            f"top-5 {100 * test.top5:.2f} %"
+        )
+    if run.splits:
+        lines += ["", *_time_table(run.splits)]
+    if run.memory:
+        lines += ["", *_memory_table(run.memory)]
+    directory, before = quote(run.run_dir), f"{run.launcher} python -m mpicnn.".lstrip()
+    commands = {
+        "evaluate": f"evaluate {directory}",
+        "predict": f"predict {directory} IMAGE ...",
+        "resume": f"train --resume --run-dir {directory} --epochs MORE",
+    }
+    lines += ["", f"{run.run_dir} holds the checkpoints, metrics and settings"]
+    lines += [f"  {name:<9} {before}{command}" for name, command in commands.items()]
+    return "\n".join(lines)
+
+
+def _time_table(splits: Sequence[TimeSplit]) -> list[str]:
+    """Return the slowest rank's step by kind of work, beside the other ranks'.
+
+    The slowest rank is the one that computes longest: the others wait for it, and waiting counts
+    as communication.
+    """
+    slowest = max(range(len(splits)), key=lambda r: splits[r].convolution + splits[r].other)
+    head = ["one step, ms", f"rank {slowest}", "%", "least", "most"]
+    rows = [head]
+    for kind in ("communication", "convolution", "other", "total"):
+        times = [getattr(split, kind) for split in splits]
+        share = times[slowest] / splits[slowest].total if splits[slowest].total else 0.0
+        row = [kind, _ms(times[slowest]), f"{100 * share:.1f}", _ms(min(times)), _ms(max(times))]
+        rows.append(row)
+    if len(splits) == 1:
+        rows = [row[:3] for row in rows]
+    return align(rows)
+
+
+def _memory_table(memory: Sequence[Memory]) -> list[str]:
+    alone = len(memory) == 1
+    rows = [["memory, MB", ""] if alone else ["memory per rank, MB", "least", "most"]]
+    for kind, name in (
+        ("parameters", "parameters"), ("momentum", "momentum"), ("peak", "peak"),
+    ):  # fmt: skip
+        held = [getattr(each, kind) / 1e6 for each in memory]
+        extremes = held if alone else [min(held), max(held)]
+        rows.append([name, *(f"{each:.1f}" for each in extremes)])
+    return align(rows)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw the curves of the run directory named in `argv`; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mpicnn.report", description="Draw loss and accuracy of a run: curves.png."
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    try:
+        print(plot_run(parser.parse_args(argv).run_dir))
+    except UserError as error:
+        print(f"mpicnn: error: {error}", file=sys.stderr)
+        return error.code
+    return 0

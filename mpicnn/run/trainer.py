@@ -1,0 +1,301 @@
+"""The training loop: steps, tests, checkpoints, and the ways in which it ends."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import numpy as np
+
+from mpicnn.checkpoint import Checkpoints
+from mpicnn.data.augment import Augment
+from mpicnn.data.file import Dataset
+from mpicnn.data.loader import Batches
+from mpicnn.division.planfile import plan_toml
+from mpicnn.errors import UserError
+from mpicnn.job.agreement import from_root
+from mpicnn.step import trace
+from mpicnn.step.executor import Totals
+from mpicnn.step.optimiser import Hyper, Schedule, scale, update
+from mpicnn.step.state import Arrays
+from mpicnn.step.timing import CATEGORIES, StepTimer
+
+if TYPE_CHECKING:
+    from mpicnn.job.signals import Signals
+    from mpicnn.run.distributed import DistributedModel
+    from mpicnn.settings.definitions import Settings
+    from mpicnn.step.state import State
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss per example, and the parts that were right at once and within five guesses."""
+
+    loss: float
+    top1: float
+    top5: float
+
+
+class Callback(Protocol):
+    """What is told how a run goes."""
+
+    def step(self, step: int, score: Score, count: int, rate: float) -> None:
+        """Hear of a finished training step of `count` examples."""
+
+    def tested(self, step: int, score: Score) -> None:
+        """Hear of a test on all test examples."""
+
+    def saved(self, path: Path) -> None:
+        """Hear of a checkpoint."""
+
+
+class NoCallback:
+    """Hear everything and say nothing: what ranks but the first do."""
+
+    def step(self, step: int, score: Score, count: int, rate: float) -> None:
+        """Hear of a finished training step."""
+
+    def tested(self, step: int, score: Score) -> None:
+        """Hear of a test."""
+
+    def saved(self, path: Path) -> None:
+        """Hear of a checkpoint."""
+
+
+def augmentation(settings: Settings) -> Augment:
+    """Return how the settings vary training images."""
+    crop = (settings.crop, settings.crop) if settings.crop else None
+    return Augment(crop=crop, pad=settings.pad, flip=settings.flip)
+
+
+def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
+    """Return rate, decay and schedule, scaled to the batch as the settings say."""
+    rate, decay = scale(
+        settings.rate, settings.decay, settings.batch, settings.reference_batch, settings.scaling
+    )
+    schedule = Schedule(
+        settings.schedule, settings.drops, settings.drop_factor, settings.warmup * steps_per_epoch
+    )
+    return Hyper(rate, settings.momentum, decay, settings.bias_rate, schedule)
+
+
+def test(
+    distributed: DistributedModel, state: State, data: Dataset, augment: Augment, batch: int
+) -> Score:
+    """Return the score on all test examples. Collective."""
+    totals, count = Totals(), 0
+    with Batches(
+        data.split("test"),
+        batch,
+        distributed.seed,
+        lambda n: distributed.program(n).positions,
+        mean=data.mean,
+        std=data.std,
+        augment=augment.for_evaluation(),
+        shuffle=False,
+        epochs=1,
+        dtype=distributed.dtype,
+        ops=distributed.ops,
+    ) as batches:
+        for item in batches:
+            program = distributed.program(item.count)
+            totals += distributed.executor.evaluate(program, state, item.x, item.labels)
+            count += item.count
+    loss, top1, top5 = distributed.mesh.sum(totals.read()).wait()
+    return Score(float(loss) / count, float(top1) / count, float(top5) / count)
+
+
+class Trainer:
+    """One run of a network over a data set, from wherever its state is to the end.
+
+    `step` counts the finished steps, `images` the examples they took here and now; `score` is of
+    the last test; `spent` holds the seconds of all steps by kind, without tests and checkpoints.
+    """
+
+    def __init__(
+        self,
+        distributed: DistributedModel,
+        settings: Settings,
+        data: Dataset,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.distributed = distributed
+        self.settings = settings
+        self.data = data
+        self.checkpoints = checkpoints
+        self.augment = augmentation(settings)
+        self.state = distributed.initial()
+        self.step = 0
+        self.steps_per_epoch = ceil(len(data.split("train")) / settings.batch)
+        self.steps = max(1, ceil(settings.epochs * self.steps_per_epoch))
+        self.hyper = hyper(settings, self.steps_per_epoch)
+        head = [f"{name}." for name, _ in distributed.model.layers[distributed.model.fc_start :]]
+        self.head = {w.name for w in distributed.weights if w.name.startswith(tuple(head))}
+        self.specs = {w.name: w.param for w in distributed.weights if not w.buffer}
+        self.last_saved: Path | None = None
+        self.images = 0
+        self.score: Score | None = None
+        self.spent = dict.fromkeys(CATEGORIES, 0.0)
+        self.unread: StepTimer | None = None
+        self.begun = 0
+        self.trace: trace.Trace | None = None
+
+    def restore(self) -> None:
+        """Go on from the newest valid checkpoint, or begin where there is none. Collective."""
+        comm = self.distributed.mesh.world.comm
+        if not from_root(comm, lambda: " ".join(map(str, self.checkpoints.paths()))):
+            return
+        meta = self.distributed.load(self.state, self.checkpoints)
+        if meta["data"] != self.data.digest:
+            raise UserError(
+                f"data {self.data.path}: not the data set that the run began with; "
+                "give that one, or begin a new run"
+            )
+        before, now = (
+            tomllib.loads(text) for text in (meta["plan"], plan_toml(self.distributed.plan))
+        )
+        rounds = ("scheme", "grid", "shares")
+        if self.settings.fc_update == "round" and any(before[k] != now[k] for k in rounds):
+            raise UserError(
+                "fc-update round: the run depends on its rounds, so it goes on with the scheme, "
+                f"ranks and shares it began with: scheme {before['scheme']}, "
+                f"grid {before['grid']}, shares {before['shares']}"
+            )
+        self.step = int(meta["step"])
+
+    def save(self, watcher: Callback) -> None:
+        """Write a checkpoint, unless training has left finite numbers. Collective."""
+        arrays = [*self.state.params.values(), *self.state.velocity.values()]
+        broken = not all(bool(self.distributed.ops.xp.isfinite(a).all()) for a in arrays)
+        if self.distributed.mesh.sum(np.array([float(broken)])).wait()[0]:
+            self._diverged("a parameter")
+        meta = {
+            "step": self.step,
+            "epoch": self.step / self.steps_per_epoch,
+            "seed": self.settings.seed,
+            "settings": self.settings.to_json(),
+            "name": self.distributed.model.name,
+            "input_shape": list(self.distributed.model.input_shape),
+            "model": self.distributed.model.describe(),
+            "image_shape": list(self.data.shape),
+            "classes": list(self.data.classes),
+            "mean": self.data.mean.tolist(),
+            "std": self.data.std.tolist(),
+            "plan": plan_toml(self.distributed.plan),
+            "data": self.data.digest,
+        }
+        comm = self.distributed.mesh.world.comm
+        self.last_saved = self.checkpoints.save(comm, self.distributed.tensors(self.state), meta)
+        watcher.saved(self.last_saved)
+
+    def run(self, watcher: Callback, signals: Signals) -> bool:
+        """Train to the end; return False where a signal on any rank ended the run early.
+
+        Saves a checkpoint at either. Collective.
+        """
+        settings = self.settings
+        self.begun = self.step
+        if settings.trace:
+            self.distributed.mesh.collect(np.zeros(1))
+            self.trace = trace.Trace()
+        test_every = self._period(settings.evaluate_every)
+        save_every = self._period(settings.checkpoint_every)
+        with Batches(
+            self.data.split("train"),
+            settings.batch,
+            settings.seed,
+            lambda n: self.distributed.program(n).positions,
+            mean=self.data.mean,
+            std=self.data.std,
+            augment=self.augment,
+            start_step=self.step,
+            dtype=self.distributed.dtype,
+            ops=self.distributed.ops,
+        ) as batches:
+            while self.step < self.steps:
+                stop = self._one(batches, watcher, signals)
+                last = self.step == self.steps
+                if stop or last:
+                    self._book()
+                if stop and not last:
+                    self.save(watcher)
+                    return False
+                if last or self.step % test_every == 0:
+                    self.score = self.test()
+                    watcher.tested(self.step, self.score)
+                if last or self.step % save_every == 0:
+                    self.save(watcher)
+        if self.score is None:
+            self.score = self.test()
+        return True
+
+    def test(self) -> Score:
+        """Return the score on the test examples. Collective."""
+        return test(self.distributed, self.state, self.data, self.augment, self.settings.eval_batch)
+
+    def _period(self, epochs: float) -> int:
+        """Return every how many steps something is due that is due every so many epochs."""
+        return max(1, round(epochs * self.steps_per_epoch)) if epochs else self.steps
+
+    def _one(self, batches: Batches, watcher: Callback, signals: Signals) -> bool:
+        """Do one step; return whether a rank wants to stop."""
+        distributed = self.distributed
+        number = self.step - self.begun
+        traced = self.trace and trace.FIRST <= number < trace.FIRST + trace.COUNT
+        timer = StepTimer(distributed.executor.device_timer, self.trace if traced else None)
+        distributed.executor.timer = timer
+        since = timer.now()
+        batch = next(batches)
+        timer.add("data", "other", since)
+        program = distributed.program(batch.count)
+        rate = self.hyper.rate_at(self.step, self.steps)
+        by_round = self.settings.fc_update == "round"
+        learn = partial(self.learn, rate=rate)
+        grads, totals = distributed.executor.train(
+            program, self.state, batch.x, batch.labels, self.step, learn if by_round else None
+        )
+        told = distributed.mesh.sum(np.append(totals.read(), signals.requested is not None))
+        learn(grads)
+        since = timer.now()
+        loss, top1, top5, stop = (float(v) for v in told.wait())
+        timer.add("totals", "communication", since)
+        if not isfinite(loss):
+            self._diverged("the loss")
+        self.step += 1
+        self.images += batch.count
+        # a step late: to read it now would wait for the device, which has yet to update weights
+        self._book()
+        self.unread = timer
+        score = Score(loss / batch.count, top1 / batch.count, top5 / batch.count)
+        watcher.step(self.step, score, batch.count, rate)
+        return stop > 0
+
+    def _book(self) -> None:
+        """Add the last step's times to those spent."""
+        if self.unread is not None:
+            for kind, seconds in self.unread.by_category.items():
+                self.spent[kind] += seconds
+            self.unread = None
+
+    def learn(self, grads: Arrays, rate: float) -> None:
+        """Change the parameters that have gradients, the head's at a rate of their own."""
+        since = self.distributed.executor.timer.now()
+        head = {name: g for name, g in grads.items() if name in self.head}
+        body = {name: g for name, g in grads.items() if name not in self.head}
+        for part, factor in ((body, 1.0), (head, self.settings.fc_rate)):
+            update(
+                self.distributed.ops, self.state.params, self.state.velocity, part, self.specs,
+                rate * factor, self.hyper.momentum, self.hyper.decay, self.hyper.bias_rate,
+            )  # fmt: skip
+        self.distributed.executor.timer.add("update", "other", since)
+
+    def _diverged(self, what: str) -> NoReturn:
+        kept = f"the last checkpoint is {self.last_saved}" if self.last_saved else "none was saved"
+        raise UserError(
+            f"step {self.step + 1}: {what} is not finite, so training has diverged; "
+            f"lower the rate ({self.settings.rate:g}) or add warm-up; {kept}"
+        )

@@ -1,0 +1,1 @@
+"""Settings: described once, read from a file and from flags."""

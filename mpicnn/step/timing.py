@@ -1,0 +1,72 @@
+"""Where a rank's time goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from mpicnn.step.trace import Trace
+
+CATEGORIES = ("communication", "convolution", "other")
+
+
+class DeviceTimer(Protocol):
+    """Give marks of a device's time: of when it has done what it was given so far."""
+
+    def since(self) -> Any:
+        """Return a mark for the beginning of what is given next."""
+        ...
+
+    def until(self) -> Any:
+        """Return a mark for the end of what was given last."""
+        ...
+
+    def at(self, mark: Any) -> float:
+        """Return when the mark was reached (of `perf_counter`, s), waiting for it."""
+        ...
+
+    def between(self, since: Any, until: Any) -> float:
+        """Return the seconds between two marks, waiting for them."""
+        ...
+
+
+class StepTimer:
+    """Seconds spent, by category (as in Marques' figures 6 and 8).
+
+    They are read from the device's timer only when asked for. With a `trace`, every interval goes
+    there too.
+    """
+
+    def __init__(self, timer: DeviceTimer, trace: Trace | None = None) -> None:
+        self.device_timer = timer
+        self.trace = trace
+        self._seconds = dict.fromkeys(CATEGORIES, 0.0)
+        self._open: list[tuple[str, str, Any, Any]] = []
+
+    def now(self) -> Any:
+        """Return a mark to book the time since."""
+        return self.device_timer.since()
+
+    def add(self, name: str, category: str, since: Any) -> None:
+        """Book the time from the mark `since` until now."""
+        self._open.append((name, category, since, self.device_timer.until()))
+
+    def transferred(self, name: str, start: float, end: float) -> None:
+        """Note for the trace what was under way from `start` to `end`, beside other work."""
+        if self.trace is not None:
+            self.trace.add(name, "communication", start, end, lane=2)
+
+    @property
+    def by_category(self) -> dict[str, float]:
+        """Return the seconds of every category."""
+        self._read()
+        return self._seconds
+
+    def _read(self) -> None:
+        for name, category, since, until in self._open:
+            seconds = self.device_timer.between(since, until)
+            self._seconds[category] += seconds
+            if self.trace is not None:
+                end = self.device_timer.at(until)
+                self.trace.add(name, category, end - seconds, end)
+        self._open.clear()
