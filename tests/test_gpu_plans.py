@@ -15,9 +15,8 @@ from plan_cases import BATCH, CPU, SHARES, batches, compare, make, network, trai
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.transport import choose_wires, cuda_aware
 from mpicnn.devices.choice import Device, gpu
-from mpicnn.division.plan import PRESETS
 from mpicnn.division.planfile import load_plan
-from mpicnn.division.presets import preset
+from mpicnn.division.presets import PRESETS, preset
 from mpicnn.job.environment import environment
 from mpicnn.ops import _cuda_arrays
 from mpicnn.run.distributed import DistributedModel

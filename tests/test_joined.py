@@ -10,8 +10,8 @@ from mpi4py import MPI
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.compile import compile
-from mpicnn.division.plan import PRESETS, LayerPlan, Plan, equal_shares
-from mpicnn.division.presets import preset
+from mpicnn.division.plan import LayerPlan, Plan, equal_shares
+from mpicnn.division.presets import PRESETS, preset
 from mpicnn.division.program import Compute
 from mpicnn.layers import BatchNorm, Conv, Flatten, Linear, MaxPool, ReLU
 from mpicnn.models import Model

@@ -13,7 +13,7 @@ from mpicnn import models
 from mpicnn.division.compile import compile
 from mpicnn.division.planfile import load_plan, parse_plan, plan_toml
 from mpicnn.division.presets import preset
-from mpicnn.division.propagation import check_batch, resolve
+from mpicnn.division.propagation import check_batch, propagate
 from mpicnn.division.schedule import turns
 from mpicnn.division.stages import cut
 from mpicnn.errors import UserError
@@ -161,7 +161,7 @@ def test_a_written_pipeline_reads_back():
     again = parse_plan(plan_toml(plan), "plan.toml", PlanChoice(), PLAIN, plan.ranks)
     assert (again.stages, again.micro_batches, again.order) == (THREE, 5, "gpipe")
     assert (again.grid, again.shares) == (plan.grid, plan.shares)
-    assert resolve(PLAIN, again) == resolve(PLAIN, plan)
+    assert propagate(PLAIN, again) == propagate(PLAIN, plan)
 
 
 def test_the_settings_make_a_pipeline():
@@ -191,15 +191,15 @@ def test_the_settings_make_a_pipeline():
 def test_wrong_pipelines_are_refused_in_one_line(asked, ranks, message):
     with pytest.raises(UserError, match=message) as error:
         plan = load_plan(asked, PLAIN, ranks)
-        resolve(PLAIN, plan)
+        propagate(PLAIN, plan)
         check_batch(PLAIN, plan, BATCH)
     assert "\n" not in str(error.value)
 
 
 def test_batch_normalisation_is_not_cut_up():
     with pytest.raises(UserError, match="layer bn1 normalises over the whole batch"):
-        resolve(network(), pipeline(TWO, 2))
-    resolve(network(), pipeline(TWO, 1))
+        propagate(network(), pipeline(TWO, 2))
+    propagate(network(), pipeline(TWO, 1))
 
 
 def test_a_stage_costs_what_its_layers_cost():

@@ -4,10 +4,10 @@ import pytest
 
 from mpicnn import models
 from mpicnn.division.compile import compile
-from mpicnn.division.plan import PRESETS, LayerPlan, Plan, equal_shares
+from mpicnn.division.plan import LayerPlan, Plan, equal_shares
 from mpicnn.division.planfile import load_plan, parse_plan, plan_toml
-from mpicnn.division.presets import preset
-from mpicnn.division.propagation import check_batch, resolve
+from mpicnn.division.presets import PRESETS, preset
+from mpicnn.division.propagation import check_batch, propagate
 from mpicnn.errors import UserError
 from mpicnn.forecast.cost import step_costs
 from mpicnn.forecast.table import all_costs, plan_table
@@ -25,7 +25,7 @@ def plan_of(text, ranks=3, **asked):
 def test_a_written_plan_reads_back_as_the_same_division(name, grid, shares):
     plan = preset(name, MODEL, grid, shares, sync="sharded")
     again = plan_of(plan_toml(plan), plan.ranks)
-    assert resolve(MODEL, again) == resolve(MODEL, plan)
+    assert propagate(MODEL, again) == propagate(MODEL, plan)
     assert (again.scheme, again.sync, again.grid) == (plan.scheme, plan.sync, plan.grid)
 
 
@@ -33,7 +33,7 @@ def test_a_file_starts_from_a_preset_and_changes_layers():
     plan = plan_of(
         'preset = "data"\nshares = [2, 1, 1]\n[layers.conv2]\nsplit = "o"\nshares = [3, 0, 1]'
     )
-    choices = resolve(MODEL, plan)
+    choices = propagate(MODEL, plan)
     assert choices["conv1"].split == "n" and choices["conv1"].shares == ((2.0, 1.0, 1.0),)
     assert choices["conv2"].split == "o" and choices["conv2"].shares == ((3.0, 0.0, 1.0),)
     # What follows a layer divided by channels stays so until a layer needs all channels.
@@ -42,9 +42,9 @@ def test_a_file_starts_from_a_preset_and_changes_layers():
 
 
 def test_the_input_is_read_as_the_first_layer_wants_it():
-    assert resolve(MODEL, preset("data", MODEL, (2,)))["input"].split == "n"
-    assert resolve(MODEL, preset("filter", MODEL, (2,)))["input"].split == "r"
-    assert resolve(MODEL, preset("master-worker", MODEL, (2,)))["input"].split == "m"
+    assert propagate(MODEL, preset("data", MODEL, (2,)))["input"].split == "n"
+    assert propagate(MODEL, preset("filter", MODEL, (2,)))["input"].split == "r"
+    assert propagate(MODEL, preset("master-worker", MODEL, (2,)))["input"].split == "m"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_input_is_read_as_the_first_layer_wants_it():
 )
 def test_wrong_plan_files_are_refused(text, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")) as error:
-        resolve(MODEL, plan_of(text))
+        propagate(MODEL, plan_of(text))
     assert "\n" not in str(error.value)
 
 
@@ -106,7 +106,7 @@ def test_rounds_need_fully_connected_layers_and_a_divided_batch():
         "none", (1, 4, 4), (("conv1", models.entry.Conv(3, 4)), ("flat", models.entry.Flatten()))
     )
     with pytest.raises(UserError, match=r"scheme \(b\) feeds fully connected layers"):
-        resolve(convolutions, preset("data", convolutions, (2,), scheme="b"))
+        propagate(convolutions, preset("data", convolutions, (2,), scheme="b"))
     with pytest.raises(UserError, match=r"scheme \(c\) needs the layers before"):
         compile(MODEL, preset("master-worker", MODEL, (2,), scheme="c"), (0,), 8)
 

@@ -5,8 +5,7 @@ import pytest
 from oracle import run_ranks
 from plan_cases import CASES, GRIDS, SHARES, compare, make, network, train
 
-from mpicnn.division.plan import PRESETS
-from mpicnn.division.presets import preset
+from mpicnn.division.presets import PRESETS, preset
 
 
 def one_rank(dtype):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from mpicnn.division.plan import (
     HOMES,
     INPUT,
-    INPUT_LETTERS,
     LOSS,
     ORDERS,
     SCHEMES,
@@ -17,8 +16,9 @@ from mpicnn.division.plan import (
     Plan,
     Shares,
 )
-from mpicnn.division.strategy import letters
+from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters, rows
 from mpicnn.errors import UserError
+from mpicnn.text import one_of
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def check_form(model: Model, plan: Plan) -> None:
     """Raise UserError for letters, shares or names that cannot be meant."""
-    kinds = {name: layer.kind for name, layer in model.layers} | {LOSS: "examplewise"}
+    kinds = {name: layer.kind for name, layer in model.layers} | {LOSS: LOSS_KIND}
     if plan.scheme not in SCHEMES:
         raise UserError(f"plan: scheme {plan.scheme!r} is not one of {', '.join(SCHEMES)}")
     if plan.sync not in SYNCS:
@@ -45,7 +45,7 @@ def check_form(model: Model, plan: Plan) -> None:
         if name != INPUT and name not in kinds:
             known = ", ".join(kinds)
             raise UserError(f"{where}: {model.name} has no such layer; it has {known}")
-        able = INPUT_LETTERS if name == INPUT else letters(kinds[name])
+        able = letters(INPUT_KIND if name == INPUT else kinds[name])
         if len(layer.split) != len(plan.grid) or any(a not in able for a in layer.split):
             raise UserError(
                 f"{where}: split {layer.split!r} is not possible; "
@@ -55,6 +55,21 @@ def check_form(model: Model, plan: Plan) -> None:
             raise UserError(f"{where}: home {layer.home!r} is not one of {', '.join(HOMES)}")
         if layer.shares is not None:
             check_shares(where, layer.shares, plan.grid)
+    _check_groups(model, plan)
+
+
+def _check_groups(model: Model, plan: Plan) -> None:
+    """Raise UserError where a convolution in groups is to divide its input channels."""
+    for name, layer in model.layers:
+        asked = plan.layers.get(name)
+        if asked is None or getattr(layer, "groups", 1) == 1:
+            continue
+        if any(row.divides_inputs for row in rows(layer.kind, asked.split)):
+            able = (a for a in letters(layer.kind) if not rows(layer.kind, a)[0].divides_inputs)
+            raise UserError(
+                f"plan: layer {name}: a convolution in groups cannot divide its input channels; "
+                f"use split {one_of(tuple(able))}"
+            )
 
 
 def _check_stages(model: Model, plan: Plan) -> None:

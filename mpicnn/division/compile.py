@@ -24,9 +24,9 @@ from mpicnn.division.program import (
     Transfer,
     WeightLayout,
 )
-from mpicnn.division.propagation import Choice, resolve
+from mpicnn.division.propagation import LayerDivision, propagate
 from mpicnn.division.schedule import parts, turns
-from mpicnn.division.strategy import BATCH, CHANNEL, Row, row
+from mpicnn.division.strategy import BATCH, CHANNEL
 from mpicnn.errors import UserError
 from mpicnn.layers.activation import ReLU
 from mpicnn.layers.base import Layer
@@ -43,7 +43,7 @@ def compile(model: Model, plan: Plan, coords: Sequence[int], count: int, stage: 
     Pure: the same on every rank and without MPI, so that prediction can look at all ranks.
     Raises UserError where the plan does not fit the network.
     """
-    build = _Builder(model, Site(plan, tuple(coords)), resolve(model, plan), stage)
+    build = _Builder(model, Site(plan, tuple(coords)), propagate(model, plan), stage)
     bounds = weighted_bounds(count, (1.0,) * plan.micro_batches)
     read: list[Positions] = []
     micro_batches = []
@@ -75,18 +75,11 @@ def _join(steps: list[Step], step: Compute) -> Compute:
     return replace(step, joined=True)
 
 
-_INPUT_ROWS = {
-    "n": Row(x=BATCH, w=None, y=BATCH),
-    "m": Row(x=BATCH, w=None, y=BATCH, alone=True),
-    "r": Row(x=None, w=None, y=None),
-}
-
-
 @dataclass
 class _Builder:
     model: Model
     site: Site
-    choices: dict[str, Choice]
+    divisions: dict[str, LayerDivision]
     stage: int
 
     def __post_init__(self) -> None:
@@ -96,14 +89,54 @@ class _Builder:
         starts = [0, *(names.index(name) for name in self.plan.stages), len(layers)]
         self.start, self.stop = starts[self.stage : self.stage + 2]
         self.last = self.stop == len(layers)
-        self.weights: dict[str, WeightLayout] = {}
         self.of_layer: dict[str, dict[str, str]] = {}
-        for (name, layer), shape in zip(layers, self.model.shapes(), strict=False):
-            self._add_weights(name, layer, shape)
+        weights = self._weights()
         with_weights = [i for i, name in enumerate(names) if self.of_layer[name]]
         self.first = with_weights[0] if with_weights else len(layers)
         own = [n for name in names[self.start : self.stop] for n in self.of_layer[name].values()]
-        self.weights = {full: self.weights[full] for full in own}
+        self.weights = {full: weights[full] for full in own}
+
+    def _weights(self) -> dict[str, WeightLayout]:
+        """Return how all parameters and buffers of the network lie, and note whose they are.
+
+        They are divided as channels are, which do not depend on the batch: one example will do.
+        """
+        found = {}
+        shape: Shape = (1, *self.model.input_shape)
+        layout = self.site.input_layout(shape, self.divisions[INPUT])
+        for name, layer in self.model.layers:
+            x, y_shape, y = self._layouts(name, layer, shape, layout)
+            self.of_layer[name] = {}
+            for specs, buffer in (
+                (layer.params(shape[1:]), False), (layer.buffers(shape[1:]), True),
+            ):  # fmt: skip
+                for short, param in specs.items():
+                    full = f"{name}.{short}"
+                    self.of_layer[name][short] = full
+                    found[full] = self.site.weight(full, param, self.divisions[name], x, y, buffer)
+            shape, layout = y_shape, y
+        return found
+
+    def _layouts(
+        self, name: str, layer: Layer, shape: Shape, found: Layout
+    ) -> tuple[Layout, Shape, Layout]:
+        """Return how a layer's input is to lie that is `found` somewhere, its output's shape and
+        layout.
+
+        Raises UserError where its channels are too few for the ranks that share them.
+        """
+        division = self.divisions[name]
+        y_shape = (shape[0], *layer.out_shape(shape[1:]))
+        try:
+            x = found if division.follows else self.site.input_layout(shape, division)
+            return x, y_shape, self.site.output_layout(x, y_shape, division)
+        except ValueError as error:
+            w = layer.params(shape[1:]).get("w")
+            what = f"{name}.w of shape {w.shape}" if w else f"the channels of layer {name}"
+            raise UserError(
+                f"plan: {what} cannot be shared: {error}; "
+                "give the ranks that shall stay idle a share of 0"
+            ) from None
 
     def micro_batch(self, positions: Positions, at: int) -> tuple[Positions, MicroBatch]:
         """Return the examples that this rank reads of those at `positions`, and what it does.
@@ -111,7 +144,7 @@ class _Builder:
         What it reads before them are `at` examples.
         """
         whole = (positions.size, *self.model.input_shape)
-        entry = self.site.layout(whole, self.choices[INPUT], _INPUT_ROWS, "x", least=0)
+        entry = self.site.input_layout(whole, self.divisions[INPUT])
         lo, hi = (0, 0) if self.stage else region(whole, entry, self.coords)[BATCH]
         head_at = max(self.start, self.model.fc_start) if self.last else self.stop
         body = self.body(range(self.start, head_at), entry, positions)
@@ -137,23 +170,13 @@ class _Builder:
 
     def rounds(self, indices: range, body: Chain, positions: Positions) -> Iterator[Round]:
         """Yield the rounds of the head."""
-        before = list(self.choices.values())[indices.start]
+        before = list(self.divisions.values())[indices.start]
         for part in parts(self.plan, before, body.exit, body.exit_shape, self.coords):
             shape = (part.positions.size, *body.exit_shape[1:])
             places = positions[part.positions]
             head = self.chain(indices, part.entry, shape, places, loss=True)
             lo, hi = region(head.exit_shape, head.exit, self.coords)[BATCH]
             yield Round(part.rows, places.size, head, places[lo:hi])
-
-    def _add_weights(self, name: str, layer: Layer, shape: Shape) -> None:
-        choice = self.choices[name]
-        rows = {letter: row(layer.kind, letter) for letter in choice.split}
-        self.of_layer[name] = {}
-        for specs, buffer in ((layer.params(shape), False), (layer.buffers(shape), True)):
-            for short, param in specs.items():
-                full = f"{name}.{short}"
-                self.of_layer[name][short] = full
-                self.weights[full] = self.site.weight(full, param, choice, rows, buffer)
 
     def chain(
         self, indices: range, entry: Layout, shape: Shape, positions: Positions, loss: bool = False
@@ -164,63 +187,44 @@ class _Builder:
         layout = entry
         for index in indices:
             name, layer = self.model.layers[index]
-            choice = self.choices[name]
-            rows = {letter: row(layer.kind, letter) for letter in choice.split}
-            before = len(steps)
-            wanted = self.arrive(name, rows, shape, layout, steps)
-            y_shape = (shape[0], *layer.out_shape(shape[1:]))
-            after = self.site.leave(wanted, y_shape, choice, rows)
+            x, y_shape, y = self._layouts(name, layer, shape, layout)
+            moves = self._moves(name, shape, layout, x)
+            steps += moves
             if index >= self.first and back_to is None:
                 back_to = len(steps)
-            step = self._compute(index, choice, rows, (shape, wanted), (y_shape, after), positions)
-            if len(steps) == before:
-                step = _join(steps, step)
-            steps.append(step)
-            layout, shape = after, y_shape
+            step = self._compute(index, (shape, x), (y_shape, y), positions)
+            steps.append(step if moves else _join(steps, step))
+            layout, shape = y, y_shape
         if loss:
-            rows = {letter: row("examplewise", letter) for letter in self.choices[LOSS].split}
-            layout = self.arrive(LOSS, rows, shape, layout, steps)
+            wanted = layout
+            if not self.divisions[LOSS].follows:
+                wanted = self.site.input_layout(shape, self.divisions[LOSS])
+            steps += self._moves(LOSS, shape, layout, wanted)
+            layout = wanted
         return Chain(tuple(steps), entry, layout, shape, len(steps) if back_to is None else back_to)
 
-    def arrive(
-        self, name: str, rows: dict[str, Row], shape: Shape, layout: Layout, steps: list[Step]
-    ) -> Layout:
-        """Add the moves that bring a layer's input where it is wanted; return how it then lies."""
-        choice = self.choices[name]
-        if choice.follows:
-            return layout
-        wanted = self.site.layout(shape, choice, rows, "x", least=0)
-        steps += [Redistribute(name, hop) for hop in self.site.route(shape, layout, wanted)]
-        return wanted
+    def _moves(self, name: str, shape: Shape, found: Layout, wanted: Layout) -> list[Step]:
+        """Return the moves that bring the input of layer `name` to where it is wanted."""
+        return [Redistribute(name, hop) for hop in self.site.route(shape, found, wanted)]
 
     def _compute(
-        self, index: int, choice: Choice, rows: dict[str, Row],
-        x: tuple[Shape, Layout], y: tuple[Shape, Layout], positions: Positions,
-    ) -> Compute:  # fmt: skip
+        self, index: int, x: tuple[Shape, Layout], y: tuple[Shape, Layout], positions: Positions
+    ) -> Compute:
         name, layer = self.model.layers[index]
-        if "c" in choice.split and getattr(layer, "groups", 1) > 1:
-            raise UserError(
-                f"plan: layer {name}: a convolution in groups cannot divide its input channels; "
-                "use split n or o"
-            )
+        rows = self.divisions[name].rows
         box = region(*y, self.coords)
         return Compute(
             name=name,
             layer=layer,
             index=index,
-            split=choice.split,
             x_shape=local_shape(*x, self.coords),
             y_shape=local_shape(*y, self.coords),
             positions=positions[slice(*box[BATCH])],
             channels=box[CHANNEL],
             weights=self.of_layer[name],
             sum_axes=tuple(
-                a for a, letter in enumerate(choice.split)
-                if rows[letter].y == BATCH and not rows[letter].alone and self.plan.grid[a] > 1
+                a for a, row in enumerate(rows) if row.shares_batch and self.plan.grid[a] > 1
             ),
-            idle=any(
-                rows[letter].alone and at > 0
-                for letter, at in zip(choice.split, self.coords, strict=True)
-            ),
+            idle=any(row.alone and at > 0 for row, at in zip(rows, self.coords, strict=True)),
             first=index == self.first,
-        )  # fmt: skip
+        )

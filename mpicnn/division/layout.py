@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mpicnn.division.move import Move
 from mpicnn.division.placement import (
@@ -20,105 +20,107 @@ from mpicnn.division.placement import (
 )
 from mpicnn.division.plan import Plan
 from mpicnn.division.program import Hop, WeightLayout
-from mpicnn.division.propagation import Choice
+from mpicnn.division.propagation import LayerDivision
 from mpicnn.division.strategy import CHANNEL, Row
-from mpicnn.errors import UserError
 from mpicnn.layers.base import Param
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a plan's mesh: what layouts and routes depend on."""
+    """A place in a plan's mesh: what layouts and routes depend on.
+
+    Along an axis of one rank every tensor is replicated, whatever the plan says.
+    """
 
     plan: Plan
     coords: tuple[int, ...]
 
-    def layout(
-        self, shape: Shape, choice: Choice, rows: dict[str, Row], role: str, least: int
-    ) -> Layout:
-        """Return how a tensor of a layer lies: its role's dimension divided on every axis."""
-        extent = shape
+    def input_layout(self, shape: Shape, division: LayerDivision) -> Layout:
+        """Return how a layer wants its input of whole `shape`.
+
+        Raises ValueError where there are fewer channels than ranks that share them.
+        """
         placements: list[Placement] = []
-        for axis, letter in enumerate(choice.split):
-            placement = self._place(extent, rows[letter], role, choice.shares[axis], axis, least)
-            extent = tuple(hi - lo for lo, hi in placement.box(extent, self.coords[axis]))
+        for axis, row in enumerate(division.rows):
+            extent = self._left(shape, placements)
+            placements.append(self._place(extent, row, row.x, division.shares[axis], axis))
+        return tuple(placements)
+
+    def output_layout(self, x: Layout, y_shape: Shape, division: LayerDivision) -> Layout:
+        """Return the layout of a layer's output, given that of its input.
+
+        Raises ValueError where there are fewer channels than ranks that share them.
+        """
+        placements: list[Placement] = []
+        for axis, row in enumerate(division.rows):
+            extent = self._left(y_shape, placements)
+            placement = x[axis]
+            if row.total and self.plan.grid[axis] > 1:
+                placement = Partial()
+            elif row.y != row.x:
+                placement = self._place(extent, row, row.y, division.shares[axis], axis)
+            elif isinstance(placement, Split) and placement.dim == CHANNEL:
+                placement = Split(CHANNEL, _scaled(placement.bounds, extent[CHANNEL]))
             placements.append(placement)
         return tuple(placements)
 
     def _place(
-        self, extent: Shape, rule: Row, role: str, shares: Sequence[float], axis: int, least: int
+        self, extent: Shape, row: Row, dim: int | None, shares: Sequence[float], axis: int
     ) -> Placement:
-        dim: int | None = getattr(rule, role)
-        if dim is None:
-            return Partial() if rule.total and role == "y" else Replicated()
-        if rule.alone:
+        if dim is None or self.plan.grid[axis] == 1:
+            return Replicated()
+        if row.alone:
             return Split(dim, on_first(extent[dim], self.plan.grid[axis]))
-        return Split(dim, weighted_bounds(extent[dim], shares, least))
+        return Split(dim, weighted_bounds(extent[dim], shares, row.least))
 
-    def leave(self, x: Layout, y_shape: Shape, choice: Choice, rows: dict[str, Row]) -> Layout:
-        """Return the layout of a layer's output, given that of its input."""
-        after: list[Placement] = []
-        extent = y_shape
-        for axis, letter in enumerate(choice.split):
-            rule = rows[letter]
-            placement = x[axis]
-            if rule.y != rule.x or rule.total:
-                placement = self._place(extent, rule, "y", choice.shares[axis], axis, least=1)
-            elif isinstance(placement, Split) and placement.dim == CHANNEL:
-                placement = Split(CHANNEL, _scaled(placement.bounds, y_shape[1]))
-            extent = tuple(hi - lo for lo, hi in placement.box(extent, self.coords[axis]))
-            after.append(placement)
-        return tuple(after)
-
-    def route(self, shape: Shape, src: Layout, dst: Layout) -> tuple[Hop, ...]:
-        """Return the hops that carry a tensor of whole `shape` from one layout to another.
-
-        Axes that divide the same dimension are undone from the inner one and made from the outer.
-        """
-        axes = range(len(src))
-        now = list(src)
-        hops = []
-        for axis in axes if _nested(dst) else reversed(axes):
-            if now[axis] == dst[axis] or self.plan.grid[axis] == 1:
-                now[axis] = dst[axis]
-                continue
-            others = tuple(Replicated() if a == axis else p for a, p in enumerate(now))
-            seen = local_shape(shape, others, self.coords)
-            hops.append(Hop(axis, Move(now[axis], dst[axis]), seen))
-            now[axis] = dst[axis]
-        return tuple(hops)
+    def _left(self, shape: Shape, outer: Sequence[Placement]) -> Shape:
+        """Return what the first axes leave here of a whole `shape`: what the next one divides."""
+        return local_shape(shape, tuple(outer), self.coords[: len(outer)])
 
     def weight(
-        self, full: str, param: Param, choice: Choice, rows: dict[str, Row], buffer: bool
+        self, full: str, param: Param, division: LayerDivision, x: Layout, y: Layout, buffer: bool
     ) -> WeightLayout:
-        """Return where a parameter or buffer lives and is used, and its ways in between.
+        """Return where a parameter or buffer lives and is used, and its routes in between.
 
-        Raises UserError where there are too few rows for the ranks that share it.
+        `x` and `y` are the layouts of the layer's input and output: a weight is divided as the
+        channels are that it belongs to.
         """
-        vectors = {a: replace(r, w=0) if r.total else r for a, r in rows.items()}
-        try:
-            held = self.layout(param.shape, choice, vectors if len(param.shape) == 1 else rows,
-                               "w", least=1)  # fmt: skip
-        except ValueError as error:
-            raise UserError(
-                f"plan: {full} of shape {param.shape} cannot be shared: {error}; "
-                "give the ranks that shall stay idle a share of 0"
-            ) from None
-        use = held
-        if len(param.shape) == 1:
-            use = tuple(
-                Partial() if rows[letter].total else p
-                for p, letter in zip(held, choice.split, strict=True)
-            )
-        home = held
-        if choice.home == "first" and not buffer:
-            home = tuple(Split(0, on_first(param.shape[0], k)) for k in self.plan.grid[-1:])
-            home = held[:-1] + home
-        elif self.plan.sync == "sharded" and not buffer:
-            home = self._sharded(param.shape, held)
-        fetch = self.route(param.shape, home, use)
+        vector = len(param.shape) == 1
+        held: list[Placement] = []
+        use: list[Placement] = []
+        for axis, row in enumerate(division.rows):
+            extent = self._left(param.shape, held)
+            if vector and row.total and self.plan.grid[axis] > 1:
+                # every rank has a summand of y; the bias is in all of them, zeros but for a part
+                held.append(Split(0, weighted_bounds(extent[0], division.shares[axis])))
+                use.append(Partial())
+                continue
+            channels = x[axis] if row.x == CHANNEL else y[axis]
+            held.append(self._hold(row, axis, vector, extent, channels))
+            use.append(held[-1])
+        home = self._home(param.shape, tuple(held), division.home, buffer)
+        fetch = self.route(param.shape, home, tuple(use))
         bring = self.route(param.shape, tuple(p.dual for p in use), home)
-        return WeightLayout(full, param, home, use, fetch, bring, buffer)
+        return WeightLayout(full, param, home, tuple(use), fetch, bring, buffer)
+
+    def _hold(
+        self, row: Row, axis: int, vector: bool, extent: Shape, channels: Placement
+    ) -> Placement:
+        """Return how a weight lies along one axis, whose channels lie as `channels`."""
+        if row.w is None or self.plan.grid[axis] == 1:
+            return Replicated()
+        dim = 0 if vector else row.w
+        if row.alone:
+            return Split(dim, on_first(extent[dim], self.plan.grid[axis]))
+        return Split(dim, channels.bounds) if isinstance(channels, Split) else Replicated()
+
+    def _home(self, shape: Shape, held: Layout, home: str, buffer: bool) -> Layout:
+        """Return where a weight lives between steps that is computed with as `held`."""
+        if home == "first" and not buffer and self.plan.grid[-1] > 1:
+            return (*held[:-1], Split(0, on_first(shape[0], self.plan.grid[-1])))
+        if self.plan.sync == "sharded" and not buffer:
+            return self._sharded(shape, held)
+        return held
 
     def _sharded(self, shape: Shape, held: Layout) -> Layout:
         """Divide equally on every axis on which all ranks hold the same.
@@ -128,20 +130,49 @@ class Site:
         """
         taken = {p.dim for p in held if isinstance(p, Split)}
         free = next((d for d in range(len(shape)) if d not in taken), None)
-        extent = shape
         home: list[Placement] = []
         for axis, placement in enumerate(held):
-            if isinstance(placement, Replicated) and free is not None:
-                equal = (1.0,) * self.plan.grid[axis]
-                placement = Split(free, weighted_bounds(extent[free], equal))
-            extent = tuple(hi - lo for lo, hi in placement.box(extent, self.coords[axis]))
+            ranks = self.plan.grid[axis]
+            if isinstance(placement, Replicated) and free is not None and ranks > 1:
+                extent = self._left(shape, home)
+                placement = Split(free, weighted_bounds(extent[free], (1.0,) * ranks))
             home.append(placement)
         return tuple(home)
 
+    def route(self, shape: Shape, src: Layout, dst: Layout) -> tuple[Hop, ...]:
+        """Return the hops that carry a tensor of whole `shape` from one layout to another.
 
-def _nested(layout: Layout) -> bool:
-    dims = [p.dim for p in layout if isinstance(p, Split)]
-    return len(dims) > len(set(dims))
+        An inner axis's bounds count from what the outer axis leaves. So where both axes divide one
+        dimension, the inner one is undone before the outer one changes, and made afterwards.
+        """
+        now = list(src)
+        hops = []
+        for axis, placement in _order(src, dst):
+            if now[axis] != placement and self.plan.grid[axis] > 1:
+                others = tuple(Replicated() if a == axis else p for a, p in enumerate(now))
+                seen = local_shape(shape, others, self.coords)
+                hops.append(Hop(axis, Move(now[axis], placement), seen))
+            now[axis] = placement
+        return tuple(hops)
+
+
+def _order(src: Layout, dst: Layout) -> list[tuple[int, Placement]]:
+    """Return which axis takes which placement, one after another, on the way from src to dst."""
+    if len(src) == 1:
+        return [(0, dst[0])]
+    outer, inner = (0, dst[0]), (1, dst[1])
+    if src[0] == dst[0]:
+        return [inner]
+    changing = {p.dim for p in (src[0], dst[0]) if isinstance(p, Split)}
+    if not _splits(dst[1], changing):
+        return [inner, outer]
+    if not _splits(src[1], changing):
+        return [outer, inner]
+    return [(1, Replicated()), outer, inner]
+
+
+def _splits(placement: Placement, dims: set[int]) -> bool:
+    return isinstance(placement, Split) and placement.dim in dims
 
 
 def _scaled(bounds: Bounds, length: int) -> Bounds:

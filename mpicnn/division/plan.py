@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import get_args
+
+from mpicnn.settings.choices import Order, Scheme, Sync
 
 Shares = tuple[float, ...]
 
-PRESETS = ("data", "owt", "filter", "master-worker", "fc-output", "fc-input")
-SCHEMES = ("a", "b", "c")
-SYNCS = ("allreduce", "sharded")
+SCHEMES = get_args(Scheme)
+SYNCS = get_args(Sync)
+ORDERS = get_args(Order)
 HOMES = ("use", "first")
-ORDERS = ("1f1b", "gpipe")
 INPUT, LOSS = "input", "loss"
-INPUT_LETTERS = ("n", "m", "r")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mpicnn.division.plan import LayerPlan, Plan, Shares, equal_shares
 from mpicnn.division.presets import preset
 from mpicnn.division.stages import cut
+from mpicnn.division.strategy import all_letters
 from mpicnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def parse_plan(
         _check(at, entry, _LAYER)
         before = layers.get(layer)
         if before is None and "split" not in entry:
-            raise UserError(f"plan {at}: needs split, a letter per axis out of n, o, c, m")
+            known = ", ".join(all_letters())
+            raise UserError(f"plan {at}: needs split, a letter per axis out of {known}")
         layers[layer] = LayerPlan(
             entry.get("split", before.split if before else ""),
             _shares(at, entry["shares"], start.grid) if "shares" in entry else None,

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mpicnn.division.plan import INPUT, LOSS, PRESETS, LayerPlan, Plan, Shares, equal_shares
+from mpicnn.division.plan import INPUT, LOSS, LayerPlan, Plan, Shares, equal_shares
+from mpicnn.division.strategy import DEFAULT
 from mpicnn.errors import UserError
 
 if TYPE_CHECKING:
+    from mpicnn.layers.base import Layer
     from mpicnn.models import Model
+
+
+@dataclass(frozen=True)
+class _Letters:
+    """The letters of a preset by kind of layer; "" leaves layers to follow those before them."""
+
+    convolution: str
+    fully_connected: str
+    channelwise: str = ""
+    examplewise: str = ""
+    input: str = ""
+    home: str = "use"
+
+    def of(self, layer: Layer) -> str:
+        """Return the letter of a layer, "" for none."""
+        if layer.kind == "contraction":
+            return self.convolution if layer.convolves else self.fully_connected
+        return self.channelwise if layer.kind == "channelwise" else self.examplewise
+
+
+_PRESETS = {
+    "data": _Letters("n", "n"),
+    "owt": _Letters("n", "o"),
+    "filter": _Letters("o", "n", examplewise="n", input="r"),
+    "master-worker": _Letters("o", "m", "m", "m", input="m", home="first"),
+    "fc-output": _Letters("n", "o"),
+    "fc-input": _Letters("n", "c"),
+}
+PRESETS = tuple(_PRESETS)
 
 
 def preset(
@@ -33,33 +65,21 @@ def preset(
     With two axes the first always divides the batch and the preset rules the second.
     Raises UserError for an unknown name, and for fc-output with another scheme than (a).
     """
-    conv, fc, rest, home = {
-        "data": ("n", "n", "", "use"),
-        "owt": ("n", "o", "", "use"),
-        "fc-output": ("n", "o", "", "use"),
-        "fc-input": ("n", "c", "", "use"),
-        "filter": ("o", "n", "n", "use"),
-        "master-worker": ("o", "m", "m", "first"),
-    }.get(name) or _unknown_preset(name)
-    outer = "n" * (len(grid) - 1)
-    layers: dict[str, LayerPlan] = {}
-    if rest:
-        layers[INPUT] = LayerPlan(outer + ("m" if rest == "m" else "r"))
-        layers[LOSS] = LayerPlan(outer + rest)
-    for layer_name, layer in model.layers:
-        if layer.kind == "contraction":
-            is_conv = len(model.shape_before(layer_name)) == 3
-            layers[layer_name] = LayerPlan(
-                outer + (conv if is_conv else fc), home=home if is_conv else "use"
-            )
-        elif rest == "m" or (rest and layer.kind == "examplewise"):
-            layers[layer_name] = LayerPlan(outer + rest)
+    if name not in _PRESETS:
+        known = ", ".join(PRESETS)
+        raise UserError(
+            f"plan: there is no preset {name!r}; expected one of {known} or a FILE.toml"
+        )
     if name == "fc-output" and scheme != "a":
         raise UserError(f"plan fc-output takes the batch at once; use owt for scheme {scheme}")
+    chosen = _PRESETS[name]
+    outer = DEFAULT * (len(grid) - 1)
+    layers: dict[str, LayerPlan] = {}
+    for layer_name, letter in ((INPUT, chosen.input), (LOSS, chosen.examplewise)):
+        if letter:
+            layers[layer_name] = LayerPlan(outer + letter)
+    for layer_name, layer in model.layers:
+        if letter := chosen.of(layer):
+            home = chosen.home if layer.convolves else "use"
+            layers[layer_name] = LayerPlan(outer + letter, home=home)
     return Plan(tuple(grid), shares or equal_shares(grid), layers, scheme, sync, name)
-
-
-def _unknown_preset(name: str) -> tuple[str, str, str, str]:
-    raise UserError(
-        f"plan: there is no preset {name!r}; expected one of {', '.join(PRESETS)} or a FILE.toml"
-    )

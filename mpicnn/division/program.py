@@ -46,7 +46,6 @@ class Compute:
     name: str
     layer: Layer
     index: int
-    split: str
     x_shape: Shape
     y_shape: Shape
     positions: Positions
@@ -60,8 +59,7 @@ class Compute:
     @property
     def category(self) -> str:
         """Return "convolution" or "other", as step times are split in Marques' figures 6 and 8."""
-        convolves = self.layer.kind == "contraction" and len(self.y_shape) == 4
-        return "convolution" if convolves else "other"
+        return "convolution" if self.layer.convolves else "other"
 
 
 @dataclass(frozen=True)

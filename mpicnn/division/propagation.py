@@ -1,4 +1,4 @@
-"""What a plan comes out as, layer by layer, for one network."""
+"""How every layer of a network is divided by a plan that names some of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpicnn.division.checks import check_form
-from mpicnn.division.plan import INPUT, LOSS, LayerPlan, Plan, Shares
-from mpicnn.division.strategy import letters, row
+from mpicnn.division.plan import INPUT, LOSS, Plan, Shares
+from mpicnn.division.strategy import DEFAULT, INPUT_KIND, LOSS_KIND, Row, letters, rows
 from mpicnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,62 +15,63 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Say what a layer's division came out as; `follows` where it takes the layout it finds."""
+class LayerDivision:
+    """Say how a layer is divided: a row and shares for each mesh axis, and its weights' home.
 
-    split: str
+    `follows` marks a layer that takes its input as it lies.
+    """
+
+    rows: tuple[Row, ...]
     shares: tuple[Shares, ...]
-    home: str
-    follows: bool
+    home: str = "use"
+    follows: bool = False
+
+    @property
+    def split(self) -> str:
+        """Return the letters, one per axis."""
+        return "".join(row.letter for row in self.rows)
 
 
-def resolve(model: Model, plan: Plan) -> dict[str, Choice]:
-    """Return what "input", every layer of `model` and "loss" come out as, in this order.
+def propagate(model: Model, plan: Plan) -> dict[str, LayerDivision]:
+    """Return how "input", every layer of `model` and "loss" are divided, in this order.
 
+    A layer that the plan does not name keeps the layout of the one before it where its kind can,
+    else it divides the batch.
     Raises UserError where the plan does not fit the network.
     """
     check_form(model, plan)
-    first = next((plan.layers[n] for n, _ in model.layers if n in plan.layers), None)
-    asked = plan.layers.get(INPUT) or LayerPlan(
-        _input_letters(model, plan), first.shares if first else None
+    before = _input(model, plan)
+    found = {INPUT: before}
+    kinds = {name: layer.kind for name, layer in model.layers} | {LOSS: LOSS_KIND}
+    for name, kind in kinds.items():
+        before = found[name] = _divide(name, kind, plan, before)
+    return found
+
+
+def _input(model: Model, plan: Plan) -> LayerDivision:
+    """Return how the batch is read: as the plan says, or as the first named layer wants it."""
+    split, shares = DEFAULT * len(plan.grid), None
+    named = ((layer.kind, plan.layers[n]) for n, layer in model.layers if n in plan.layers)
+    for kind, first in named:
+        split = "".join(row.reads for row in rows(kind, first.split))
+        shares = first.shares
+        break
+    if asked := plan.layers.get(INPUT):
+        split, shares = asked.split, asked.shares
+    return LayerDivision(rows(INPUT_KIND, split), shares or plan.shares)
+
+
+def _divide(name: str, kind: str, plan: Plan, before: LayerDivision) -> LayerDivision:
+    if asked := plan.layers.get(name):
+        return LayerDivision(rows(kind, asked.split), asked.shares or plan.shares, asked.home)
+    able = () if kind == "contraction" else letters(kind)
+    kept = [row.follow if row.follow in able else None for row in before.rows]
+    shares = (
+        old if letter else new
+        for letter, old, new in zip(kept, before.shares, plan.shares, strict=True)
     )
-    choices = {INPUT: Choice(asked.split, asked.shares or plan.shares, "use", False)}
-    carry, shares = asked.split, choices[INPUT].shares
-    for name, layer in model.layers:
-        choice = _choose(name, layer.kind, plan, carry, shares)
-        choices[name] = choice
-        carry = "".join(_after(layer.kind, letter) for letter in choice.split)
-        shares = choice.shares
-    choices[LOSS] = _choose(LOSS, "examplewise", plan, carry, shares)
-    return choices
-
-
-def _choose(name: str, kind: str, plan: Plan, carry: str, shares: tuple[Shares, ...]) -> Choice:
-    asked = plan.layers.get(name)
-    if asked is not None:
-        return Choice(asked.split, asked.shares or plan.shares, asked.home, False)
-    able = letters(kind)
-    stays = [letter in able and kind != "contraction" for letter in carry]
-    split = "".join(letter if stay else "n" for letter, stay in zip(carry, stays, strict=True))
-    weights = tuple(s if stay else p for s, p, stay in zip(shares, plan.shares, stays, strict=True))
-    return Choice(split, weights, "use", all(stays))
-
-
-def _after(kind: str, letter: str) -> str:
-    """Return the letter that a layer's output leaves for the layers behind it to follow."""
-    strategy = row(kind, letter)
-    if strategy.alone:
-        return "m"
-    return {None: "p", 0: "n", 1: "c"}[strategy.y]
-
-
-def _input_letters(model: Model, plan: Plan) -> str:
-    """Return how the input is read where the plan does not say: as the first layer wants it."""
-    for name, layer in model.layers:
-        if name in plan.layers:
-            rows = [row(layer.kind, letter) for letter in plan.layers[name].split]
-            return "".join("m" if r.alone else "n" if r.x == 0 else "r" for r in rows)
-    return "n" * len(plan.grid)
+    split = "".join(letter or DEFAULT for letter in kept)
+    return LayerDivision(rows(kind, split), tuple(shares), follows=all(kept))
 
 
 def check_batch(model: Model, plan: Plan, batch: int) -> None:
@@ -81,10 +82,10 @@ def check_batch(model: Model, plan: Plan, batch: int) -> None:
             f"micro-batches {plan.micro_batches}: more than the {batch} examples of a batch; "
             "use fewer, or a larger batch"
         )
-    for name, choice in resolve(model, plan).items():
+    for name, division in propagate(model, plan).items():
         sharing = 1
-        for letter, shares in zip(choice.split, choice.shares, strict=True):
-            sharing *= sum(weight > 0 for weight in shares) if letter == "n" else 1
+        for row, shares in zip(division.rows, division.shares, strict=True):
+            sharing *= sum(weight > 0 for weight in shares) if row.shares_batch else 1
         if batch < sharing:
             raise UserError(
                 f"batch {batch}: fewer examples than the {sharing} ranks that share them "

@@ -9,9 +9,17 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from mpicnn.division.placement import Layout, Shape, Split, region, weighted_bounds
+from mpicnn.division.placement import (
+    Layout,
+    Placement,
+    Replicated,
+    Shape,
+    Split,
+    region,
+    weighted_bounds,
+)
 from mpicnn.division.plan import Plan
-from mpicnn.division.propagation import Choice
+from mpicnn.division.propagation import LayerDivision
 from mpicnn.errors import UserError
 
 
@@ -47,9 +55,9 @@ class Part:
 
 
 def parts(
-    plan: Plan, choice: Choice, layout: Layout, shape: Shape, coords: tuple[int, ...]
+    plan: Plan, division: LayerDivision, layout: Layout, shape: Shape, coords: tuple[int, ...]
 ) -> list[Part]:
-    """Divide the body's output (`shape`, lying as `layout` by `choice`) into the scheme's rounds.
+    """Divide the body's output (`shape`, lying as `layout` by `division`) into the scheme's rounds.
 
     (a) is one round over everything. With K ranks on the last mesh axis, (b) has K rounds, round
     k on rank k's examples; (c) has K rounds, each on a K-th of every rank's examples (OWT).
@@ -59,20 +67,20 @@ def parts(
     if plan.scheme == "a":
         lo, hi = region(shape, layout, coords)[0]
         return [Part(slice(0, hi - lo), np.arange(shape[0]), layout)]
-    if set(choice.split) != {"n"}:
+    if not all(row.shares_batch for row in division.rows):
         raise UserError(
             f"plan: scheme ({plan.scheme}) needs the layers before the fully connected ones "
             "divided by the batch; use split n for them or scheme a"
         )
-    held = {place: _held(shape[0], choice, place) for place in np.ndindex(*plan.grid)}
+    held = {place: _held(shape[0], division, place) for place in np.ndindex(*plan.grid)}
     rounds = [_part(plan, held, coords, k) for k in range(plan.grid[-1])]
     return [part for part in rounds if part.positions.size]
 
 
-def _held(count: int, choice: Choice, place: tuple[int, ...]) -> tuple[int, int]:
+def _held(count: int, division: LayerDivision, place: tuple[int, ...]) -> tuple[int, int]:
     """Return the range of the batch that lies at `place`."""
     start, stop = 0, count
-    for rank, shares in zip(place, choice.shares, strict=True):
+    for rank, shares in zip(place, division.shares, strict=True):
         bounds = weighted_bounds(stop - start, shares)
         start, stop = start + bounds[rank], start + bounds[rank + 1]
     return start, stop
@@ -90,11 +98,12 @@ def _part(
         positions.append(np.arange(start + lo, start + hi))
         if place == coords:
             rows = slice(lo, hi)
-    entry = []
+    entry: list[Placement] = []
     for axis in range(len(plan.grid)):
         within = sizes[coords[:axis]]
         totals = within.reshape(within.shape[0], -1).sum(axis=1)
-        entry.append(Split(0, (0, *accumulate(int(n) for n in totals))))
+        bounds = (0, *accumulate(int(n) for n in totals))
+        entry.append(Split(0, bounds) if plan.grid[axis] > 1 else Replicated())
     return Part(rows, np.concatenate(positions), tuple(entry))
 
 

@@ -9,6 +9,10 @@ n      | the batch             | data parallelism
 o      | the output channels   | filter parallelism (Marques), FC split by output (survey)
 c      | the input channels    | channel parallelism, FC split by input (survey)
 m      | nothing               | all of the layer on the first rank: the master (Marques, alg. 1)
+r      | nothing               | all of the input on every rank
+
+What else the package wants to know of a letter, it asks its row: no letter stands elsewhere, but
+in the presets, which are plans.
 """
 
 from __future__ import annotations
@@ -16,40 +20,89 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BATCH, CHANNEL, OUT, IN = 0, 1, 0, 1
+INPUT_KIND, LOSS_KIND = "input", "examplewise"
+"""The kinds of what is not a layer: the batch as it is read, and the loss behind the last one."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Say along which dimension x, w, b and y are split; None is replicated.
+    """Say what one letter of a layer kind does along one mesh axis.
 
-    `total` marks that y is a pending sum, so that a bias must be added by one rank only: it is
-    kept split and padded with zeros. `alone` leaves everything on the first rank.
+    `x`, `w` and `y` are the dimensions along which these are split; None is replicated. `total`
+    marks that y is a pending sum, so that a bias must be added by one rank only: it is kept split
+    and padded with zeros. `alone` leaves everything on the first rank.
     """
 
+    letter: str
     x: int | None
     w: int | None
     y: int | None
     total: bool = False
     alone: bool = False
 
+    @property
+    def shares_batch(self) -> bool:
+        """Say whether the ranks divide the examples of y between them."""
+        return self.y == BATCH and not self.alone
 
+    @property
+    def divides(self) -> bool:
+        """Say whether the ranks divide anything between them."""
+        return not self.alone and (self.x, self.y) != (None, None)
+
+    @property
+    def divides_inputs(self) -> bool:
+        """Say whether each rank sees some of the input channels, and y is a sum over the ranks."""
+        return self.total
+
+    @property
+    def least(self) -> int:
+        """Return how many items a rank with a share gets at least.
+
+        A ragged batch may have fewer examples than ranks; channels are the same at every step.
+        """
+        return 0 if self.shares_batch else 1
+
+    @property
+    def follow(self) -> str | None:
+        """Return the letter by which a layer behind keeps the layout of y; None where none does."""
+        kept = (r for r in _ROWS["channelwise"].values() if (r.x, r.alone) == (self.y, self.alone))
+        return next((r.letter for r in kept), None)
+
+    @property
+    def reads(self) -> str:
+        """Return the letter by which the input is read for a first layer of this letter."""
+        rows = _ROWS[INPUT_KIND].values()
+        alike = (r.letter for r in rows if (r.y, r.alone) == (self.x, self.alone))
+        return next(alike, next(r.letter for r in rows if r.y is None))
+
+    def length(self, batch: int, channels_in: int, channels_out: int) -> int:
+        """Return the length of the index that the shares divide: examples or channels."""
+        if self.x == CHANNEL:
+            return channels_in
+        return channels_out if self.y == CHANNEL else batch
+
+
+def _table(*rows: Row) -> dict[str, Row]:
+    return {row.letter: row for row in rows}
+
+
+_BY_BATCH = Row("n", x=BATCH, w=None, y=BATCH)
+_ON_FIRST = Row("m", x=BATCH, w=OUT, y=BATCH, alone=True)
 _ROWS: dict[str, dict[str, Row]] = {
-    "contraction": {
-        "n": Row(x=BATCH, w=None, y=BATCH),
-        "o": Row(x=None, w=OUT, y=CHANNEL),
-        "c": Row(x=CHANNEL, w=IN, y=None, total=True),
-        "m": Row(x=BATCH, w=OUT, y=BATCH, alone=True),
-    },
-    "channelwise": {
-        "n": Row(x=BATCH, w=None, y=BATCH),
-        "c": Row(x=CHANNEL, w=OUT, y=CHANNEL),
-        "m": Row(x=BATCH, w=OUT, y=BATCH, alone=True),
-    },
-    "examplewise": {
-        "n": Row(x=BATCH, w=None, y=BATCH),
-        "m": Row(x=BATCH, w=OUT, y=BATCH, alone=True),
-    },
+    "contraction": _table(
+        _BY_BATCH,
+        Row("o", x=None, w=OUT, y=CHANNEL),
+        Row("c", x=CHANNEL, w=IN, y=None, total=True),
+        _ON_FIRST,
+    ),
+    "channelwise": _table(_BY_BATCH, Row("c", x=CHANNEL, w=OUT, y=CHANNEL), _ON_FIRST),
+    "examplewise": _table(_BY_BATCH, _ON_FIRST),
+    INPUT_KIND: _table(_BY_BATCH, _ON_FIRST, Row("r", x=None, w=None, y=None)),
 }
+
+DEFAULT = _BY_BATCH.letter
+"""How a layer is divided that the plan does not name, where it cannot follow the one before it."""
 
 
 def letters(kind: str) -> tuple[str, ...]:
@@ -57,6 +110,11 @@ def letters(kind: str) -> tuple[str, ...]:
     return tuple(_ROWS[kind])
 
 
-def row(kind: str, letter: str) -> Row:
-    """Return the strategy of a layer kind; raises KeyError for a letter it does not have."""
-    return _ROWS[kind][letter]
+def all_letters() -> tuple[str, ...]:
+    """Return the letters that any layer can be divided by."""
+    return tuple(dict.fromkeys(a for kind in _ROWS if kind != INPUT_KIND for a in _ROWS[kind]))
+
+
+def rows(kind: str, split: str) -> tuple[Row, ...]:
+    """Return the row of each letter of `split`; raises KeyError for one the kind does not have."""
+    return tuple(_ROWS[kind][letter] for letter in split)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
 from mpicnn.division.compile import compile
 from mpicnn.division.placement import coordinates, weighted_bounds
 from mpicnn.division.plan import INPUT, LOSS, Plan
-from mpicnn.division.propagation import Choice, resolve
+from mpicnn.division.propagation import LayerDivision, propagate
 from mpicnn.forecast.cost import LayerCost, step_costs
 from mpicnn.layers.base import Param
 from mpicnn.precision import dtype_of
@@ -43,7 +44,7 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
     """
     itemsize = dtype_of(precision).itemsize
     costs = all_costs(model, plan, batch, itemsize)
-    choices = resolve(model, plan)
+    divisions = propagate(model, plan)
     names = list(dict.fromkeys(cost.name for rank in costs for cost in rank))
     order = [INPUT, *(name for name, _ in model.layers), LOSS]
     rows: list[tuple[str, ...]] = [("layer", "split", "shares", "parameters", "GFLOP", "MB sent")]
@@ -53,8 +54,8 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
         rows.append(
             (
                 name,
-                choices[name].split,
-                _shares(model, choices, name, batch),
+                divisions[name].split,
+                _shares(model, divisions[name], name, batch),
                 _blank(params, f"{params:,}"),
                 _blank(flops := sum(w.flops for w in work), f"{flops / 1e9:.3f}"),
                 _blank(sent := max((w.bytes_sent for w in work), default=0.0), f"{sent / 1e6:.3f}"),
@@ -109,28 +110,27 @@ def _blank(value: float, text: str) -> str:
     return text if value else ""
 
 
-def _shares(model: Model, choices: dict[str, Choice], name: str, batch: int) -> str:
-    """Return how many items of the divided dimension every rank of each axis has."""
+def _shares(model: Model, division: LayerDivision, name: str, batch: int) -> str:
+    """Return how many items of the divided index every rank of each axis has."""
     parts = []
-    for letter, weights in zip(choices[name].split, choices[name].shares, strict=True):
-        length = _length(model, name, letter, batch)
-        if letter == "m":
+    for row, weights in zip(division.rows, division.shares, strict=True):
+        length = row.length(batch, *_channels(model, name))
+        if row.alone:
             parts.append(f"{length} on the first")
-        elif letter == "r":
-            parts.append("all on each")
+        elif row.divides:
+            bounds = weighted_bounds(length, weights, row.least)
+            parts.append(_run_lengths([hi - lo for lo, hi in pairwise(bounds)]))
         else:
-            bounds = weighted_bounds(length, weights)
-            counts = [hi - lo for lo, hi in zip(bounds, bounds[1:], strict=False)]
-            parts.append(_run_lengths(counts))
+            parts.append("all on each")
     return " / ".join(parts)
 
 
-def _length(model: Model, name: str, letter: str, batch: int) -> int:
-    if letter in "nmr" or name in (INPUT, LOSS):
-        return batch
-    shapes = model.shapes()
-    index = [other for other, _ in model.layers].index(name)
-    return shapes[index + 1][0] if letter == "o" else shapes[index][0]
+def _channels(model: Model, name: str) -> tuple[int, int]:
+    """Return the numbers of a layer's input and output channels."""
+    names = [INPUT, *(other for other, _ in model.layers), LOSS]
+    shapes = [model.input_shape, *model.shapes(), (model.classes,)]
+    at = names.index(name)
+    return shapes[at][0], shapes[at + 1][0]
 
 
 def _run_lengths(counts: Sequence[int]) -> str:

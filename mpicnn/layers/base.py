@@ -64,10 +64,12 @@ class Layer:
 
     `kind` says which placements a layer works under (`mpicnn.division.strategy`): "contraction" for
     convolution and fully connected layers, "channelwise" for layers that treat every channel by
-    itself, "examplewise" for layers that need all channels of an example.
+    itself, "examplewise" for layers that need all channels of an example. `convolves` tells
+    convolutions from other contractions, which are the fully connected layers.
     """
 
     kind: ClassVar[str] = "channelwise"
+    convolves: ClassVar[bool] = False
 
     def out_shape(self, shape: Shape) -> Shape:
         """Return the shape of one output example for one input example of `shape`.

@@ -26,6 +26,7 @@ class Conv(Layer):
     """
 
     kind: ClassVar[str] = "contraction"
+    convolves: ClassVar[bool] = True
 
     o: int
     kernel: PairField = PairField(least=1)

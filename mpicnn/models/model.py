@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mpicnn.errors import UserError
-from mpicnn.layers import Flatten, Linear
+from mpicnn.layers import Flatten
 from mpicnn.layers.base import Param, Shape
 from mpicnn.models import entry
 
@@ -58,14 +58,15 @@ class Model:
     def fc_start(self) -> int:
         """Return the index of the first layer of the fully connected segment.
 
-        It is the last Flatten before the first Linear, else the first Linear; len(layers) in a
-        network without any Linear.
+        It is the last Flatten before the first fully connected layer, else that layer; len(layers)
+        in a network without any.
         """
-        kinds = [type(layer) for _, layer in self.layers]
-        if Linear not in kinds:
-            return len(kinds)
-        first = kinds.index(Linear)
-        flattens = [i for i in range(first) if kinds[i] is Flatten]
+        layers = [layer for _, layer in self.layers]
+        connected = (layer.kind == "contraction" and not layer.convolves for layer in layers)
+        first = next((i for i, found in enumerate(connected) if found), len(layers))
+        if first == len(layers):
+            return first
+        flattens = [i for i in range(first) if isinstance(layers[i], Flatten)]
         return flattens[-1] if flattens else first
 
     def shapes(self) -> list[Shape]:

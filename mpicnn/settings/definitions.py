@@ -15,6 +15,7 @@ from typing import Literal, overload
 from mpicnn.errors import UserError
 from mpicnn.job.environment import Environ
 from mpicnn.precision import Name as PrecisionName
+from mpicnn.settings.choices import FcUpdate, Order, RateScheduleName, Scaling, Scheme, Sync
 from mpicnn.settings.option import (
     Options,
     devices_text,
@@ -25,9 +26,6 @@ from mpicnn.settings.option import (
     stages_text,
 )
 from mpicnn.settings.option import differences as differences
-
-Schedule = Literal["constant", "steps", "dexp", "cosine"]
-Scaling = Literal["none", "linear", "sqrt", "owt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +95,14 @@ class OptimiserChoice(Options):
     bias_rate: float = option(1.0, "learning rate of biases, in multiples of rate", ge=0)
     momentum: float = option(0.9, "part of the last update that is repeated", ge=0, lt=1)
     decay: float = option(0.0005, "weight decay; biases have none", ge=0)
-    schedule: Schedule = option("constant", "how the rate falls")
+    schedule: RateScheduleName = option("constant", "how the rate falls")
     drops: tuple[float, ...] = option(
         (0.5, 0.75), "when, as fractions of the run (steps)", "X,X", check=rising
     )
     drop_factor: float = option(0.1, "multiplies the rate at each drop (steps)", gt=0, lt=1)
     warmup: float = option(0.0, "epochs over which the rate first rises", ge=0)
     fc_rate: float = option(1.0, "learning rate of FC layers, in multiples of rate", ge=0)
-    fc_update: Literal["step", "round"] = option(
-        "step", "when FC weights change, every step or round (owt b, c)"
-    )
+    fc_update: FcUpdate = option("step", "when FC weights change, every step or round (owt b, c)")
     scaling: Scaling = option("none", "how rate follows batch / reference-batch")
     reference_batch: int = option(128, "batch that rate and decay were chosen for", ge=1)
     seed: int = option(1, "of weights, shuffles, crops, flips, dropout", ge=0, le=2**63 - 1)
@@ -152,9 +148,9 @@ class PlanChoice(Options):
     micro_batches: int = option(
         0, "parts of the batch", "N", ge=0, unset="1; 4 per stage of a pipeline"
     )
-    order: Literal["1f1b", "gpipe"] = option("1f1b", "of micro-batches in a stage")
-    scheme: Literal["a", "b", "c"] = option("a", "how FC layers get the batch (owt)")
-    sync: Literal["allreduce", "sharded"] = option("allreduce", "how weights are kept equal")
+    order: Order = option("1f1b", "of micro-batches in a stage")
+    scheme: Scheme = option("a", "how FC layers get the batch (owt)")
+    sync: Sync = option("allreduce", "how weights are kept equal")
     bucket_mb: float = option(1.0, "gradients joined in one message, MB", gt=0)
     progress_thread: Literal["auto", "on", "off"] = option(
         "auto", "a thread that keeps messages moving (auto: over several hosts)"

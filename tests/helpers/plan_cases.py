@@ -8,8 +8,8 @@ from mpicnn.comm.mesh import Mesh
 from mpicnn.devices.choice import Device
 from mpicnn.division.compile import compile
 from mpicnn.division.placement import region
-from mpicnn.division.plan import PRESETS, LayerPlan, Plan, equal_shares
-from mpicnn.division.presets import preset
+from mpicnn.division.plan import LayerPlan, Plan, equal_shares
+from mpicnn.division.presets import PRESETS, preset
 from mpicnn.forecast.cost import step_costs
 from mpicnn.layers import (
     LRN,
