@@ -10,65 +10,65 @@ import pytest
 import mpicnn.ops.numpy as ops
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Array, Param
-from mpicnn.step.optimiser import Hyper, Schedule, scale, update
+from mpicnn.step.optimiser import Hyper, RateSchedule, scale, update
 
 # Values that float64 holds to 16 digits and that a handful of operations round.
 CLOSE = {"rel": 1e-12, "abs": 0.0}
 
 
-def factors(schedule: Schedule, total: int) -> list[float]:
+def factors(schedule: RateSchedule, total: int) -> list[float]:
     return [schedule.factor_at(step, total) for step in range(total)]
 
 
 def test_constant_stays() -> None:
-    assert factors(Schedule(), 3) == [1.0, 1.0, 1.0]
+    assert factors(RateSchedule(), 3) == [1.0, 1.0, 1.0]
 
 
 def test_steps_drop_at_their_fractions() -> None:
-    schedule = Schedule("steps", drops=(0.1, 0.5), drop_factor=0.5)
+    schedule = RateSchedule("steps", drops=(0.1, 0.5), drop_factor=0.5)
     assert factors(schedule, 10) == [1.0] + 4 * [0.5] + 5 * [0.25]
     # Step 7 of 100 is 0.07 exactly, though 0.07 * 100 is above 7 in floating point.
-    assert factors(Schedule("steps", drops=(0.07,)), 100)[6:8] == [1.0, 0.1]
+    assert factors(RateSchedule("steps", drops=(0.07,)), 100)[6:8] == [1.0, 0.1]
 
 
 def test_dexp_has_the_levels_of_owt() -> None:
     levels = [1.0, 0.158740105, 0.0251984210, 0.004]  # 250^(-i/3), 9 digits
-    got = factors(Schedule("dexp"), 90)
+    got = factors(RateSchedule("dexp"), 90)
     for level, start, stop in zip(levels, (0, 23, 45, 68), (23, 45, 68, 90), strict=True):
         assert got[start:stop] == pytest.approx((stop - start) * [level], rel=1e-8)
 
 
 def test_dexp_changes_at_exact_quarters() -> None:
-    got = factors(Schedule("dexp"), 8)
+    got = factors(RateSchedule("dexp"), 8)
     assert [got.index(level) for level in sorted(set(got), reverse=True)] == [0, 2, 4, 6]
 
 
 def test_cosine_falls_from_one_to_nearly_zero() -> None:
     half = 0.5**0.5
-    assert factors(Schedule("cosine"), 4) == pytest.approx(
+    assert factors(RateSchedule("cosine"), 4) == pytest.approx(
         [1.0, (1 + half) / 2, 0.5, (1 - half) / 2], **CLOSE
     )
 
 
 @pytest.mark.parametrize("kind", ["constant", "steps", "dexp", "cosine"])
 def test_warmup_rises_linearly_and_ends(kind: str) -> None:
-    schedule = Schedule(kind, drops=(0.5,), warmup=4)
+    schedule = RateSchedule(kind, drops=(0.5,), warmup=4)
     assert factors(schedule, 100)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_cosine_begins_after_the_warmup() -> None:
-    got = factors(Schedule("cosine", warmup=2), 6)
+    got = factors(RateSchedule("cosine", warmup=2), 6)
     assert got[:2] == [0.5, 1.0]
-    assert got[2:] == pytest.approx(factors(Schedule("cosine"), 4), **CLOSE)
+    assert got[2:] == pytest.approx(factors(RateSchedule("cosine"), 4), **CLOSE)
 
 
 def test_warmup_of_a_fraction_of_a_step_or_longer_than_the_run() -> None:
-    assert factors(Schedule(warmup=2.5), 4) == [0.4, 0.8, 1.0, 1.0]
-    assert factors(Schedule("cosine", warmup=8), 2) == [0.125, 0.25]
+    assert factors(RateSchedule(warmup=2.5), 4) == [0.4, 0.8, 1.0, 1.0]
+    assert factors(RateSchedule("cosine", warmup=8), 2) == [0.125, 0.25]
 
 
 def test_rate_is_the_factor_of_the_rate() -> None:
-    hyper = Hyper(0.04, schedule=Schedule("steps", drops=(0.5,)))
+    hyper = Hyper(0.04, schedule=RateSchedule("steps", drops=(0.5,)))
     assert [hyper.rate_at(step, 4) for step in range(4)] == pytest.approx(
         [0.04, 0.04, 0.004, 0.004], **CLOSE
     )
@@ -77,7 +77,7 @@ def test_rate_is_the_factor_of_the_rate() -> None:
 @pytest.mark.parametrize("step", [-1, 7, 8])
 def test_no_rate_outside_the_run(step: int) -> None:
     with pytest.raises(ValueError, match="step"):
-        Schedule().factor_at(step, 7)
+        RateSchedule().factor_at(step, 7)
 
 
 def test_scaling_rules_by_hand() -> None:
@@ -118,16 +118,16 @@ NAN, INF = float("nan"), float("inf")
         lambda: Hyper(0.1, decay=-1e-4),
         lambda: Hyper(0.1, decay=NAN),
         lambda: Hyper(0.1, bias_rate=-1.0),
-        lambda: Schedule("exponential"),
-        lambda: Schedule("steps", drops=(0.5, 0.5)),
-        lambda: Schedule("steps", drops=(0.75, 0.5)),
-        lambda: Schedule("steps", drops=(0.0, 0.5)),
-        lambda: Schedule("steps", drops=(0.5, 1.0)),
-        lambda: Schedule("steps", drops=(NAN,)),
-        lambda: Schedule("steps", drops=(0.5,), drop_factor=0.0),
-        lambda: Schedule("steps", drops=(0.5,), drop_factor=NAN),
-        lambda: Schedule(warmup=-1),
-        lambda: Schedule(warmup=INF),
+        lambda: RateSchedule("exponential"),
+        lambda: RateSchedule("steps", drops=(0.5, 0.5)),
+        lambda: RateSchedule("steps", drops=(0.75, 0.5)),
+        lambda: RateSchedule("steps", drops=(0.0, 0.5)),
+        lambda: RateSchedule("steps", drops=(0.5, 1.0)),
+        lambda: RateSchedule("steps", drops=(NAN,)),
+        lambda: RateSchedule("steps", drops=(0.5,), drop_factor=0.0),
+        lambda: RateSchedule("steps", drops=(0.5,), drop_factor=NAN),
+        lambda: RateSchedule(warmup=-1),
+        lambda: RateSchedule(warmup=INF),
         lambda: scale(0.1, 0.0, 0, 128, "linear"),
         lambda: scale(0.1, 0.0, 128, 0, "linear"),
         lambda: scale(NAN, 0.0, 128, 128, "linear"),

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mpicnn.comm.mesh import Mesh
+from mpicnn.division.work import whole_layer_work
 from mpicnn.errors import UserError
-from mpicnn.layers import Conv
-from mpicnn.layers.base import Context, Shape
+from mpicnn.layers.base import Context, Layer, Shape
 from mpicnn.precision import dtype_of
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def measure(mesh: Mesh, ops: ModuleType, model: Model, precision: str, batch: in
     convolutions = [
         (name, layer, shape)
         for (name, layer), shape in zip(model.layers, model.shapes(), strict=False)
-        if isinstance(layer, Conv)
+        if layer.convolves
     ]
     if not convolutions:
         raise UserError(f"calibration: {model.name} has no convolutions to time; give the shares")
@@ -113,19 +113,19 @@ def measure(mesh: Mesh, ops: ModuleType, model: Model, precision: str, batch: in
     )
 
 
-def _time(ops: ModuleType, layer: Conv, shape: Shape, dtype: DTypeLike, batch: int) -> float:
+def _time(ops: ModuleType, layer: Layer, shape: Shape, dtype: DTypeLike, batch: int) -> float:
     """Return the median seconds per example of one layer's forward and backward pass.
 
     Devices that are done in no time are given more examples, as they will be in training.
     """
-    flops = 2.0 * np.prod(layer.params(shape)["w"].shape) * np.prod(layer.out_shape(shape)[1:])
+    flops = whole_layer_work(layer, shape).flops()
     count = int(min(batch, max(1, WORK // flops)))
     while (seconds := _pass(ops, layer, shape, dtype, count)) < READABLE_S and count < batch:
         count = min(batch, 8 * count)
     return seconds / count
 
 
-def _pass(ops: ModuleType, layer: Conv, shape: Shape, dtype: DTypeLike, count: int) -> float:
+def _pass(ops: ModuleType, layer: Layer, shape: Shape, dtype: DTypeLike, count: int) -> float:
     """Return the median seconds of a layer's forward and backward pass on `count` examples."""
     out = layer.out_shape(shape)
     rng = np.random.default_rng(0)

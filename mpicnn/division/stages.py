@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import accumulate
-from math import prod
 from typing import TYPE_CHECKING
 
+from mpicnn.division.work import whole_layer_work
 from mpicnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,16 +24,14 @@ def cut(model: Model, depth: int) -> tuple[str, ...]:
     one example forward and backward.
     Raises UserError where there are more stages than such layers.
     """
-    shapes = model.shapes()
     work = [0.0]
     starts = []
-    for at, ((_, layer), x, y) in enumerate(zip(model.layers, shapes, shapes[1:], strict=False)):
-        items = prod(x) + prod(y)
+    for at, ((_, layer), shape) in enumerate(zip(model.layers, model.shapes(), strict=False)):
         if layer.kind == "contraction":
             starts.append(at)
-            items += prod(layer.params(x)["w"].shape)
-        multiply_adds = prod(layer.params(x)["w"].shape) * prod(y[1:]) if at in starts else 0
-        work.append(3 * 2.0 * multiply_adds + FLOP_PER_ITEM * items)
+        once = whole_layer_work(layer, shape)
+        items = once.activations + once.weights
+        work.append(once.flops(3) + FLOP_PER_ITEM * items)
     before = list(accumulate(work))
     if depth > max(1, len(starts)):
         raise UserError(

@@ -9,6 +9,7 @@ from math import prod
 from mpicnn.division.move import SUM
 from mpicnn.division.placement import local_shape
 from mpicnn.division.program import Compute, Hop, Program, Step, Transfer, WeightLayout
+from mpicnn.division.work import layer_work
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ def _sum(length: int, ranks: int, itemsize: int) -> Work:
 def _compute(
     step: Compute, back: bool, here: dict[str, int], grid: Sequence[int], itemsize: int
 ) -> Work:
-    passes = 1 + back
     contraction = step.layer.kind == "contraction"
-    over = passes - (step.joined and not contraction)
-    items = over * (prod(step.x_shape) + prod(step.y_shape))
-    items += (2 * back + 1) * sum(here[name] for name in step.weights.values())
+    weights = {short: here[name] for short, name in step.weights.items()}
+    once = layer_work(step.layer, step.x_shape, step.y_shape, weights)
+    over = 1 + back - (step.joined and not contraction)
+    items = over * once.activations + (2 * back + 1) * once.weights
     work = Work(bytes_touched=items * itemsize)
     if step.idle:
         return work
@@ -107,18 +108,7 @@ def _compute(
     for length in (*forward, *(backward if back else ())):
         for axis in step.sum_axes:
             work += _sum(length, grid[axis], itemsize)
-    if not contraction:
-        return work
-    times = passes + (back and not step.first)
-    return work + Work(flops=2 * times * multiply_adds(step, here))
-
-
-def multiply_adds(step: Compute, here: dict[str, int]) -> int:
-    """Return the multiply-adds of a contraction's forward pass on what lies here.
-
-    Every local weight is used once for every local output position of every example.
-    """
-    return step.y_shape[0] * prod(step.y_shape[2:]) * here[step.weights["w"]]
+    return work + Work(flops=once.flops(1 + back + (back and not step.first)))
 
 
 def _weight(

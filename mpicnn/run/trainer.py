@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
-from functools import partial
 from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -20,8 +19,7 @@ from mpicnn.errors import UserError
 from mpicnn.job.agreement import from_root
 from mpicnn.step import trace
 from mpicnn.step.executor import Totals
-from mpicnn.step.optimiser import Hyper, Schedule, scale, update
-from mpicnn.step.state import Arrays
+from mpicnn.step.optimiser import Hyper, Optimiser, RateSchedule, scale
 from mpicnn.step.timing import CATEGORIES, StepTimer
 
 if TYPE_CHECKING:
@@ -77,7 +75,7 @@ def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
     rate, decay = scale(
         settings.rate, settings.decay, settings.batch, settings.reference_batch, settings.scaling
     )
-    schedule = Schedule(
+    schedule = RateSchedule(
         settings.schedule, settings.drops, settings.drop_factor, settings.warmup * steps_per_epoch
     )
     return Hyper(rate, settings.momentum, decay, settings.bias_rate, schedule)
@@ -132,10 +130,7 @@ class Trainer:
         self.step = 0
         self.steps_per_epoch = ceil(len(data.split("train")) / settings.batch)
         self.steps = max(1, ceil(settings.epochs * self.steps_per_epoch))
-        self.hyper = hyper(settings, self.steps_per_epoch)
-        head = [f"{name}." for name, _ in distributed.model.layers[distributed.model.fc_start :]]
-        self.head = {w.name for w in distributed.weights if w.name.startswith(tuple(head))}
-        self.specs = {w.name: w.param for w in distributed.weights if not w.buffer}
+        self.optimiser = self._optimiser()
         self.last_saved: Path | None = None
         self.images = 0
         self.score: Score | None = None
@@ -143,6 +138,22 @@ class Trainer:
         self.unread: StepTimer | None = None
         self.begun = 0
         self.trace: trace.Trace | None = None
+
+    def _optimiser(self) -> Optimiser:
+        """Return what updates the parameters, those of the head at a rate of their own."""
+        model = self.distributed.model
+        head = tuple(f"{name}." for name, _ in model.layers[model.fc_start :])
+        specs = {w.name: w.param for w in self.distributed.weights if not w.buffer}
+        return Optimiser(
+            self.distributed.ops,
+            self.state,
+            specs,
+            hyper(self.settings, self.steps_per_epoch),
+            self.steps,
+            frozenset(name for name in specs if name.startswith(head)),
+            self.settings.fc_rate,
+            self.settings.fc_update == "round",
+        )
 
     def restore(self) -> None:
         """Go on from the newest valid checkpoint, or begin where there is none. Collective."""
@@ -252,17 +263,11 @@ class Trainer:
         batch = next(batches)
         timer.add("data", "other", since)
         program = distributed.program(batch.count)
-        rate = self.hyper.rate_at(self.step, self.steps)
-        by_round = self.settings.fc_update == "round"
-        learn = partial(self.learn, rate=rate)
-        grads, totals = distributed.executor.train(
-            program, self.state, batch.x, batch.labels, self.step, learn if by_round else None
-        )
-        told = distributed.mesh.sum(np.append(totals.read(), signals.requested is not None))
-        learn(grads)
-        since = timer.now()
-        loss, top1, top5, stop = (float(v) for v in told.wait())
-        timer.add("totals", "communication", since)
+        rate = self.optimiser.rate_at(self.step)
+        loss, top1, top5, stop = distributed.executor.step(
+            program, self.optimiser, batch.x, batch.labels, self.step,
+            signals.requested is not None,
+        ).tolist()  # fmt: skip
         if not isfinite(loss):
             self._diverged("the loss")
         self.step += 1
@@ -280,18 +285,6 @@ class Trainer:
             for kind, seconds in self.unread.by_category.items():
                 self.spent[kind] += seconds
             self.unread = None
-
-    def learn(self, grads: Arrays, rate: float) -> None:
-        """Change the parameters that have gradients, the head's at a rate of their own."""
-        since = self.distributed.executor.timer.now()
-        head = {name: g for name, g in grads.items() if name in self.head}
-        body = {name: g for name, g in grads.items() if name not in self.head}
-        for part, factor in ((body, 1.0), (head, self.settings.fc_rate)):
-            update(
-                self.distributed.ops, self.state.params, self.state.velocity, part, self.specs,
-                rate * factor, self.hyper.momentum, self.hyper.decay, self.hyper.bias_rate,
-            )  # fmt: skip
-        self.distributed.executor.timer.add("update", "other", since)
 
     def _diverged(self, what: str) -> NoReturn:
         kept = f"the last checkpoint is {self.last_saved}" if self.last_saved else "none was saved"

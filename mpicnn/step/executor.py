@@ -15,6 +15,7 @@ from mpicnn.division.program import MicroBatch, Program, Round
 from mpicnn.layers.loss import SoftmaxCrossEntropy
 from mpicnn.step.gradients import GradientReducer
 from mpicnn.step.interpreter import Cursor, Interpreter
+from mpicnn.step.optimiser import Optimiser
 from mpicnn.step.state import Arrays, State
 from mpicnn.step.timing import StepTimer
 from mpicnn.step.weights import FetchedWeights
@@ -62,6 +63,35 @@ class Executor:
         self.device_timer = ops.Timer()
         self.timer = StepTimer(self.device_timer)
         self._loss = SoftmaxCrossEntropy()
+
+    def step(
+        self,
+        program: Program,
+        optimiser: Optimiser,
+        x: Array,
+        labels: Array,
+        number: int,
+        stop: bool = False,
+    ) -> Array:
+        """Do training step `number`: gradients, their sums over the ranks, the update.
+
+        Returns loss, top-1 and top-5, summed over the batch, and how many ranks gave `stop`:
+        float64 (4,), the same on all ranks. All ranks of the mesh must call together.
+        """
+
+        def learn(grads: Arrays) -> None:
+            since = self.timer.now()
+            optimiser.apply(grads, number)
+            self.timer.add("update", "other", since)
+
+        by_round = learn if optimiser.by_round else None
+        grads, totals = self.train(program, optimiser.state, x, labels, number, by_round)
+        told = self.mesh.sum(np.append(totals.read(), stop))
+        learn(grads)
+        since = self.timer.now()
+        sums = told.wait()
+        self.timer.add("totals", "communication", since)
+        return sums
 
     def train(
         self,

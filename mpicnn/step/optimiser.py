@@ -9,19 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import cos, exp, expm1, inf, isfinite, log, log1p, pi, sqrt
 from types import ModuleType
+from typing import get_args
 
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Array, Param
+from mpicnn.settings.choices import RateScheduleName, Scaling
+from mpicnn.step.state import Arrays, State
 
-KINDS = ("constant", "steps", "dexp", "cosine")
-RULES = ("none", "linear", "sqrt", "owt")
+RATE_SCHEDULES = get_args(RateScheduleName)
+SCALINGS = get_args(Scaling)
 
 DEXP_LEVELS = 4
 DEXP_FALL = 250.0
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RateSchedule:
     """Say how the learning rate changes over a run, as a factor between 0 and 1.
 
     - "constant": 1 throughout.
@@ -42,8 +45,8 @@ class Schedule:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"schedule {self.kind!r}, expected one of {', '.join(KINDS)}")
+        if self.kind not in RATE_SCHEDULES:
+            raise UserError(f"schedule {self.kind!r}, expected one of {', '.join(RATE_SCHEDULES)}")
         bounds = (0.0, *self.drops, 1.0)
         if not all(a < b for a, b in zip(bounds, bounds[1:], strict=False)):
             raise UserError(
@@ -82,7 +85,7 @@ class Hyper:
     momentum: float = 0.9
     decay: float = 0.0
     bias_rate: float = 1.0
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: RateSchedule = field(default_factory=RateSchedule)
 
     def __post_init__(self) -> None:
         _check("learning rate", self.rate, least=0.0)
@@ -128,7 +131,7 @@ def scale(
             if shrink == 0.0:
                 return sqrt(k) * rate, sqrt(k) * decay
             return sqrt(k) * rate, -expm1(k * log1p(-shrink)) / (sqrt(k) * rate)
-    raise UserError(f"scaling rule {rule!r}, expected one of {', '.join(RULES)}")
+    raise UserError(f"scaling rule {rule!r}, expected one of {', '.join(SCALINGS)}")
 
 
 def update(
@@ -158,6 +161,39 @@ def update(
             momentum,
             0.0 if bias else decay,
         )
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Update the parameters of `state` by stochastic gradient descent, over a run of `steps` steps.
+
+    Parameters named in `head` have `head_rate` times the rate. With `by_round` they change after
+    every round of the head (OWT's variable batch size), else with all others once per step.
+    """
+
+    ops: ModuleType
+    state: State
+    specs: Mapping[str, Param]
+    hyper: Hyper
+    steps: int
+    head: frozenset[str] = frozenset()
+    head_rate: float = 1.0
+    by_round: bool = False
+
+    def rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        return self.hyper.rate_at(step, self.steps)
+
+    def apply(self, grads: Arrays, step: int) -> None:
+        """Change the parameters that have gradients, in place."""
+        head = {name: g for name, g in grads.items() if name in self.head}
+        body = {name: g for name, g in grads.items() if name not in self.head}
+        for part, factor in ((body, 1.0), (head, self.head_rate)):
+            update(
+                self.ops, self.state.params, self.state.velocity, part, self.specs,
+                self.rate_at(step) * factor,
+                self.hyper.momentum, self.hyper.decay, self.hyper.bias_rate,
+            )  # fmt: skip
 
 
 def _check(

@@ -24,7 +24,7 @@ from mpicnn.layers import (
 )
 from mpicnn.models import Model
 from mpicnn.step.executor import Executor
-from mpicnn.step.optimiser import update
+from mpicnn.step.optimiser import Hyper, Optimiser
 from mpicnn.step.state import initial_state
 
 CLASSES, BATCH, RAGGED, STEPS, SEED = 5, 11, 2, 20, 3
@@ -89,14 +89,12 @@ def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll",
     weights = programs[BATCH].weights
     state = initial_state(weights, mesh.coords, SEED, dtype).on(ops)
     specs = {w.name: w.param for w in weights}
+    optimiser = Optimiser(ops, state, specs, Hyper(0.05, 0.9, 0.01, 2.0), steps)
     losses, predicted = [], 0.0
     for step, x, labels in batches(dtype, steps):
         program = programs[len(x)]
-        grads, totals = runner.train(
-            program, state, ops.xp.asarray(x[program.positions]), labels, step
-        )
-        update(ops, state.params, state.velocity, grads, specs, 0.05, 0.9, 0.01, 2.0)
-        losses.append(mesh.sum(totals.read()).wait()[0] / len(labels))
+        mine = ops.xp.asarray(x[program.positions])
+        losses.append(runner.step(program, optimiser, mine, labels, step)[0] / len(labels))
         costs = step_costs(program, plan.grid, mesh.coords, np.dtype(dtype).itemsize)
         predicted += sum(c.work.bytes_sent for c in costs)
     sent = mesh.sent
