@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,20 @@ class Chain:
     exit: Layout
     exit_shape: Shape
     back_to: int
+
+    @cached_property
+    def feed(self) -> int | None:
+        """Return the index of the redistribution that feeds a round; None where there is none.
+
+        It may start while another round computes, and so may what comes before it. That must
+        have no weights: they may change between rounds, and their gradients count once a round.
+        """
+        for at, step in enumerate(self.steps):
+            if isinstance(step, Redistribute):
+                return at
+            if isinstance(step, Compute) and step.weights:
+                return None
+        return None
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,10 @@ class Interpreter:
     transfers: list[Pending] = field(default_factory=list)
 
     def forward(self, cursor: Cursor, to_feed: bool = False) -> None:
-        """Go forward to the chain's end, or only until its first redistribution has started."""
-        steps = cursor.chain.steps
+        """Go forward to the chain's end, or `to_feed`: only until what feeds it has started."""
+        steps, feed = cursor.chain.steps, cursor.chain.feed
+        if to_feed and feed is None:
+            return
         while cursor.at < len(steps):
             item = steps[cursor.at]
             if isinstance(item, Compute):
@@ -64,17 +66,14 @@ class Interpreter:
             else:
                 if cursor.pending is None:
                     self._start(cursor, item, forward=True)
-                    if to_feed:
+                    if to_feed and cursor.at == feed:
                         return
                 self._end(cursor, item)
                 cursor.tape.append(None)
             cursor.at += 1
 
     def backward(self, cursor: Cursor, stop: int, to_feed: bool = False) -> None:
-        """Go back to step `stop`, or only until the first redistribution's way back has started."""
-        feed = next(
-            (i for i, s in enumerate(cursor.chain.steps) if isinstance(s, Redistribute)), -1
-        )
+        """Go back to step `stop`, or `to_feed`: only until the way back of its feed has started."""
         while cursor.at > stop:
             at = cursor.at - 1
             item = cursor.chain.steps[at]
@@ -83,7 +82,7 @@ class Interpreter:
             else:
                 if cursor.pending is None:
                     self._start(cursor, item, forward=False)
-                    if to_feed and at == feed:
+                    if to_feed and at == cursor.chain.feed:
                         return
                 self._end(cursor, item)
             cursor.at = at
