@@ -91,8 +91,8 @@ class Site:
         for axis, row in enumerate(division.rows):
             extent = self._left(param.shape, held)
             if vector and row.total and self.plan.grid[axis] > 1:
-                # every rank has a summand of y; the bias is in all of them, zeros but for a part
-                held.append(Split(0, weighted_bounds(extent[0], division.shares[axis])))
+                # every rank has a summand of y: one of them adds the bias, the others zeros
+                held.append(Replicated())
                 use.append(Partial())
                 continue
             channels = x[axis] if row.x == CHANNEL else y[axis]
@@ -112,12 +112,16 @@ class Site:
         dim = 0 if vector else row.w
         if row.alone:
             return Split(dim, on_first(extent[dim], self.plan.grid[axis]))
-        return Split(dim, channels.bounds) if isinstance(channels, Split) else Replicated()
+        if not isinstance(channels, Split):
+            return Replicated()
+        # nothing is left where an outer axis keeps the layer on its first rank
+        return Split(dim, channels.bounds if extent[dim] else (0,) * len(channels.bounds))
 
     def _home(self, shape: Shape, held: Layout, home: str, buffer: bool) -> Layout:
         """Return where a weight lives between steps that is computed with as `held`."""
         if home == "first" and not buffer and self.plan.grid[-1] > 1:
-            return (*held[:-1], Split(0, on_first(shape[0], self.plan.grid[-1])))
+            rows = self._left(shape, held[:-1])[0]
+            return (*held[:-1], Split(0, on_first(rows, self.plan.grid[-1])))
         if self.plan.sync == "sharded" and not buffer:
             return self._sharded(shape, held)
         return held

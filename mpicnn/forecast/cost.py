@@ -105,7 +105,7 @@ def _compute(
     if step.idle:
         return work
     forward, backward = step.layer.batch_sums(step.x_shape[1:])
-    for length in (*forward, *(backward if back else ())):
+    for length in (*forward, *(backward if back and not step.first else ())):
         for axis in step.sum_axes:
             work += _sum(length, grid[axis], itemsize)
     return work + Work(flops=once.flops(1 + back + (back and not step.first)))

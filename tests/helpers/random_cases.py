@@ -1,0 +1,175 @@
+"""Random networks and plans that divide them, by seed: nobody picked them by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpicnn.comm.mesh import Mesh
+from mpicnn.division.compile import compile
+from mpicnn.division.placement import region
+from mpicnn.division.plan import INPUT, LOSS, LayerPlan, Plan
+from mpicnn.division.presets import PRESETS, preset
+from mpicnn.division.propagation import check_batch
+from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters
+from mpicnn.errors import UserError
+from mpicnn.forecast.cost import step_costs
+from mpicnn.layers import (
+    LRN,
+    AvgPool,
+    BatchNorm,
+    Conv,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool,
+    ReLU,
+)  # fmt: skip
+from mpicnn.models import Model
+from mpicnn.ops import load
+from mpicnn.step.executor import Executor
+from mpicnn.step.optimiser import Hyper, Optimiser
+from mpicnn.step.state import initial_state
+
+OPS = load("numpy")
+CLASSES, SEED = 5, 7
+
+
+@dataclass
+class Case:
+    """A network, a plan that may not fit it, and the sizes of two batches."""
+
+    model: Model
+    plan: Plan
+    batches: tuple[int, int]
+
+
+def draw(seed):
+    """Return the case of a seed."""
+    rng = np.random.default_rng(seed)
+    # batch normalisation sees the whole batch at once: it forbids rounds and micro-batches
+    normalised = bool(rng.random() < 0.4)
+    model = draw_model(rng, normalised)
+    plan = draw_plan(rng, model, cut=not normalised or rng.random() < 0.1)
+    batch = int(rng.integers(1, 18) if rng.random() < 0.1 else rng.integers(4, 18))
+    return Case(model, plan, (batch, int(rng.integers(1, batch + 1))))
+
+
+def draw_model(rng, normalised):
+    """Return a network of a few random layers that fit each other."""
+    shape = (int(rng.integers(1, 4)), int(rng.integers(5, 10)), int(rng.integers(5, 10)))
+    image, layers = shape, []
+    for number in range(int(rng.integers(0, 5))):
+        layer = _image_layer(rng, shape, normalised)
+        try:
+            shape = layer.out_shape(shape)
+        except UserError:
+            continue
+        layers.append((f"layer{number}", layer))
+    layers.append(("flat", Flatten()))
+    for number in range(int(rng.integers(0, 3))):
+        layers.append((f"fc{number}", Linear(int(rng.integers(2, 8)), bias=bool(rng.integers(2)))))
+        if rng.random() < 0.7:
+            layer = rng.choice([ReLU(), ReLU(), Dropout(0.3), *[BatchNorm()] * normalised])
+            layers.append((f"behind{number}", layer))
+    layers.append(("last", Linear(CLASSES, bias=bool(rng.integers(2)))))
+    return Model("random", image, tuple(layers))
+
+
+def _image_layer(rng, shape, normalised):
+    kind = rng.choice(
+        ["conv", "conv", "conv", "relu", "max", "avg", "lrn", "drop", *["bn"] * normalised]
+    )
+    if kind == "conv":
+        groups = int(rng.choice([g for g in (1, 1, 2, 3) if shape[0] % g == 0]))
+        return Conv(
+            groups * int(rng.integers(1, 5)), (int(rng.integers(1, 4)), int(rng.integers(1, 4))),
+            stride=int(rng.integers(1, 3)), padding=int(rng.integers(0, 2)), groups=groups,
+            bias=bool(rng.integers(2)),
+        )  # fmt: skip
+    return {
+        "relu": ReLU(), "max": MaxPool(2, int(rng.integers(1, 3)), ceil_mode=bool(rng.integers(2))),
+        "avg": AvgPool(2, 1), "lrn": LRN(3, 0.3, 0.6), "bn": BatchNorm(), "drop": Dropout(0.3),
+    }[kind]  # fmt: skip
+
+
+def draw_plan(rng, model, cut):
+    """Return a preset with some layers divided otherwise, in any way that their kind allows."""
+    names = [name for name, _ in model.layers]
+    stages: tuple[str, ...] = ()
+    depth = int(rng.choice([1, 1, 1, 2]))
+    if depth == 2 and len(names) > 1:
+        stages = (str(rng.choice(names[1:])),)
+    grid = tuple(int(n) for n in _grid(rng, 4 if not stages else 2))
+    shares = tuple(_shares(rng, n) for n in grid)
+    name, scheme = str(rng.choice(PRESETS)), str(rng.choice(["a", "a", "b", "c"]))
+    scheme = scheme if cut and name not in ("fc-output", "master-worker") else "a"
+    start = preset(name, model, grid, shares, scheme, str(rng.choice(["allreduce", "sharded"])))
+    layers = dict(start.layers)
+    kinds = {n: layer.kind for n, layer in model.layers} | {INPUT: INPUT_KIND, LOSS: LOSS_KIND}
+    for layer, kind in kinds.items():
+        if rng.random() < 0.25:
+            split = "".join(str(rng.choice(letters(kind))) for _ in grid)
+            own = tuple(_shares(rng, n) for n in grid) if rng.random() < 0.5 else None
+            layers[layer] = LayerPlan(split, own, str(rng.choice(["use", "use", "first"])))
+    parts = int(rng.choice([1, 1, 2, 3])) if cut else 1
+    order = str(rng.choice(["1f1b", "gpipe"]))
+    return Plan(grid, shares, layers, scheme, start.sync, name, stages, parts, order)
+
+
+def _grid(rng, most):
+    if rng.random() < 0.6:
+        return (rng.integers(1, most + 1),)
+    return [(1, most), (most, 1), (2, most // 2), (2, most // 2)][rng.integers(4)]
+
+
+def _shares(rng, ranks):
+    """Equal, unequal, empty, tiny and huge."""
+    shares = rng.choice([1.0, 1.0, 2.0, 0.0, 1e-6, 300.0], ranks)
+    return tuple(float(s) for s in shares) if shares.any() else (1.0,) * ranks
+
+
+def train(comm, case, plan, backend=OPS):
+    """Return losses, parts of the final state, and bytes sent and predicted on this rank."""
+    mesh = Mesh(comm, plan.grid, plan.depth)
+    executor = Executor(mesh, backend, SEED, bucket=256)
+    programs = [compile(case.model, plan, mesh.coords, n, mesh.stage) for n in case.batches]
+    weights = programs[0].weights
+    state = initial_state(weights, mesh.coords, SEED, np.float64)
+    specs = {w.name: w.param for w in weights}
+    optimiser = Optimiser(backend, state, specs, Hyper(0.05, 0.9, 0.01, 2.0), len(programs))
+    rng = np.random.default_rng(SEED)
+    losses, predicted = [], 0.0
+    for number, program in enumerate(programs):
+        x = rng.standard_normal((program.count, *case.model.input_shape))
+        labels = rng.integers(CLASSES, size=program.count)
+        sums = executor.step(program, optimiser, x[program.positions], labels, number)
+        losses.append(sums[0] / program.count)
+        costs = step_costs(program, plan.grid, mesh.coords, 8)
+        predicted += sum(cost.work.bytes_sent for cost in costs)
+    held = state.params | state.buffers
+    parts = {
+        w.name: (w.param.shape, region(w.param.shape, w.home, mesh.coords), held[w.name])
+        for w in weights
+    }
+    return losses, parts, None, mesh.sent, predicted
+
+
+def refusal(case):
+    """Return the one line that refuses the case's plan, "" where it is accepted."""
+    plan = case.plan
+    try:
+        check_batch(case.model, plan, case.batches[0])
+        for stage in range(plan.depth):
+            for place in np.ndindex(*plan.grid):
+                for count in case.batches:
+                    compile(case.model, plan, place, count, stage)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def alone(case):
+    """Return the plan of one rank that cuts the batch into the same micro-batches."""
+    return preset("data", case.model, (1,))
