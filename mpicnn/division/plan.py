@@ -76,9 +76,3 @@ class Plan:
 def equal_shares(grid: Sequence[int]) -> tuple[Shares, ...]:
     """Return the same weight for every rank of every axis."""
     return tuple((1.0,) * n for n in grid)
-
-
-if __name__ == "__main__":
-    from mpicnn.commands import start
-
-    start("plan")
