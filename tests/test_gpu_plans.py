@@ -21,7 +21,7 @@ from mpicnn.job.environment import environment
 from mpicnn.ops import _cuda_arrays
 from mpicnn.run.distributed import DistributedModel
 from mpicnn.settings.definitions import PlanChoice
-from mpicnn.step.optimiser import update
+from mpicnn.step.optimiser import Hyper, update
 
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)
 wire_gpu = pytest.importorskip("mpicnn.comm.wire_gpu", reason="CuPy is not installed")
@@ -147,7 +147,7 @@ def steps(count, watch):
         before = watch(None)
         grads, totals = distributed.executor.train(program, state, x, labels, step)
         specs = model.param_specs()
-        update(cuda, state.params, state.velocity, grads, specs, 0.01, 0.9, 0.01)
+        update(cuda, state, grads, specs, Hyper(0.01, 0.9, 0.01), 0.01)
         watch(before)
         totals.read()
 

@@ -11,6 +11,7 @@ import mpicnn.ops.numpy as ops
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Array, Param
 from mpicnn.step.optimiser import Hyper, RateSchedule, scale, update
+from mpicnn.step.state import State
 
 # Values that float64 holds to 16 digits and that a handful of operations round.
 CLOSE = {"rel": 1e-12, "abs": 0.0}
@@ -165,7 +166,14 @@ def test_update_is_its_formula() -> None:
     rate, momentum, decay, bias_rate = 0.3, 0.9, 0.05, 2.0
     for step in range(3):
         grads = arrays(10 + step)
-        update(ops, params, velocity, grads, SPECS, rate, momentum, decay, bias_rate)
+        update(
+            ops,
+            State(params, velocity),
+            grads,
+            SPECS,
+            Hyper(rate, momentum, decay, bias_rate),
+            rate,
+        )
         for name, (ws, vs) in expected.items():
             bias = name.endswith(".b")
             for i, g in enumerate(grads[name].ravel().tolist()):
@@ -184,7 +192,7 @@ def test_update_leaves_what_has_no_gradient() -> None:
     params, grads = arrays(1), arrays(2)
     velocity = zeros_like(params)
     conv = {name: grads[name] for name in ("conv1.w", "conv1.b")}
-    update(ops, params, velocity, conv, SPECS, 0.1, 0.9, 0.01)
+    update(ops, State(params, velocity), conv, SPECS, Hyper(0.1, 0.9, 0.01), 0.1)
     before = arrays(1)
     assert not np.array_equal(params["conv1.w"], before["conv1.w"])
     assert np.array_equal(params["fc2.w"], before["fc2.w"])
@@ -196,7 +204,7 @@ def test_update_is_in_place_and_keeps_the_dtype(dtype: str) -> None:
     params = arrays(1, dtype)
     velocity = zeros_like(params)
     held = {name: (w, velocity[name]) for name, w in params.items()}
-    update(ops, params, velocity, arrays(2, dtype), SPECS, 0.1, 0.9, 0.01, 2.0)
+    update(ops, State(params, velocity), arrays(2, dtype), SPECS, Hyper(0.1, 0.9, 0.01, 2.0), 0.1)
     for name, (w, v) in held.items():
         assert params[name] is w and velocity[name] is v
         assert w.dtype == v.dtype == dtype
@@ -207,7 +215,9 @@ def test_one_owt_step_shrinks_a_weight_like_k_small_ones() -> None:
         params = {"fc2.w": np.ones((7, 11))}
         grads = {"fc2.w": np.zeros((7, 11))}
         for _ in range(steps):
-            update(ops, params, zeros_like(params), grads, SPECS, rate, 0.0, decay)
+            update(
+                ops, State(params, zeros_like(params)), grads, SPECS, Hyper(rate, 0.0, decay), rate
+            )
         return float(params["fc2.w"][3, 4])
 
     small, large = (0.3, 0.2), scale(0.3, 0.2, 5, 1, "owt")
@@ -237,7 +247,7 @@ def test_update_agrees_with_torch_at_a_constant_rate(momentum: float) -> None:
         for name, g in grads.items():
             theirs[name].grad = torch.tensor(g)
         optimizer.step()
-        update(ops, params, velocity, grads, SPECS, rate, momentum, decay, bias_rate=2.0)
+        update(ops, State(params, velocity), grads, SPECS, Hyper(rate, momentum, decay, 2.0), rate)
     for name, w in params.items():
         # The same products in another order: a few roundings of numbers of order 1.
         np.testing.assert_allclose(w, theirs[name].detach().numpy(), rtol=1e-12, atol=1e-14)

@@ -14,8 +14,8 @@ from mpicnn.layers import SoftmaxCrossEntropy
 from mpicnn.layers.base import Context
 from mpicnn.step.executor import Executor
 from mpicnn.step.initial import initial_rows
-from mpicnn.step.optimiser import update
-from mpicnn.step.state import initial_state
+from mpicnn.step.optimiser import Hyper, update
+from mpicnn.step.state import State, initial_state
 
 OPS = backends.load("numpy")
 RATE, FC_RATE, MOMENTUM, DECAY = 0.05, 0.02, 0.9, 0.01
@@ -27,7 +27,7 @@ HEAD = tuple(f"{name}." for name, _ in MODEL.layers[MODEL.fc_start :])
 def learn(params, velocity, grads):
     for name, g in grads.items():
         rate = FC_RATE if name.startswith(HEAD) else RATE
-        update(OPS, params, velocity, {name: g}, SPECS, rate, MOMENTUM, DECAY)
+        update(OPS, State(params, velocity), {name: g}, SPECS, Hyper(rate, MOMENTUM, DECAY), rate)
 
 
 def rounds_of(count, shares, scheme):

@@ -89,15 +89,17 @@ class Site:
         held: list[Placement] = []
         use: list[Placement] = []
         for axis, row in enumerate(division.rows):
-            extent = self._left(param.shape, held)
             if vector and row.total and self.plan.grid[axis] > 1:
-                # every rank has a summand of y: one of them adds the bias, the others zeros
-                held.append(Replicated())
+                # every rank has a summand of y: the first adds the bias, the others zeros. It lives
+                # there alone: computed twice, on unlike devices, it would drift apart
+                extent = self._left(param.shape, held)
+                held.append(Split(0, on_first(extent[0], self.plan.grid[axis])))
                 use.append(Partial())
                 continue
             channels = x[axis] if row.x == CHANNEL else y[axis]
-            held.append(self._hold(row, axis, vector, extent, channels))
-            use.append(held[-1])
+            for layout in (held, use):
+                extent = self._left(param.shape, layout)
+                layout.append(self._hold(row, axis, vector, extent, channels))
         home = self._home(param.shape, tuple(held), division.home, buffer)
         fetch = self.route(param.shape, home, tuple(use))
         bring = self.route(param.shape, tuple(p.dual for p in use), home)

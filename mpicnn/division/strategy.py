@@ -29,8 +29,8 @@ class Row:
     """Say what one letter of a layer kind does along one mesh axis.
 
     `x`, `w` and `y` are the dimensions along which these are split; None is replicated. `total`
-    marks that y is a pending sum, so that a bias must be added by one rank only: it is kept split
-    and padded with zeros. `alone` leaves everything on the first rank.
+    marks that y is a pending sum, so that one rank alone may add the bias. `alone` leaves
+    everything on the first rank.
     """
 
     letter: str

@@ -136,30 +136,27 @@ def scale(
 
 def update(
     ops: ModuleType,
-    params: Mapping[str, Array],
-    velocity: Mapping[str, Array],
+    state: State,
     grads: Mapping[str, Array],
     specs: Mapping[str, Param],
+    hyper: Hyper,
     rate: float,
-    momentum: float,
-    decay: float,
-    bias_rate: float = 1.0,
 ) -> None:
     """Change, in place, every parameter that has a gradient, and its velocity.
 
     v <- momentum v - rate (g + decay w), then w <- w + v (OWT; cuda-convnet2). Biases, by
     their `specs`, have the rate rate * bias_rate and no decay. Arrays may be any shares of the
-    parameters, alike in all three mappings.
+    parameters, alike in `state` and `grads`.
     """
     for name, g in grads.items():
         bias = specs[name].bias
         ops.sgd(
-            params[name],
-            velocity[name],
+            state.params[name],
+            state.velocity[name],
             g,
-            rate * bias_rate if bias else rate,
-            momentum,
-            0.0 if bias else decay,
+            rate * hyper.bias_rate if bias else rate,
+            hyper.momentum,
+            0.0 if bias else hyper.decay,
         )
 
 
@@ -189,11 +186,8 @@ class Optimiser:
         head = {name: g for name, g in grads.items() if name in self.head}
         body = {name: g for name, g in grads.items() if name not in self.head}
         for part, factor in ((body, 1.0), (head, self.head_rate)):
-            update(
-                self.ops, self.state.params, self.state.velocity, part, self.specs,
-                self.rate_at(step) * factor,
-                self.hyper.momentum, self.hyper.decay, self.hyper.bias_rate,
-            )  # fmt: skip
+            rate = self.rate_at(step) * factor
+            update(self.ops, self.state, part, self.specs, self.hyper, rate)
 
 
 def _check(
