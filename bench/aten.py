@@ -11,7 +11,7 @@ from calls import Call
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from mpicnn.ops.window import pool_size
+from mpicnn.ops.window import Window
 
 Array = NDArray[Any]
 Tensor = torch.Tensor
@@ -42,9 +42,11 @@ def counterpart(call: Call, variant: str) -> Callable[[], Any] | None:
     return _MAKERS[call.op](*args)
 
 
-def _conv2d(x: Tensor, w: Tensor, b: Tensor | None, *how: Any) -> Callable[[], Any]:
-    *window, relu = how
-    return _finished(lambda: functional.conv2d(x, w, b, *window), relu)
+def _conv2d(
+    x: Tensor, w: Tensor, b: Tensor | None, window: Window, relu: bool
+) -> Callable[[], Any]:
+    how = window.stride, window.margins, window.dilation, window.groups
+    return _finished(lambda: functional.conv2d(x, w, b, *how), relu)
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Callable[[], Any]:
@@ -56,50 +58,53 @@ def _finished(product: Callable[[], Tensor], relu: bool) -> Callable[[], Tensor]
 
 
 def _conv2d_gradient(
-    dy: Tensor, x: Tensor, w: Tensor, wanted: list[bool], window: tuple[Any, ...]
+    dy: Tensor, x: Tensor, w: Tensor, wanted: list[bool], window: Window
 ) -> Tensor:
-    stride, padding, dilation, groups = window
-    found = aten.convolution_backward(
-        dy, x, w, None, stride, padding, dilation, False, [0, 0], groups, wanted
-    )
+    how = window.stride, window.margins, window.dilation
+    found = aten.convolution_backward(dy, x, w, None, *how, False, [0, 0], window.groups, wanted)
     return found[wanted.index(True)]
 
 
-def _conv2d_dx(dy: Tensor, w: Tensor, x_shape: Any, *window: Any) -> Callable[[], Any]:
+def _conv2d_dx(dy: Tensor, w: Tensor, x_shape: Any, window: Window) -> Callable[[], Any]:
     x = torch.empty(x_shape, memory_format=_format(dy))
     return lambda: _conv2d_gradient(dy, x, w, [True, False, False], window)
 
 
-def _conv2d_dw(x: Tensor, dy: Tensor, w_shape: Any, *window: Any) -> Callable[[], Any]:
+def _conv2d_dw(x: Tensor, dy: Tensor, w_shape: Any, window: Window) -> Callable[[], Any]:
     w = torch.empty(w_shape, memory_format=_format(x))
     return lambda: _conv2d_gradient(dy, x, w, [False, True, False], window)
 
 
-def _maxpool(x: Tensor, *window: Any) -> Callable[[], Any]:
-    *window, ceil_mode = window
-    return lambda: aten.max_pool2d_with_indices(x, *window, [1, 1], ceil_mode)
+def _maxpool(x: Tensor, kernel: Any, window: Window, ceil_mode: bool) -> Callable[[], Any]:
+    how = kernel, window.stride, window.margins, window.dilation, ceil_mode
+    return lambda: aten.max_pool2d_with_indices(x, *how)
 
 
 def _maxpool_dx(
-    dy: Tensor, place: Tensor, x_shape: Any, kernel: Any, stride: Any, padding: Any
+    dy: Tensor, place: Tensor, x_shape: Any, kernel: Any, window: Window
 ) -> Callable[[], Any]:
+    stride, padding = window.stride, window.margins
     x = torch.empty(x_shape, memory_format=_format(dy))
     oh, ow = dy.shape[2:]
     line = torch.arange(oh)[:, None] * stride[0] - padding[0] + place.long() // kernel[1]
     column = torch.arange(ow) * stride[1] - padding[1] + place.long() % kernel[1]
     index = (line * x_shape[3] + column).contiguous(memory_format=_format(dy))
-    plain = tuple(
-        pool_size(*axis, False) for axis in zip(x_shape[2:], kernel, stride, padding, strict=True)
-    )
-    ceil_mode = plain != (oh, ow)
+    ceil_mode = window.pool_shape(x_shape[2:], kernel, False) != (oh, ow)
     return lambda: aten.max_pool2d_with_indices_backward(
         dy, x, kernel, stride, padding, [1, 1], ceil_mode, index
     )
 
 
-def _avgpool_dx(dy: Tensor, x_shape: Any, *window: Any) -> Callable[[], Any]:
+def _avgpool(x: Tensor, kernel: Any, window: Window, *flags: bool) -> Callable[[], Any]:
+    return lambda: functional.avg_pool2d(x, kernel, window.stride, window.margins, *flags)
+
+
+def _avgpool_dx(
+    dy: Tensor, x_shape: Any, kernel: Any, window: Window, *flags: bool
+) -> Callable[[], Any]:
     x = torch.empty(x_shape, memory_format=_format(dy))
-    return lambda: aten.avg_pool2d_backward(dy, x, *window, None)
+    how = kernel, window.stride, window.margins, *flags
+    return lambda: aten.avg_pool2d_backward(dy, x, *how, None)
 
 
 def _lrn_dx(
@@ -164,12 +169,13 @@ _MAKERS: dict[str, Callable[..., Callable[[], Any]]] = {
     "scale_shift": _scale_shift,
     "maxpool": _maxpool,
     "maxpool_dx": _maxpool_dx,
-    "avgpool": lambda x, *window: lambda: functional.avg_pool2d(x, *window),
+    "avgpool": _avgpool,
     "avgpool_dx": _avgpool_dx,
     "lrn": lambda x, *how: lambda: functional.local_response_norm(x, *how),
     "lrn_dx": _lrn_dx,
-    "relu": lambda x: lambda: torch.relu(x),
-    "relu_dx": lambda dy, y: lambda: aten.threshold_backward(dy, y, 0),
+    # "relu" is the one activation of the networks that are timed
+    "activate": lambda _, x: lambda: torch.relu(x),
+    "activate_dx": lambda _, dy, y: lambda: aten.threshold_backward(dy, y, 0),
     "mul": lambda x, mask: lambda: x * mask,
     "dropout": _dropout,
     "softmax_xent": _softmax_xent,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,12 @@ from task import SEED, Ours, Task
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.presets import preset
 from mpicnn.layers import AvgPool, Context, Conv, Layer, MaxPool
+from mpicnn.ops.interface import MEMBERS, Backend
+from mpicnn.ops.window import Window
 from mpicnn.step.initial import initial_rows
 
 _NOT_TIMED = (
-    "Feed", "Timer", "fetch", "flat", "peak_bytes", "set_convolution", "set_precision",
+    "Feed", "Timer", "conv2d_methods", "fetch", "flat", "peak_bytes", "set_convolution", "set_precision",
     "set_threads", "synchronize", "topk_correct", "upload", "upload_labels",
 )  # fmt: skip
 
@@ -64,13 +65,13 @@ class Call:
 class Watched:
     """Be the module of kernels `ops` and remember, of every kernel and shape, the first call."""
 
-    def __init__(self, ops: ModuleType) -> None:
+    def __init__(self, ops: Backend) -> None:
         self._ops = ops
         self.calls: dict[tuple[str, str], Call] = {}
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._ops, name)
-        if name in _NOT_TIMED or name not in self._ops.__all__ or not callable(found):
+        if name in _NOT_TIMED or name not in MEMBERS or not callable(found):
             return found
         return lambda *args: self._note(name, found, args)
 
@@ -87,14 +88,14 @@ class Watched:
         return result
 
 
-def of_task(ops: ModuleType, task: Task) -> list[Call]:
+def of_task(ops: Backend, task: Task) -> list[Call]:
     """Return the kernels of one training step on one rank."""
     watched: Any = Watched(ops)
     Ours(Mesh(MPI.COMM_SELF), watched, task, preset("data", task.model, (1,))).step()
     return list(watched.calls.values())
 
 
-def of_others(ops: ModuleType, batch: int) -> list[Call]:
+def of_others(ops: Backend, batch: int) -> list[Call]:
     """Return the kernels of the layers in `OTHERS`."""
     watched: Any = Watched(ops)
     for number, (layer, shape) in enumerate(OTHERS.values()):
@@ -113,6 +114,8 @@ def of_others(ops: ModuleType, batch: int) -> list[Call]:
 def _short(arg: Any) -> str:
     if isinstance(arg, np.ndarray):
         return "x".join(map(str, arg.shape))
+    if isinstance(arg, Window):
+        return f"{arg.stride}{arg.padding}{arg.dilation}{arg.groups}".replace(" ", "")
     if isinstance(arg, tuple):
         return str(arg).replace(" ", "")
     return f"{arg:g}" if isinstance(arg, float) else str(arg)

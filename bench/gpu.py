@@ -19,7 +19,6 @@ from importlib.util import find_spec
 from itertools import product
 from statistics import median
 from time import perf_counter
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from mpicnn.division.presets import preset
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.forecast.cost import step_costs
 from mpicnn.job.launch import launch
+from mpicnn.ops.interface import Backend
 
 MODELS = (
     "marques-50-500,marques-150-800,marques-300-1000,marques-500-1500,marques-500-1500:1024,"
@@ -55,7 +55,7 @@ class Limits:
     bytes: float
 
     @classmethod
-    def of(cls, backend: ModuleType, edge: int, copied: int) -> Limits:
+    def of(cls, backend: Backend, edge: int, copied: int) -> Limits:
         """Measure both, in the precision that is set: products of `edge`, copies of bytes."""
         from mpicnn.ops._cuda_gemm import multiply, operand
 
@@ -71,7 +71,7 @@ class Limits:
         return cls(2 * edge**3 / multiplied, 2 * target.nbytes / _seconds(backend, copy))
 
 
-def _seconds(backend: ModuleType, work: Any) -> float:
+def _seconds(backend: Backend, work: Any) -> float:
     """Return the seconds of one run among `_RUNS`, after one that is not counted."""
     work()
     backend.synchronize()
@@ -93,7 +93,7 @@ def floor(ours: Ours, limits: Limits) -> float:
 
 def compare(
     mesh: Mesh,
-    backend: ModuleType,
+    backend: Backend,
     task: Task,
     precision: str,
     limits: Limits,

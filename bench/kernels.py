@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from mpicnn.comm.mesh import Mesh
 from mpicnn.errors import UserError
 from mpicnn.job.launch import launch
 from mpicnn.ops import numpy as plain
+from mpicnn.ops.interface import Backend
 
 VARIANTS = ("eager", "channels-last")
 TURN_S = 0.04  # kernels are short: many turns in a fair time
@@ -32,7 +32,7 @@ _EDGE = 1024  # of the matrices whose product is the measure
 _COPIED = 1 << 26  # bytes that a thread copies: more than a cache holds
 
 
-def sides_of(backend: ModuleType, call: Call, peer: bool) -> list[Side]:
+def sides_of(backend: Backend, call: Call, peer: bool) -> list[Side]:
     """Return mpicnn's and PyTorch's sides of one kernel.
 
     Raises RuntimeError where their results differ.

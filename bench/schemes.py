@@ -6,7 +6,6 @@ import argparse
 from contextlib import ExitStack
 from importlib.util import find_spec
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from mpicnn import ops
 from mpicnn.comm.mesh import Mesh
 from mpicnn.job.agreement import agree, broadcast_text
 from mpicnn.job.launch import launch
+from mpicnn.ops.interface import Backend
 
 PROGRESS = ("thread", "poll", "none")
 VARIANTS = ("eager", "channels-last")
@@ -139,7 +139,7 @@ def main(comm: MPI.Intracomm) -> None:
 
 
 def compare(
-    mesh: Mesh, cores: Cores, backend: ModuleType, task: Task,
+    mesh: Mesh, cores: Cores, backend: Backend, task: Task,
     options: argparse.Namespace, common: dict[str, Any],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Time one network under every plan, and in PyTorch; rank 0 prints the table. Collective."""

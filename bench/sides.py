@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import ModuleType
 
 import numpy as np
 from mpi4py import MPI
@@ -20,6 +19,7 @@ from mpicnn.division.presets import preset
 from mpicnn.division.propagation import check_batch
 from mpicnn.job.agreement import agree
 from mpicnn.models import Model
+from mpicnn.ops.interface import Backend
 from mpicnn.step.timing import StepTimer
 
 TOLERANCE = 1e-4  # between the losses of both sides, absolute or relative
@@ -68,7 +68,7 @@ def plan_of(text: str, model: Model, ranks: int) -> Plan:
     return preset(name.removesuffix(f"-{scheme}"), model, (ranks,), scheme=scheme, sync=sync)
 
 
-def divided(comm: MPI.Intracomm, backend: ModuleType, task: Task, text: str) -> Ours:
+def divided(comm: MPI.Intracomm, backend: Backend, task: Task, text: str) -> Ours:
     """Return the task divided over all ranks by the plan that `text` names. Collective."""
     plan = agree(comm, plan_of, text, task.model, comm.size)
     agree(comm, check_batch, task.model, plan, len(task.labels))
@@ -76,7 +76,7 @@ def divided(comm: MPI.Intracomm, backend: ModuleType, task: Task, text: str) -> 
 
 
 def entries_of(
-    comm: MPI.Intracomm, backend: ModuleType, task: Task, text: str, ways: Iterable[ProgressMode]
+    comm: MPI.Intracomm, backend: Backend, task: Task, text: str, ways: Iterable[ProgressMode]
 ) -> list[Entry]:
     """Return one entry for each way of progress in which the plan is run. Collective."""
     peak = Peak()

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from mpicnn.division.planfile import load_plan
 from mpicnn.division.propagation import check_batch
 from mpicnn.job.agreement import agree, broadcast_text
 from mpicnn.job.launch import launch
+from mpicnn.ops.interface import Backend
 from mpicnn.settings.definitions import PlanChoice
 
 VARIANTS = ("eager", "channels-last", "compiled", "compiled-cl")
@@ -72,7 +72,7 @@ def peers(
 
 
 def compare(
-    mesh: Mesh, cores: Cores, backend: ModuleType, task: Task, options: argparse.Namespace
+    mesh: Mesh, cores: Cores, backend: Backend, task: Task, options: argparse.Namespace
 ) -> tuple[dict[str, list[float]], list[str]]:
     """Return the seconds per step of every side, and rank 0's remarks. Collective."""
     comm = mesh.world.comm

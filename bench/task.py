@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from mpicnn.devices.choice import Device
 from mpicnn.division.plan import Plan
 from mpicnn.errors import UserError
 from mpicnn.models import Model
+from mpicnn.ops.interface import Backend
 from mpicnn.run.distributed import DistributedModel
 from mpicnn.step.initial import initial_rows
 from mpicnn.step.optimiser import Hyper, Optimiser
@@ -88,7 +88,7 @@ class Ours:
     def __init__(
         self,
         mesh: Mesh,
-        backend: ModuleType,
+        backend: Backend,
         task: Task,
         plan: Plan,
         put: Callable[[Array], Any] = np.asarray,

@@ -10,6 +10,7 @@ cupy = pytest.importorskip("cupy")
 
 from mpicnn.ops import _cuda_columns, _cuda_conv, _cudnn  # noqa: E402
 from mpicnn.ops._cuda_shape import ConvShape  # noqa: E402
+from mpicnn.ops.window import Window  # noqa: E402
 
 ONE, NONE = (1, 1), (0, 0)
 # x, w, stride, padding, dilation, groups
@@ -60,6 +61,12 @@ def draw(shape, dtype="float32", seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
 
 
+def described(case):
+    """Return the shapes and the window of a case."""
+    x_shape, w_shape, *window = case
+    return x_shape, w_shape, Window.of(*window)
+
+
 def dtype_of(precision):
     return "float64" if precision == "float64" else "float32"
 
@@ -72,13 +79,14 @@ def distance(got, expected):
 def operands(case, dtype):
     """Return what each kind of convolution takes, and a float64 reference of its result."""
     x_shape, w_shape, *window = case
+    window = Window.of(*window)
     x, w, b = (draw(s, dtype).astype("float64") for s in (x_shape, w_shape, w_shape[:1]))
-    y = plain.conv2d(x, w, b, *window)
+    y = plain.conv2d(x, w, b, window)
     dy = draw(y.shape, dtype, 1).astype("float64")
     return {
         "forward": ((x, w, b), y),
-        "dx": ((dy, w), plain.conv2d_dx(dy, w, x_shape, *window)),
-        "dw": ((x, dy), plain.conv2d_dw(x, dy, w_shape, *window)),
+        "dx": ((dy, w), plain.conv2d_dx(dy, w, x_shape, window)),
+        "dw": ((x, dy), plain.conv2d_dw(x, dy, w_shape, window)),
     }
 
 
@@ -91,7 +99,7 @@ def device(arrays, dtype):
 def test_every_way_is_right(fresh, case, kind, precision):
     dtype = dtype_of(precision)
     arrays, expected = operands(case, dtype)[kind]
-    shape = ConvShape.of("x", *case)
+    shape = ConvShape.of("x", *described(case))
     first, second, *bias = device(arrays, dtype)
     place = _cudnn.library(cupy.cuda.runtime.getDevice(), 0, cupy.cuda.get_current_stream().ptr)
     ways = _cuda_conv.ways(place, kind, shape, precision, True, bool(bias))
@@ -114,45 +122,46 @@ def test_every_way_is_right(fresh, case, kind, precision):
 def test_convolution(case, precision):
     dtype = dtype_of(precision)
     x_shape, w_shape, *window = case
+    window = Window.of(*window)
     made = operands(case, dtype)
     (x, w, b), y = made["forward"]
     x, w, b, dy = device((x, w, b, made["dx"][0][0]), dtype)
     found = [
-        cuda.conv2d(x, w, b, *window),
-        cuda.conv2d_dx(dy, w, x_shape, *window),
-        cuda.conv2d_dw(x, dy, w_shape, *window),
+        cuda.conv2d(x, w, b, window),
+        cuda.conv2d_dx(dy, w, x_shape, window),
+        cuda.conv2d_dw(x, dy, w_shape, window),
     ]
     for got, expected in zip(found, (y, made["dx"][1], made["dw"][1]), strict=True):
         assert got.dtype == dtype
         assert got.transpose(0, 2, 3, 1).flags.c_contiguous
         assert distance(got, expected) <= TOLERANCE[precision]
-    without = cuda.conv2d(x, w, None, *window)
+    without = cuda.conv2d(x, w, None, window)
     assert distance(without, y - b.get()[:, None, None]) <= TOLERANCE[precision]
-    again = cuda.conv2d(x, w, b, *window)
+    again = cuda.conv2d(x, w, b, window)
     assert again.get().tobytes() == found[0].get().tobytes()
 
 
 def test_arrays_may_lie_in_any_way(precision):
     dtype = dtype_of(precision)
-    window = ONE, ONE, ONE
+    window = Window.of(ONE, ONE, ONE)
     wide = cupy.asarray(draw((6, 20, 9, 7), dtype))
     w = cupy.asarray(draw((3, 3, 8, 12), dtype)).transpose(3, 2, 1, 0)
     slices = wide[1:6:2, 3:11], wide[::-1, 8:16], wide[:, :, ::2, ::-1][:, :8]
     for x in slices:
-        y = plain.conv2d(x.get().astype("float64"), w.get().astype("float64"), None, *window)
-        assert distance(cuda.conv2d(x, w, None, *window), y) <= TOLERANCE[precision]
+        y = plain.conv2d(x.get().astype("float64"), w.get().astype("float64"), None, window)
+        assert distance(cuda.conv2d(x, w, None, window), y) <= TOLERANCE[precision]
         wider = cupy.asarray(np.concatenate([y, y], 1).astype(dtype))
         dy, host = wider[:, 5:17], wider.get()[:, 5:17].astype("float64")
-        dw = plain.conv2d_dw(x.get().astype("float64"), host, w.shape, *window)
-        assert distance(cuda.conv2d_dw(x, dy, w.shape, *window), dw) <= TOLERANCE[precision]
-        dx = plain.conv2d_dx(host, w.get().astype("float64"), x.shape, *window)
-        assert distance(cuda.conv2d_dx(dy, w, x.shape, *window), dx) <= TOLERANCE[precision]
+        dw = plain.conv2d_dw(x.get().astype("float64"), host, w.shape, window)
+        assert distance(cuda.conv2d_dw(x, dy, w.shape, window), dw) <= TOLERANCE[precision]
+        dx = plain.conv2d_dx(host, w.get().astype("float64"), x.shape, window)
+        assert distance(cuda.conv2d_dx(dy, w, x.shape, window), dx) <= TOLERANCE[precision]
 
 
 def test_arrays_may_begin_anywhere(fresh, precision, monkeypatch):
     monkeypatch.setattr(_cuda_conv, "_seconds", lambda way, _: hasattr(way, "func"))
     dtype = dtype_of(precision)
-    window = ONE, ONE, ONE
+    window = Window.of(ONE, ONE, ONE)
     flat = cupy.asarray(draw((3 * 75 + 2,), dtype))
     # examples of 75 values: the second begins at an address that 16 bytes do not divide
     x = flat[2:].reshape(3, 5, 5, 3).transpose(0, 3, 1, 2)[1:]
@@ -160,10 +169,10 @@ def test_arrays_may_begin_anywhere(fresh, precision, monkeypatch):
     b = flat[1:5]
     assert x.data.ptr % 16 and w.data.ptr % 16 and b.data.ptr % 16
     host = [array.get().astype("float64") for array in (x, w, b)]
-    y = plain.conv2d(*host, *window)
-    assert distance(cuda.conv2d(x, w, b, *window), y) <= TOLERANCE[precision]
-    dx = plain.conv2d_dx(host[0], host[1].transpose(1, 0, 2, 3), (2, 4, 5, 5), *window)
-    back = cuda.conv2d_dx(x, w.transpose(1, 0, 2, 3), (2, 4, 5, 5), *window)
+    y = plain.conv2d(*host, window)
+    assert distance(cuda.conv2d(x, w, b, window), y) <= TOLERANCE[precision]
+    dx = plain.conv2d_dx(host[0], host[1].transpose(1, 0, 2, 3), (2, 4, 5, 5), window)
+    back = cuda.conv2d_dx(x, w.transpose(1, 0, 2, 3), (2, 4, 5, 5), window)
     assert distance(back, dx) <= TOLERANCE[precision]
 
 
@@ -176,8 +185,8 @@ def test_columns_come_in_pieces(monkeypatch, precision, name):
     case = CASES[name]
     made = operands(case, dtype_of(precision))
     x, w, dy = device((*made["forward"][0][:2], made["dx"][0][0]), dtype_of(precision))
-    dx = cuda.conv2d_dx(dy, w, case[0], *case[2:])
-    dw = cuda.conv2d_dw(x, dy, case[1], *case[2:])
+    dx = cuda.conv2d_dx(dy, w, case[0], Window.of(*case[2:]))
+    dw = cuda.conv2d_dw(x, dy, case[1], Window.of(*case[2:]))
     assert distance(dx, made["dx"][1]) <= TOLERANCE[precision]
     assert distance(dw, made["dw"][1]) <= TOLERANCE[precision]
     _cuda_conv._fastest.cache_clear()
@@ -186,8 +195,8 @@ def test_columns_come_in_pieces(monkeypatch, precision, name):
 
 def test_without_cudnn_columns_do_everything(monkeypatch, fresh):
     monkeypatch.setattr(_cudnn, "cudnn", None)
-    assert cuda.conv2d_methods(*CASES["eights"], "float32") == ("columns",) * 3
-    assert cuda.conv2d_methods(*EMPTY["no inputs"], "float32") == ("none",) * 3
+    assert cuda.conv2d_methods(*described(CASES["eights"]), "float32") == ("columns",) * 3
+    assert cuda.conv2d_methods(*described(EMPTY["no inputs"]), "float32") == ("none",) * 3
 
 
 def test_with_cudnn_its_engines_are_named_and_built_once(monkeypatch, fresh):
@@ -202,16 +211,16 @@ def test_with_cudnn_its_engines_are_named_and_built_once(monkeypatch, fresh):
     monkeypatch.setattr(_cudnn, "describe", counted)
     # columns are slow, so that an engine is chosen
     monkeypatch.setattr(_cuda_conv, "_seconds", lambda way, _: hasattr(way, "func"))
-    names = cuda.conv2d_methods(*CASES["eights"], "float32")
+    names = cuda.conv2d_methods(*described(CASES["eights"]), "float32")
     assert all(name.startswith("cudnn ") for name in names)
     before = len(built)
     assert before >= 3
-    assert cuda.conv2d_methods(*CASES["eights"], "float32") == names
+    assert cuda.conv2d_methods(*described(CASES["eights"]), "float32") == names
     assert len(built) == before
-    assert cuda.conv2d_methods(*CASES["eights"], "float64") == ("columns",) * 3
+    assert cuda.conv2d_methods(*described(CASES["eights"]), "float64") == ("columns",) * 3
     assert len(built) == before
     cuda.set_precision("tf32")
-    cuda.conv2d_methods(*CASES["eights"], "float32")
+    cuda.conv2d_methods(*described(CASES["eights"]), "float32")
     assert len(built) > before
 
 
@@ -248,8 +257,8 @@ def test_transforms_can_be_forbidden():
 def test_wrong_arguments_are_told():
     x, w = cupy.asarray(draw((2, 3, 5, 5))), cupy.asarray(draw((4, 3, 3, 3)))
     with pytest.raises(ValueError, match="float32 of shape"):
-        cuda.conv2d(x, w.astype("float64"), None, ONE, NONE, ONE)
+        cuda.conv2d(x, w.astype("float64"), None, Window.of(ONE, NONE, ONE))
     with pytest.raises(ValueError, match="groups=2"):
-        cuda.conv2d(x, w, None, ONE, NONE, ONE, 2)
+        cuda.conv2d(x, w, None, Window.of(ONE, NONE, ONE, 2))
     with pytest.raises(ValueError, match=r"float32 of shape \(2, 4, 3, 3\)"):
-        cuda.conv2d_dw(x, x, w.shape, ONE, NONE, ONE)
+        cuda.conv2d_dw(x, x, w.shape, Window.of(ONE, NONE, ONE))

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from backends import pool
 
 from mpicnn.ops import _cuda_arrays, available, load
 from mpicnn.ops import numpy as reference
@@ -49,13 +50,13 @@ LAYOUTS = {
 
 def max_pooling(ops, x, z, *window):
     kernel, stride, padding, ceil_mode = window
-    y, argmax = ops.maxpool(x, *window)
-    return y, argmax, ops.maxpool_dx(y + 1, argmax, x.shape, kernel, stride, padding)
+    y, argmax = ops.maxpool(x, *pool(*window))
+    return y, argmax, ops.maxpool_dx(y + 1, argmax, x.shape, *pool(kernel, stride, padding))
 
 
 def mean_pooling(ops, x, z, *window):
-    y = ops.avgpool(x, *window)
-    return y, ops.avgpool_dx(y, x.shape, *window)
+    y = ops.avgpool(x, *pool(*window))
+    return y, ops.avgpool_dx(y, x.shape, *pool(*window))
 
 
 def normalized(ops, x, z, size, beta):
@@ -68,9 +69,11 @@ def dropped(ops, x, z, first):
     return ops.dropout(x, 0.3, 5, 2, 2**33 + 1, positions, first)
 
 
+HALVES = pool((2, 2), (2, 2), (0, 0))
+
 # Each gives a tuple of arrays for x and z of one shape.
 CASES = {
-    "relu": lambda ops, x, z: (ops.relu(x), ops.relu_dx(z, x)),
+    "relu": lambda ops, x, z: (ops.activate("relu", x), ops.activate_dx("relu", z, x)),
     "mul": lambda ops, x, z: (ops.mul(x, z),),
     "scale_shift": lambda ops, x, z: (
         (ops.scale_shift(x, z[0, :, 1, 2], x[0, :, 0, 1]),) if len(x) else ()
@@ -132,7 +135,9 @@ def test_kernels_of_rows(shape, dtype, limit):
     transposed, spread = lambda a: upload(a.T).T, lambda a: upload(a.repeat(2, axis=1))[:, ::2]
     for place in (upload, transposed, spread, unaligned):
         dx, dz = place(x), place(z)
-        np.testing.assert_array_equal(cuda.relu_dx(dz, dx).get(), reference.relu_dx(z, x))
+        np.testing.assert_array_equal(
+            cuda.activate_dx("relu", dz, dx).get(), reference.activate_dx("relu", z, x)
+        )
         for e, f in zip(dropped(reference, x, z, 3), dropped(cuda, dx, dz, 3), strict=True):
             np.testing.assert_array_equal(f.get(), e)
         # sums of up to 9 terms of order 1, and one rounding more or less
@@ -209,19 +214,22 @@ def test_more_rows_than_a_grid_is_high():
 @pytest.mark.parametrize(
     "call, message",
     (
-        (lambda a, b: cuda.relu_dx(a, b), "y must be"),
+        (lambda a, b: cuda.activate_dx("relu", a, b), "y must be"),
         (lambda a, b: cuda.mul(a, b), "mask must be"),
         (lambda a, b: cuda.mul(a, a.astype(np.float64)), "mask must be float32"),
-        (lambda a, b: cuda.relu(a.astype(np.int32)), "float32 or float64, not int32"),
+        (lambda a, b: cuda.activate("relu", a.astype(np.int32)), "float32 or float64, not int32"),
         (lambda a, b: cuda.channel_sums(a, b), "b must be"),
         (lambda a, b: cuda.scale_shift(a, a[0, :, 0, 0], b[0, :, 0, 0]), "shift must be"),
         (lambda a, b: cuda.sgd(a, b, a, 0.1, 0.9, 0.1), "v must be"),
         (lambda a, b: cuda.lrn(a, 0, 1.0, 0.75, 1.0), "size must be at least 1"),
         (lambda a, b: cuda.lrn_dx(b, a, a, a, 5, 1.0, 0.75), "dy must be"),
-        (lambda a, b: cuda.avgpool_dx(a, a.shape, (2, 2), (2, 2), (0, 0), False, True), "dy must"),
-        (lambda a, b: cuda.maxpool(a, (2, 2), (1, 1), (2, 0), False), "padding"),
-        (lambda a, b: cuda.maxpool(a, (9, 9), (1, 1), (0, 0), False), "does not fit"),
-        (lambda a, b: cuda.maxpool_dx(a, a, a.shape, (1, 1), (1, 1), (0, 0)), "argmax"),
+        (
+            lambda a, b: cuda.avgpool_dx(a, a.shape, *pool((2, 2), (2, 2), (0, 0)), False, True),
+            "dy must",
+        ),
+        (lambda a, b: cuda.maxpool(a, *pool((2, 2), (1, 1), (2, 0)), False), "padding"),
+        (lambda a, b: cuda.maxpool(a, *pool((9, 9), (1, 1), (0, 0)), False), "does not fit"),
+        (lambda a, b: cuda.maxpool_dx(a, a, a.shape, *pool((1, 1), (1, 1), (0, 0))), "argmax"),
         (lambda a, b: cuda.dropout(a, 1.0, 0, 0, 0, np.arange(2), 0), "rate"),
         (lambda a, b: cuda.dropout(a, 0.5, 0, 0, 0, np.arange(3), 0), "positions"),
         (lambda a, b: cuda.dropout(a, 0.5, 0, 0, 0, np.arange(2), -1), "first"),
@@ -246,7 +254,7 @@ def test_the_host_waits_for_nothing():
     batch, places = upload(rng.integers(0, 256, (2, 3, 4, 4), np.uint8)), np.array([0, 1])
     cuda.synchronize()
     with cuda.xp.cuda.Stream(non_blocking=True) as stream:
-        cuda.relu(x)
+        cuda.activate("relu", x)
         begun = stream.record()
         for case in CASES.values():
             case(cuda, x, z)

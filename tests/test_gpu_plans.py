@@ -160,7 +160,7 @@ def test_the_host_does_not_wait_within_a_step():
 
     def watch(begun):
         if begun is None:
-            cuda.relu(cuda.xp.ones(3))
+            cuda.activate("relu", cuda.xp.ones(3))
             return cuda.xp.cuda.get_current_stream().record()
         waited.append(begun.done)
         return None

@@ -15,6 +15,7 @@ from mpicnn.division.presets import PRESETS, preset
 from mpicnn.division.program import Compute
 from mpicnn.layers import BatchNorm, Conv, Flatten, Linear, MaxPool, ReLU
 from mpicnn.models import Model
+from mpicnn.ops.window import Window
 from mpicnn.step.executor import Executor
 from mpicnn.step.state import initial_state
 
@@ -83,8 +84,8 @@ def divided(grid=(2,), **layers):
 def test_convolution(ops, x, w, groups, dtype):
     x, w, b = draw(ops, x, w, w[:1], dtype=dtype)
     for bias in (b, None):
-        args = x, w, bias, ONE, (2, 1), ONE, groups
-        expected = host(ops.relu(ops.conv2d(*args)))
+        args = x, w, bias, Window.of(ONE, (2, 1), ONE, groups)
+        expected = host(ops.activate("relu", ops.conv2d(*args)))
         np.testing.assert_array_equal(host(ops.conv2d(*args, True)), expected, strict=True)
         assert not x.size or 0 < np.mean(expected > 0) < 1
 
@@ -93,7 +94,7 @@ def test_convolution(ops, x, w, groups, dtype):
 def test_linear(ops, n, c, o):
     x, w, b = draw(ops, (n, c), (o, c), (o,))
     for bias in (b, None):
-        expected = host(ops.relu(ops.linear(x, w, bias)))
+        expected = host(ops.activate("relu", ops.linear(x, w, bias)))
         np.testing.assert_array_equal(host(ops.linear(x, w, bias, True)), expected, strict=True)
 
 
@@ -102,7 +103,7 @@ def test_linear(ops, n, c, o):
 def test_nan_is_not_hidden(ops, kernel, biased):
     x, w, b = draw(ops, (1, 64, 8, 8), (64, 64, kernel, kernel), (64,))
     x[0, 0, 7, 7] = np.nan
-    y = ops.conv2d(x, w, b if biased else None, ONE, ONE, ONE, 1, True)
+    y = ops.conv2d(x, w, b if biased else None, Window.of(ONE, ONE, ONE), True)
     assert np.isnan(host(y))[0, :, -1, -1].all()
     features = x.reshape(1, -1)
     y = ops.linear(features, ops.xp.ones((3, features.shape[1]), "float32"), None, True)
@@ -189,8 +190,8 @@ def test_the_pass_is_saved(ops, monkeypatch):
         calls.append(name)
         return kernel(*args)
 
-    for name in ("relu", "relu_dx"):
+    for name in ("activate", "activate_dx"):
         monkeypatch.setattr(ops, name, partial(counted, name, getattr(ops, name)))
     test_training_has_the_same_bits(ops)
     # joined, two of the five ReLUs have a pass of their own forward; apart, all have
-    assert (calls.count("relu"), calls.count("relu_dx")) == (2 + 5, 5 + 5)
+    assert (calls.count("activate"), calls.count("activate_dx")) == (2 + 5, 5 + 5)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from backends import pool
 from threadpoolctl import threadpool_info
 
 from mpicnn.ops import numpy as plain
+from mpicnn.ops.window import Window
 
 native = pytest.importorskip(
     "mpicnn.ops.native", reason="the native kernels are not built here", exc_type=ImportError
@@ -79,18 +81,23 @@ def test_convolution(case, dtype):
     # what transforms round off is larger: test_native_winograd.py
     native.set_convolution("direct")
     x_shape, w_shape, *geometry = case
+    window = Window.of(*geometry)
     x, w, b = draw(x_shape, dtype), draw(w_shape, dtype), draw(w_shape[:1], dtype)
-    y = plain.conv2d(x, w, b, *geometry)
+    y = plain.conv2d(x, w, b, window)
     dy = draw(y.shape, dtype, 1)
-    close(native.conv2d(x, w, b, *geometry), y, w[:1].size)
-    close(native.conv2d(x, w, None, *geometry), plain.conv2d(x, w, None, *geometry), w[:1].size)
+    close(native.conv2d(x, w, b, window), y, w[:1].size)
+    close(
+        native.conv2d(x, w, None, window),
+        plain.conv2d(x, w, None, window),
+        w[:1].size,
+    )
     for bias in (b, None):
-        joined = native.conv2d(x, w, bias, *geometry, True)
-        apart = native.relu(native.conv2d(x, w, bias, *geometry))
+        joined = native.conv2d(x, w, bias, window, True)
+        apart = native.activate("relu", native.conv2d(x, w, bias, window))
         np.testing.assert_array_equal(joined, apart, strict=True)
-    args = dy, w, x_shape, *geometry
+    args = dy, w, x_shape, window
     close(native.conv2d_dx(*args), plain.conv2d_dx(*args), w[:, :1].size)
-    args = x, dy, w_shape, *geometry
+    args = x, dy, w_shape, window
     close(native.conv2d_dw(*args), plain.conv2d_dw(*args), dy[:, :1].size)
 
 
@@ -100,7 +107,7 @@ def test_linear(n, c, o, dtype):
     close(native.linear(x, w, b), plain.linear(x, w, b), c)
     close(native.linear(x, w, None), plain.linear(x, w, None), c)
     for bias in (b, None):
-        apart = native.relu(native.linear(x, w, bias))
+        apart = native.activate("relu", native.linear(x, w, bias))
         np.testing.assert_array_equal(native.linear(x, w, bias, True), apart, strict=True)
     close(native.linear_dx(dy, w), plain.linear_dx(dy, w), o)
     close(native.linear_dw(x, dy), plain.linear_dw(x, dy), n)
@@ -115,15 +122,15 @@ def test_pooling(case, dtype):
     shape, *window, ceil_mode = case
     # few distinct values: many ties, which the first of them has to win
     x = np.round(draw(shape, dtype))
-    y, argmax = native.maxpool(x, *window, ceil_mode)
-    for got, expected in zip((y, argmax), plain.maxpool(x, *window, ceil_mode), strict=True):
+    y, argmax = native.maxpool(x, *pool(*window), ceil_mode)
+    for got, expected in zip((y, argmax), plain.maxpool(x, *pool(*window), ceil_mode), strict=True):
         np.testing.assert_array_equal(got, expected, strict=True)
     dy = draw(y.shape, dtype)
-    args = dy, argmax, shape, *window
+    args = dy, argmax, shape, *pool(*window)
     close(native.maxpool_dx(*args), plain.maxpool_dx(*args), 16)
     for padded in (True, False):
         taps = np.prod(window[0])
-        args = *window, ceil_mode, padded
+        args = *pool(*window), ceil_mode, padded
         close(native.avgpool(x, *args), plain.avgpool(x, *args), taps)
         close(native.avgpool_dx(dy, shape, *args), plain.avgpool_dx(dy, shape, *args), taps)
 
@@ -134,7 +141,7 @@ def test_maxpool_of_special_values(repeats):
     x[0, 0, 0, 4] = np.inf
     x[0, 0, 1, 4:6] = np.nan
     x[0, 0, 2, 1] = 3
-    y, argmax = native.maxpool(np.tile(x, repeats), (2, 2), (2, 2), NONE, False)
+    y, argmax = native.maxpool(np.tile(x, repeats), *pool((2, 2), (2, 2), NONE), False)
     low = -np.inf
     values = np.array([[low, low, np.nan, low], [3, low, low, low]])
     np.testing.assert_array_equal(y[0, 0], np.tile(values, repeats))
@@ -148,7 +155,7 @@ def test_maxpool_of_special_values(repeats):
 def test_places_outside_wide_images_are_refused(line, column, tap, padding):
     dy, argmax = draw((1, 1, 2, 20), np.float32), np.zeros((1, 1, 2, 20), np.uint8)
     argmax[:, :, :, 0] = padding[1]  # inside: one column is padding
-    args = dy, argmax, (1, 1, 3, 40 - padding[1]), (2, 2), (2, 2), padding
+    args = dy, argmax, (1, 1, 3, 40 - padding[1]), *pool((2, 2), (2, 2), padding)
     assert native.maxpool_dx(*args).sum() == pytest.approx(dy.sum(), rel=1e-5)
     argmax[0, 0, line, column] = tap
     with pytest.raises(ValueError, match="argmax"):
@@ -171,8 +178,12 @@ def test_elements_and_channels(shape, dtype):
     a, b = draw(shape, dtype), draw(shape, dtype, 1)
     scale, shift = draw(shape[1:2], dtype), draw(shape[1:2], dtype, 1)
     terms = a[:, :1].size
-    np.testing.assert_array_equal(native.relu(a), plain.relu(a), strict=True)
-    np.testing.assert_array_equal(native.relu_dx(b, a), plain.relu_dx(b, a), strict=True)
+    np.testing.assert_array_equal(
+        native.activate("relu", a), plain.activate("relu", a), strict=True
+    )
+    np.testing.assert_array_equal(
+        native.activate_dx("relu", b, a), plain.activate_dx("relu", b, a), strict=True
+    )
     np.testing.assert_array_equal(native.mul(a, b), plain.mul(a, b), strict=True)
     close(native.bias_grad(a), plain.bias_grad(a), terms)
     close(native.channel_sums(a), plain.channel_sums(a), terms)
@@ -181,7 +192,7 @@ def test_elements_and_channels(shape, dtype):
 
 
 def test_relu_keeps_nan(dtype):
-    assert np.isnan(native.relu(np.array([np.nan], dtype)))
+    assert np.isnan(native.activate("relu", np.array([np.nan], dtype)))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -227,9 +238,9 @@ def test_numpys_products_have_no_more_threads_than_the_kernels():
 def test_strided_arrays_are_taken(dtype):
     x = draw((6, 9, 10, 4), dtype).transpose(3, 0, 2, 1)[:, :, ::-1, ::2]
     w = np.asfortranarray(draw((5, 6, 3, 3), dtype))
-    args = ONE, ONE, ONE
+    args = (Window.of(ONE, ONE, ONE),)
     close(native.conv2d(x, w, None, *args), plain.conv2d(x, w, None, *args), w[:1].size)
-    np.testing.assert_array_equal(native.relu(x), plain.relu(x))
+    np.testing.assert_array_equal(native.activate("relu", x), plain.activate("relu", x))
     close(native.channel_sums(x), plain.channel_sums(x), x[:, :1].size)
 
 
@@ -241,15 +252,15 @@ def test_bits_do_not_depend_on_threads_or_on_numpys():
     def bits():
         rows, weights = x.reshape(33, -1), draw((500, x[0].size), "float32")
         return (
-            native.conv2d(x, w, None, *geometry).tobytes(),
-            native.conv2d_dx(dy, w, x.shape, *geometry).tobytes(),
-            native.conv2d_dw(x, dy, w.shape, *geometry).tobytes(),
+            native.conv2d(x, w, None, Window.of(*geometry)).tobytes(),
+            native.conv2d_dx(dy, w, x.shape, Window.of(*geometry)).tobytes(),
+            native.conv2d_dw(x, dy, w.shape, Window.of(*geometry)).tobytes(),
             native.linear(rows, weights, None).tobytes(),
             native.channel_sums(x).tobytes(),
-            native.conv2d(x, w[:5, :1], None, *geometry, 5).tobytes(),
-            native.conv2d_dw(x, x, (5, 1, 3, 3), *geometry, 5).tobytes(),
+            native.conv2d(x, w[:5, :1], None, Window.of(*geometry, 5)).tobytes(),
+            native.conv2d_dw(x, x, (5, 1, 3, 3), Window.of(*geometry, 5)).tobytes(),
             native.lrn_dx(x, x, x, x * x + 1, 3, 0.1, 0.75).tobytes(),
-            native.avgpool_dx(x, (33, 5, 19, 21), (3, 3), ONE, NONE, False, True).tobytes(),
+            native.avgpool_dx(x, (33, 5, 19, 21), *pool((3, 3), ONE, NONE), False, True).tobytes(),
         )
 
     native.set_threads(1)
@@ -272,29 +283,29 @@ FROZEN.flags.writeable = False
 
 # function, arguments, the argument that the message must name
 BAD = [
-    ("conv2d", (HALF, W, None, ONE, NONE, ONE), "x"),
-    ("conv2d", (X.tolist(), W, None, ONE, NONE, ONE), "x"),
-    ("conv2d", (X[0], W, None, ONE, NONE, ONE), "x"),
-    ("conv2d", (X[:, :, :1], W, None, ONE, NONE, ONE), "x"),
-    ("conv2d", (DOUBLE, W, None, ONE, NONE, ONE), "w"),
-    ("conv2d", (X, W[:, :3], None, ONE, NONE, ONE), "w"),
-    ("conv2d", (X, W[..., :0], None, ONE, NONE, ONE), "w"),
-    ("conv2d", (X, W, np.zeros(5, np.float32), ONE, NONE, ONE), "b"),
-    ("conv2d", (X, W, None, (0, 1), NONE, ONE), "stride"),
-    ("conv2d", (X, W, None, ONE, (-1, 0), ONE), "padding"),
-    ("conv2d", (X, W, None, ONE, NONE, (1, 0)), "dilation"),
-    ("conv2d", (X, W, None, ONE, NONE, ONE, 4), "groups"),
-    ("conv2d", (X, W, None, (1, 1, 1), NONE, ONE), "stride"),
-    ("conv2d", (X, W, None, ONE, 0, ONE), "padding"),
-    ("conv2d", (X, W, None, ONE, (0.5, 0), ONE), "padding"),
-    ("conv2d_dx", (Y.astype(np.float64), W, X.shape, ONE, NONE, ONE), "dy"),
-    ("conv2d_dx", (Y, W[0], X.shape, ONE, NONE, ONE), "w"),
-    ("conv2d_dw", (HALF, Y, W.shape, ONE, NONE, ONE), "x"),
-    ("conv2d_dw", (X, Y, W.shape[1:], ONE, NONE, ONE), "w_shape"),
-    ("conv2d_dx", (Y[:1], W, X.shape, ONE, NONE, ONE), "dy"),
-    ("conv2d_dx", (Y, W, X.shape[1:], ONE, NONE, ONE), "x_shape"),
-    ("conv2d_dw", (X, Y[:, :5], W.shape, ONE, NONE, ONE), "dy"),
-    ("conv2d_dw", (X, Y, (6, 4, 3, -3), ONE, NONE, ONE), "w_shape"),
+    ("conv2d", (HALF, W, None, Window.of(ONE, NONE, ONE)), "x"),
+    ("conv2d", (X.tolist(), W, None, Window.of(ONE, NONE, ONE)), "x"),
+    ("conv2d", (X[0], W, None, Window.of(ONE, NONE, ONE)), "x"),
+    ("conv2d", (X[:, :, :1], W, None, Window.of(ONE, NONE, ONE)), "x"),
+    ("conv2d", (DOUBLE, W, None, Window.of(ONE, NONE, ONE)), "w"),
+    ("conv2d", (X, W[:, :3], None, Window.of(ONE, NONE, ONE)), "w"),
+    ("conv2d", (X, W[..., :0], None, Window.of(ONE, NONE, ONE)), "w"),
+    ("conv2d", (X, W, np.zeros(5, np.float32), Window.of(ONE, NONE, ONE)), "b"),
+    ("conv2d", (X, W, None, Window.of((0, 1), NONE, ONE)), "stride"),
+    ("conv2d", (X, W, None, Window.of(ONE, (-1, 0), ONE)), "padding"),
+    ("conv2d", (X, W, None, Window.of(ONE, NONE, (1, 0))), "dilation"),
+    ("conv2d", (X, W, None, Window.of(ONE, NONE, ONE, 4)), "groups"),
+    ("conv2d", (X, W, None, Window.of((1, 1, 1), NONE, ONE)), "stride"),
+    ("conv2d", (X, W, None, Window(ONE, ((0, 0),), ONE)), "padding"),
+    ("conv2d", (X, W, None, Window.of(ONE, (0.5, 0), ONE)), "padding"),
+    ("conv2d_dx", (Y.astype(np.float64), W, X.shape, Window.of(ONE, NONE, ONE)), "dy"),
+    ("conv2d_dx", (Y, W[0], X.shape, Window.of(ONE, NONE, ONE)), "w"),
+    ("conv2d_dw", (HALF, Y, W.shape, Window.of(ONE, NONE, ONE)), "x"),
+    ("conv2d_dw", (X, Y, W.shape[1:], Window.of(ONE, NONE, ONE)), "w_shape"),
+    ("conv2d_dx", (Y[:1], W, X.shape, Window.of(ONE, NONE, ONE)), "dy"),
+    ("conv2d_dx", (Y, W, X.shape[1:], Window.of(ONE, NONE, ONE)), "x_shape"),
+    ("conv2d_dw", (X, Y[:, :5], W.shape, Window.of(ONE, NONE, ONE)), "dy"),
+    ("conv2d_dw", (X, Y, (6, 4, 3, -3), Window.of(ONE, NONE, ONE)), "w_shape"),
     ("linear", (ROWS, FULL[:, :3], None), "w"),
     ("linear", (ROWS, FULL, np.zeros(4, np.float32)), "b"),
     ("linear_dx", (np.zeros((2, 5), np.float32), FULL), "w"),
@@ -307,29 +318,29 @@ BAD = [
     ("bias_grad", (HALF,), "dy"),
     ("channel_sums", (X[0, 0, 0],), "a"),
     ("channel_sums", (X, X[:1]), "b"),
-    ("maxpool", (X, (8, 2), ONE, NONE, False), "x"),
-    ("maxpool", (X, (0, 2), ONE, NONE, False), "kernel"),
-    ("maxpool", (X, (2, 2), ONE, (2, 0), False), "padding"),
-    ("maxpool_dx", (POOLED, PLACES[:1], X.shape, (2, 2), (2, 2), NONE), "argmax"),
-    ("maxpool_dx", (POOLED, PLACES + 4, X.shape, (2, 2), (2, 2), NONE), "argmax"),
-    ("maxpool_dx", (POOLED, PLACES, (2, 4, 5, 5), (1, 1), (3, 3), NONE), "argmax"),
-    ("maxpool_dx", (POOLED, PLACES.astype(float), X.shape, (2, 2), (2, 2), NONE), "argmax"),
-    ("maxpool_dx", (POOLED, PLACES, (3, 4, 6, 6), (2, 2), (2, 2), NONE), "dy"),
-    ("maxpool", (X[0], (2, 2), ONE, NONE, False), "x"),
-    ("maxpool_dx", (POOLED, PLACES, X.shape, (2,), (2, 2), NONE), "kernel"),
-    ("avgpool", (HALF, (2, 2), ONE, NONE, False, True), "x"),
-    ("avgpool", (X, (2, 2), (1, 0), NONE, False, True), "stride"),
-    ("avgpool_dx", (POOLED, X.shape[1:], (2, 2), (2, 2), NONE, False, True), "x_shape"),
-    ("avgpool_dx", (POOLED, X.shape, (3, 3), (2, 2), NONE, False, True), "dy"),
+    ("maxpool", (X, *pool((8, 2), ONE, NONE), False), "x"),
+    ("maxpool", (X, *pool((0, 2), ONE, NONE), False), "kernel"),
+    ("maxpool", (X, *pool((2, 2), ONE, (2, 0)), False), "padding"),
+    ("maxpool_dx", (POOLED, PLACES[:1], X.shape, *pool((2, 2), (2, 2), NONE)), "argmax"),
+    ("maxpool_dx", (POOLED, PLACES + 4, X.shape, *pool((2, 2), (2, 2), NONE)), "argmax"),
+    ("maxpool_dx", (POOLED, PLACES, (2, 4, 5, 5), *pool((1, 1), (3, 3), NONE)), "argmax"),
+    ("maxpool_dx", (POOLED, PLACES.astype(float), X.shape, *pool((2, 2), (2, 2), NONE)), "argmax"),
+    ("maxpool_dx", (POOLED, PLACES, (3, 4, 6, 6), *pool((2, 2), (2, 2), NONE)), "dy"),
+    ("maxpool", (X[0], *pool((2, 2), ONE, NONE), False), "x"),
+    ("maxpool_dx", (POOLED, PLACES, X.shape, *pool((2,), (2, 2), NONE)), "kernel"),
+    ("avgpool", (HALF, *pool((2, 2), ONE, NONE), False, True), "x"),
+    ("avgpool", (X, *pool((2, 2), (1, 0), NONE), False, True), "stride"),
+    ("avgpool_dx", (POOLED, X.shape[1:], *pool((2, 2), (2, 2), NONE), False, True), "x_shape"),
+    ("avgpool_dx", (POOLED, X.shape, *pool((3, 3), (2, 2), NONE), False, True), "dy"),
     ("lrn", (X, 0, 1e-4, 0.75, 1.0), "size"),
     ("lrn", (HALF, 5, 1e-4, 0.75, 1.0), "x"),
     ("lrn_dx", (DOUBLE, X, X, X, 5, 1e-4, 0.75), "dy"),
     ("lrn_dx", (X, X, X[:1], X, 5, 1e-4, 0.75), "y"),
     ("lrn_dx", (X, X, X, DOUBLE, 5, 1e-4, 0.75), "scale"),
-    ("relu", (X.astype(int),), "x"),
-    ("relu", (X.astype(">f4"),), "x"),
-    ("relu_dx", (X, X[:1]), "y"),
-    ("relu_dx", (HALF, X), "dy"),
+    ("activate", ("relu", X.astype(int)), "x"),
+    ("activate", ("relu", X.astype(">f4")), "x"),
+    ("activate_dx", ("relu", X, X[:1]), "y"),
+    ("activate_dx", ("relu", HALF, X), "dy"),
     ("mul", (HALF, X), "x"),
     ("mul", (X, DOUBLE), "mask"),
     ("scale_shift", (FULL[0], FULL[0], FULL[0]), "x"),

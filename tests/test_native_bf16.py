@@ -14,6 +14,7 @@ native = pytest.importorskip(
     "mpicnn.ops.native", reason="the native kernels are not built here", exc_type=ImportError
 )
 from mpicnn.ops._native_core import HAS_BLAS, core  # noqa: E402
+from mpicnn.ops.window import Window  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not HAS_BLAS, reason="convolutions need a BLAS")
 
@@ -63,18 +64,19 @@ def check(got, products, *operands):
 def test_convolution(case, threads, kernel):
     native.set_threads(threads)
     x_shape, w_shape, *geometry = case
+    window = Window.of(*geometry)
     x, w, b = draw(x_shape), draw(w_shape), draw(w_shape[:1])
-    y = native.conv2d(x, w, b, *geometry)
+    y = native.conv2d(x, w, b, window)
     dy = draw(y.shape, 1)
-    check(y, lambda x, w: plain.conv2d(x, w, b.astype(float), *geometry), x, w)
-    np.testing.assert_array_equal(native.conv2d(x, w, b, *geometry, True), native.relu(y))
+    check(y, lambda x, w: plain.conv2d(x, w, b.astype(float), window), x, w)
+    np.testing.assert_array_equal(native.conv2d(x, w, b, window, True), native.activate("relu", y))
     check(
-        native.conv2d_dx(dy, w, x_shape, *geometry),
-        lambda dy, w: plain.conv2d_dx(dy, w, x_shape, *geometry), dy, w,
+        native.conv2d_dx(dy, w, x_shape, window),
+        lambda dy, w: plain.conv2d_dx(dy, w, x_shape, window), dy, w,
     )  # fmt: skip
     check(
-        native.conv2d_dw(x, dy, w_shape, *geometry),
-        lambda x, dy: plain.conv2d_dw(x, dy, w_shape, *geometry), x, dy,
+        native.conv2d_dw(x, dy, w_shape, window),
+        lambda x, dy: plain.conv2d_dw(x, dy, w_shape, window), x, dy,
     )  # fmt: skip
 
 
@@ -85,7 +87,7 @@ def test_linear(n, c, o, threads, kernel):
     x, w, b, dy = draw((n, c)), draw((o, c)), draw((o,)), draw((n, o), 1)
     y = native.linear(x, w, b)
     check(y, lambda x, w: plain.linear(x, w, b.astype(float)), x, w)
-    np.testing.assert_array_equal(native.linear(x, w, b, True), native.relu(y))
+    np.testing.assert_array_equal(native.linear(x, w, b, True), native.activate("relu", y))
     check(native.linear_dx(dy, w), plain.linear_dx, dy, w)
     check(native.linear_dw(x, dy), plain.linear_dw, x, dy)
     dw = draw((o, c), 2)
@@ -107,7 +109,10 @@ def test_operands_are_rounded_to_nearest_even(kernel):
     np.testing.assert_array_equal(native.linear(x[:, None], one, None)[:, 0], expected)
     np.testing.assert_array_equal(native.linear(one, x[:, None], None)[0], expected)
     np.testing.assert_array_equal(
-        native.conv2d(x[None, None, None], one[None, None], None, ONE, NONE, ONE)[0, 0, 0], expected
+        native.conv2d(x[None, None, None], one[None, None], None, Window.of(ONE, NONE, ONE))[
+            0, 0, 0
+        ],
+        expected,
     )
 
 
@@ -116,9 +121,9 @@ def test_every_nan_stays_one(kernel):
     x = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
     one = np.ones((1, 1), np.float32)
     assert np.isnan(native.linear(x[:, None], one, None)).all()
-    assert np.isnan(native.conv2d(x[None, None, None], one[None, None], None, ONE, (1, 1), ONE))[
-        0, 0, 1, 1:5
-    ].all()
+    assert np.isnan(
+        native.conv2d(x[None, None, None], one[None, None], None, Window.of(ONE, (1, 1), ONE))
+    )[0, 0, 1, 1:5].all()
 
 
 def test_bits_do_not_depend_on_threads_or_on_the_call(kernel):
@@ -129,9 +134,9 @@ def test_bits_do_not_depend_on_threads_or_on_the_call(kernel):
         return [
             array.tobytes()
             for array in (
-                native.conv2d(x, w, None, ONE, ONE, ONE),
-                native.conv2d_dx(dy, w, x.shape, ONE, ONE, ONE),
-                native.conv2d_dw(x, dy, w.shape, ONE, ONE, ONE),
+                native.conv2d(x, w, None, Window.of(ONE, ONE, ONE)),
+                native.conv2d_dx(dy, w, x.shape, Window.of(ONE, ONE, ONE)),
+                native.conv2d_dw(x, dy, w.shape, Window.of(ONE, ONE, ONE)),
                 native.linear(rows, weights, None),
                 native.linear_dw(rows, rows),
             )
@@ -157,9 +162,13 @@ def test_all_kernels_agree():
 
 def test_what_computes_in_bf16(kernel):
     geometry = ONE, (2, 2), ONE
-    deep = native.conv2d_methods((64, 150, 16, 16), (800, 150, 5, 5), *geometry, 1, np.float32)
+    deep = native.conv2d_methods(
+        (64, 150, 16, 16), (800, 150, 5, 5), Window.of(*geometry, 1), np.float32
+    )
     assert deep == ("im2col bf16",) * 3
-    apart = native.conv2d_methods((4, 32, 9, 9), (32, 1, 5, 5), *geometry, 32, np.float32)
+    apart = native.conv2d_methods(
+        (4, 32, 9, 9), (32, 1, 5, 5), Window.of(*geometry, 32), np.float32
+    )
     assert apart == ("depthwise bf16",) * 3
     # float64 is asked for where no digit is to be lost
     x, w = draw((3, 5)).astype(float), draw((4, 5)).astype(float)

@@ -9,6 +9,7 @@ native = pytest.importorskip(
     "mpicnn.ops.native", reason="the native kernels are not built here", exc_type=ImportError
 )
 from mpicnn.ops._native_core import HAS_BLAS, core  # noqa: E402
+from mpicnn.ops.window import Window  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not HAS_BLAS, reason="convolutions need a BLAS")
 
@@ -41,7 +42,7 @@ def draw(shape, seed=0):
 
 
 def compute(case, x, w, b, relu=False, method="lines"):
-    y = np.full(plain.conv2d(x[:1], w, None, *case[2:]).shape, np.nan, np.float32)
+    y = np.full(plain.conv2d(x[:1], w, None, Window.of(*case[2:])).shape, np.nan, np.float32)
     y = np.repeat(y, len(x), axis=0)  # NaN shows what is not written
     core.conv2d(core.ConvShape(x.shape, w.shape, *case[2:]), x, w, b, relu, y, method)
     return y
@@ -58,10 +59,10 @@ def threads(request):
 def test_convolution(case):
     x, w, b = draw(case[0]), draw(case[1], 1), draw(case[1][:1], 2)
     y = compute(case, x, w, b)
-    expected = plain.conv2d(*(a.astype(np.float64) for a in (x, w, b)), *case[2:])
+    expected = plain.conv2d(*(a.astype(np.float64) for a in (x, w, b)), Window.of(*case[2:]))
     # sums of products in float32 have errors of some eps = 6e-8 each
     assert np.linalg.norm(y - expected) <= 2e-6 * np.linalg.norm(expected)
-    np.testing.assert_array_equal(compute(case, x, w, b, relu=True), native.relu(y))
+    np.testing.assert_array_equal(compute(case, x, w, b, relu=True), native.activate("relu", y))
     without = compute(case, x, w, None)
     np.testing.assert_allclose(without + b[:, None, None], y, rtol=1e-6, atol=1e-6)
     native.set_threads(2)
@@ -86,11 +87,13 @@ def test_nothing_outside_the_window_is_read():
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_weight_gradient(case):
     x, w = draw(case[0]), draw(case[1], 1)
-    dy = draw(plain.conv2d(x, w, None, *case[2:]).shape, 2)
+    dy = draw(plain.conv2d(x, w, None, Window.of(*case[2:])).shape, 2)
     shape = core.ConvShape(x.shape, w.shape, *case[2:])
     dw, again = np.full_like(w, np.nan), np.full_like(w, np.nan)
     core.conv2d_dw(shape, x, dy, dw, "lines")
-    expected = plain.conv2d_dw(*(a.astype(np.float64) for a in (x, dy)), w.shape, *case[2:])
+    expected = plain.conv2d_dw(
+        *(a.astype(np.float64) for a in (x, dy)), w.shape, Window.of(*case[2:])
+    )
     assert np.linalg.norm(dw - expected) <= 2e-6 * np.linalg.norm(expected)
     native.set_threads(2)
     core.conv2d_dw(shape, x, dy, again, "lines")
@@ -102,12 +105,12 @@ def test_input_gradient_is_that_of_columns():
     shape = core.ConvShape((3, 3, 9, 17), w.shape, ONE, ONE, ONE, 1)
     dx = np.empty((3, 3, 9, 17), np.float32)
     core.conv2d_dx(shape, dy, w, dx, "lines")
-    np.testing.assert_array_equal(dx, native.conv2d_dx(dy, w, dx.shape, ONE, ONE, ONE))
+    np.testing.assert_array_equal(dx, native.conv2d_dx(dy, w, dx.shape, Window.of(ONE, ONE, ONE)))
 
 
 def test_choice_of_lines():
     def methods(x, w, stride=ONE, dtype="float32"):
-        return native.conv2d_methods(x, w, stride, NONE, ONE, 1, dtype)
+        return native.conv2d_methods(x, w, Window.of(stride, NONE, ONE), dtype)
 
     first = (64, 3, 36, 36), (32, 3, 5, 5)
     assert methods(*first) == ("lines", "im2col", "lines")

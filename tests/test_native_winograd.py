@@ -12,6 +12,7 @@ native = pytest.importorskip(
     "mpicnn.ops.native", reason="the native kernels are not built here", exc_type=ImportError
 )
 from mpicnn.ops._native_core import HAS_BLAS, core  # noqa: E402
+from mpicnn.ops.window import Window  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not HAS_BLAS, reason="convolutions need a BLAS")
 
@@ -117,16 +118,16 @@ def test_convolution(method, shape):
     x, w, b, dy = (array.astype(np.float64) for array in (x, w, b, dy))
     geometry = ONE, padding, ONE, groups
     expected = (
-        plain.conv2d(x, w, b, *geometry),
-        plain.conv2d_dx(dy, w, x.shape, *geometry),
-        plain.conv2d_dw(x, dy, w.shape, *geometry),
+        plain.conv2d(x, w, b, Window.of(*geometry)),
+        plain.conv2d_dx(dy, w, x.shape, Window.of(*geometry)),
+        plain.conv2d_dw(x, dy, w.shape, Window.of(*geometry)),
     )
     # Sums of products in float32 have errors of some eps = 6e-8 each; the transforms multiply by
     # up to 5.25 twice and cancel, which costs a decimal digit and a half.
     tolerance = 2e-6 if method == "im2col" else 1e-5
     for got, exact in zip((y, dx, dw), expected, strict=True):
         assert distance(got, exact) <= tolerance
-    np.testing.assert_array_equal(compute(method, *args, relu=True)[0], native.relu(y))
+    np.testing.assert_array_equal(compute(method, *args, relu=True)[0], native.activate("relu", y))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -184,20 +185,28 @@ def test_parts_make_the_whole(method):
 def test_choice_of_methods():
     large, small = (64, 150, 16, 16), (64, 3, 32, 32)
     geometry = ONE, (2, 2), ONE, 1
-    best = native.conv2d_methods(large, (800, 150, 5, 5), *geometry, np.float32)
+    best = native.conv2d_methods(large, (800, 150, 5, 5), Window.of(*geometry), np.float32)
     assert best == ("winograd 4x4,5x5",) * 3
-    assert native.conv2d_methods(large, (800, 150, 5, 5), *geometry, "float64") == ("im2col",) * 3
+    assert (
+        native.conv2d_methods(large, (800, 150, 5, 5), Window.of(*geometry), "float64")
+        == ("im2col",) * 3
+    )
     # each output would cost a transform for three products
-    few = native.conv2d_methods(small, (500, 3, 5, 5), *geometry, np.float32)
+    few = native.conv2d_methods(small, (500, 3, 5, 5), Window.of(*geometry), np.float32)
     assert few == ("lines", "im2col", "lines")
     for other in (((2, 2), (2, 2), ONE, 1), (ONE, (2, 2), (2, 1), 1)):
-        found = native.conv2d_methods(large, (800, 150, 5, 5), *other, np.float32)
+        found = native.conv2d_methods(large, (800, 150, 5, 5), Window.of(*other), np.float32)
         assert found == ("im2col",) * 3
-    apart = native.conv2d_methods((64, 128, 28, 28), (128, 1, 3, 3), ONE, ONE, ONE, 128, np.float32)
+    apart = native.conv2d_methods(
+        (64, 128, 28, 28), (128, 1, 3, 3), Window.of(ONE, ONE, ONE, 128), np.float32
+    )
     assert apart == ("depthwise",) * 3
-    assert native.conv2d_methods((0, 3, 9, 9), (4, 3, 3, 3), *geometry, "float32")[0] == "none"
+    assert (
+        native.conv2d_methods((0, 3, 9, 9), (4, 3, 3, 3), Window.of(*geometry), "float32")[0]
+        == "none"
+    )
     native.set_convolution("direct")
-    direct = native.conv2d_methods(large, (800, 150, 5, 5), *geometry, np.float32)
+    direct = native.conv2d_methods(large, (800, 150, 5, 5), Window.of(*geometry), np.float32)
     assert direct == ("im2col",) * 3
     with pytest.raises(ValueError, match="auto or direct"):
         native.set_convolution("winograd")
@@ -206,9 +215,9 @@ def test_choice_of_methods():
 def test_the_switch_changes_what_is_computed():
     x, w, geometry = draw((4, 64, 8, 8)), draw((64, 64, 5, 5)), (ONE, (2, 2), ONE)
     native.set_convolution("direct")
-    direct = native.conv2d(x, w, None, *geometry)
+    direct = native.conv2d(x, w, None, Window.of(*geometry))
     native.set_convolution("auto")
-    quick = native.conv2d(x, w, None, *geometry)
+    quick = native.conv2d(x, w, None, Window.of(*geometry))
     assert not np.array_equal(direct, quick)
     assert distance(quick, direct) <= 1e-5
 

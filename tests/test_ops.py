@@ -4,7 +4,9 @@ from itertools import product
 
 import numpy as np
 import pytest
-from backends import host
+from backends import host, pool
+
+from mpicnn.ops.window import Window
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install mpicnn[torch]")
 F = torch.nn.functional
@@ -63,11 +65,11 @@ def test_conv2d(ops, values, x_shape, w_shape, stride, padding, dilation, groups
     ty = F.conv2d(tx, tw, tb, *window)
     dy = values(*ty.shape)
     ty.backward(tensor(dy))
-    agree(ops.conv2d(x, w, b, *window), ty, x.dtype)
-    agree(ops.conv2d(x, w, b, *window, True), F.relu(ty), x.dtype)
-    agree(ops.conv2d(x, w, None, *window), ty - tb[:, None, None], x.dtype)
-    agree(ops.conv2d_dx(dy, w, x.shape, *window), tx.grad, x.dtype)
-    agree(ops.conv2d_dw(x, dy, w.shape, *window), tw.grad, x.dtype)
+    agree(ops.conv2d(x, w, b, Window.of(*window)), ty, x.dtype)
+    agree(ops.conv2d(x, w, b, Window.of(*window), True), F.relu(ty), x.dtype)
+    agree(ops.conv2d(x, w, None, Window.of(*window)), ty - tb[:, None, None], x.dtype)
+    agree(ops.conv2d_dx(dy, w, x.shape, Window.of(*window)), tx.grad, x.dtype)
+    agree(ops.conv2d_dw(x, dy, w.shape, Window.of(*window)), tw.grad, x.dtype)
     agree(ops.bias_grad(dy), tb.grad, x.dtype)
 
 
@@ -78,9 +80,9 @@ def test_conv2d_of_views(ops, values):
     dy = values(3, 4, 2, 3).transpose(0, 2, 1, 3)
     ty.backward(tensor(dy))
     window = ONE, (0, 0), ONE
-    agree(ops.conv2d(x, w, None, *window), ty, x.dtype)
-    agree(ops.conv2d_dx(dy, w, x.shape, *window), tx.grad, x.dtype)
-    agree(ops.conv2d_dw(x, dy, w.shape, *window), tw.grad, x.dtype)
+    agree(ops.conv2d(x, w, None, Window.of(*window)), ty, x.dtype)
+    agree(ops.conv2d_dx(dy, w, x.shape, Window.of(*window)), tx.grad, x.dtype)
+    agree(ops.conv2d_dw(x, dy, w.shape, Window.of(*window)), tw.grad, x.dtype)
 
 
 def test_linear(ops, values):
@@ -99,6 +101,56 @@ def test_linear(ops, values):
     agree(ops.bias_grad(dy), tb.grad, x.dtype)
 
 
+SIDES = [((0, 1), (0, 1)), ((2, 0), (1, 3)), ((1, 1), (0, 2))]
+
+
+def padded(tx, sides, value=0.0):
+    (top, bottom), (left, right) = sides
+    return F.pad(tx, (left, right, top, bottom), value=value)
+
+
+@pytest.mark.parametrize("sides", SIDES, ids=str)
+@pytest.mark.parametrize("stride, dilation, groups", [(ONE, ONE, 1), ((2, 3), (1, 2), 2)])
+def test_convolution_with_unlike_padding_on_two_sides(ops, values, sides, stride, dilation, groups):
+    window = Window(stride, sides, dilation, groups)
+    x, w, b = values(3, 4, 7, 9), values(6, 4 // groups, 3, 2), values(6)
+    tx, tw = tensor(x), tensor(w)
+    ty = F.conv2d(padded(tx, sides), tw, tensor(b), stride, 0, dilation, groups)
+    dy = values(*ty.shape)
+    ty.backward(tensor(dy))
+    agree(ops.conv2d(x, w, b, window), ty, x.dtype)
+    agree(ops.conv2d_dx(dy, w, x.shape, window), tx.grad, x.dtype)
+    agree(ops.conv2d_dw(x, dy, w.shape, window), tw.grad, x.dtype)
+    assert ops.conv2d_methods(x.shape, w.shape, window, x.dtype)[0] != "none"
+
+
+@pytest.mark.parametrize("ceil_mode", (False, True))
+@pytest.mark.parametrize("sides", SIDES, ids=str)
+def test_pooling_with_unlike_padding_on_two_sides(ops, values, sides, ceil_mode):
+    kernel, window = (4, 4), Window((2, 3), sides, ONE)
+    x = values(2, 3, 7, 8)
+    y, argmax = ops.maxpool(x, kernel, window, ceil_mode)
+    tx = tensor(x)
+    ty = F.max_pool2d(padded(tx, sides, -np.inf), kernel, (2, 3), ceil_mode=ceil_mode)
+    # with ceil_mode PyTorch counts the zeros behind as image, where a last window may begin
+    ty = ty[:, :, : y.shape[2], : y.shape[3]]
+    dy = values(*ty.shape)
+    ty.backward(tensor(dy))
+    agree(y, ty, x.dtype)
+    agree(ops.maxpool_dx(dy, argmax, x.shape, kernel, window), tx.grad, x.dtype)
+    for count_include_pad in (True, False):
+        tx = tensor(x)
+        total = F.avg_pool2d(padded(tx, sides), kernel, (2, 3), divisor_override=1)
+        inside = padded(torch.ones_like(tx), sides)
+        counted = torch.ones_like(inside) if count_include_pad else inside
+        mean = total / F.avg_pool2d(counted, kernel, (2, 3), divisor_override=1)
+        dy = values(*mean.shape)
+        mean.backward(tensor(dy))
+        agree(ops.avgpool(x, kernel, window, False, count_include_pad), mean, x.dtype)
+        dx = ops.avgpool_dx(dy, x.shape, kernel, window, False, count_include_pad)
+        agree(dx, tx.grad, x.dtype)
+
+
 @pytest.mark.parametrize("ceil_mode", (False, True))
 @pytest.mark.parametrize("kernel, stride, padding", WINDOWS)
 def test_maxpool(ops, values, kernel, stride, padding, ceil_mode):
@@ -109,10 +161,10 @@ def test_maxpool(ops, values, kernel, stride, padding, ceil_mode):
         ty = F.max_pool2d(tx, kernel, stride, padding, ceil_mode=ceil_mode)
         dy = values(*ty.shape)
         ty.backward(tensor(dy))
-        y, argmax = ops.maxpool(x, kernel, stride, padding, ceil_mode)
+        y, argmax = ops.maxpool(x, *pool(kernel, stride, padding), ceil_mode)
         agree(y, ty, x.dtype)
         assert argmax.dtype == np.uint8
-        dx = ops.maxpool_dx(dy, argmax, x.shape, kernel, stride, padding)
+        dx = ops.maxpool_dx(dy, argmax, x.shape, *pool(kernel, stride, padding))
         agree(dx, tx.grad, x.dtype)
 
 
@@ -126,8 +178,8 @@ def test_avgpool(ops, values, kernel, stride, padding, ceil_mode, count_include_
         ty = F.avg_pool2d(tx, *window)
         dy = values(*ty.shape)
         ty.backward(tensor(dy))
-        agree(ops.avgpool(x, *window), ty, x.dtype)
-        agree(ops.avgpool_dx(dy, x.shape, *window), tx.grad, x.dtype)
+        agree(ops.avgpool(x, *pool(*window)), ty, x.dtype)
+        agree(ops.avgpool_dx(dy, x.shape, *pool(*window)), tx.grad, x.dtype)
 
 
 @pytest.mark.parametrize("size", (1, 2, 3, 4, 5, 8, 13))
@@ -148,8 +200,8 @@ def test_relu(ops, values):
     tx = tensor(x)
     ty = F.relu(tx)
     ty.backward(tensor(dy))
-    agree(ops.relu(x), ty, x.dtype)
-    agree(ops.relu_dx(dy, ops.relu(x)), tx.grad, x.dtype)
+    agree(ops.activate("relu", x), ty, x.dtype)
+    agree(ops.activate_dx("relu", dy, ops.activate("relu", x)), tx.grad, x.dtype)
 
 
 @pytest.mark.parametrize("shape", ((3, 4), (3, 4, 2, 5)))

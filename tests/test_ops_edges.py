@@ -1,22 +1,31 @@
 """The ends of every operation's range: empty axes, ties, infinities, bounded memory, bad names."""
 
 import itertools
+from inspect import signature
 
 import numpy as np
 import pytest
-from backends import host
+from backends import host, pool
 
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.ops import _numpy_conv, load
 from mpicnn.ops import numpy as reference
-from mpicnn.ops.window import overlap
+from mpicnn.ops.interface import MEMBERS, Backend
+from mpicnn.ops.window import Window, overlap
 
 ONE, ZERO, TWO = (1, 1), (0, 0), (2, 2)
 
 
 def test_every_backend_has_every_operation(ops):
-    assert [name for name in reference.__all__ if not hasattr(ops, name)] == []
+    assert [name for name in MEMBERS if not hasattr(ops, name)] == []
     assert load(ops.NAME) is ops
+
+
+@pytest.mark.parametrize("name", [n for n in MEMBERS if n not in ("NAME", "xp")])
+def test_every_backend_takes_the_same_arguments(ops, name):
+    _, *expected = signature(vars(Backend)[name]).parameters.values()
+    found = signature(getattr(ops, name)).parameters.values()
+    assert [(p.name, p.default) for p in found] == [(p.name, p.default) for p in expected]
 
 
 def test_unknown_backend():
@@ -61,7 +70,9 @@ def test_conv2d_by_definition(ops):
         group = slice(o // 3 * 2, o // 3 * 2 + 2)
         window = padded[n, group, i * sh : i * sh + 3 * dh : dh, j * sw : j * sw + 2 * dw : dw]
         expected[n, o, i, j] = (window * w[o]).sum()
-    y = ops.conv2d(ops.xp.asarray(x), ops.xp.asarray(w), None, (sh, sw), (ph, pw), (dh, dw), 2)
+    y = ops.conv2d(
+        ops.xp.asarray(x), ops.xp.asarray(w), None, Window.of((sh, sw), (ph, pw), (dh, dw), 2)
+    )
     # sums of 12 terms in another order
     np.testing.assert_allclose(host(y), expected, rtol=0, atol=1e-13)
 
@@ -70,13 +81,13 @@ def test_conv2d_by_definition(ops):
 def test_blocks_do_not_change_the_convolution(monkeypatch, limit):
     rng = np.random.default_rng(4)
     x, w, dy = (rng.standard_normal(s) for s in ((5, 4, 9, 7), (6, 2, 3, 3), (5, 6, 5, 7)))
-    window = (2, 1), (1, 1), ONE, 2
+    window = Window.of((2, 1), (1, 1), ONE, 2)
 
     def results():
         return (
-            reference.conv2d(x, w, None, *window),
-            reference.conv2d_dx(dy, w, x.shape, *window),
-            reference.conv2d_dw(x, dy, w.shape, *window),
+            reference.conv2d(x, w, None, window),
+            reference.conv2d_dx(dy, w, x.shape, window),
+            reference.conv2d_dw(x, dy, w.shape, window),
         )
 
     whole = results()
@@ -90,10 +101,10 @@ def test_blocks_do_not_change_the_convolution(monkeypatch, limit):
 def test_empty_contractions(ops, n, c, o):
     zeros = ops.xp.zeros
     x, w, b, dy = zeros((n, c, 5, 4)), zeros((o, c, 3, 3)), ops.xp.ones(o), zeros((n, o, 3, 2))
-    window = ONE, ZERO, ONE
-    np.testing.assert_array_equal(host(ops.conv2d(x, w, b, *window)), np.ones((n, o, 3, 2)))
-    np.testing.assert_array_equal(host(ops.conv2d_dx(dy, w, x.shape, *window)), np.zeros(x.shape))
-    np.testing.assert_array_equal(host(ops.conv2d_dw(x, dy, w.shape, *window)), np.zeros(w.shape))
+    window = Window.of(ONE, ZERO, ONE)
+    np.testing.assert_array_equal(host(ops.conv2d(x, w, b, window)), np.ones((n, o, 3, 2)))
+    np.testing.assert_array_equal(host(ops.conv2d_dx(dy, w, x.shape, window)), np.zeros(x.shape))
+    np.testing.assert_array_equal(host(ops.conv2d_dw(x, dy, w.shape, window)), np.zeros(w.shape))
     np.testing.assert_array_equal(host(ops.bias_grad(dy)), np.zeros(o))
     x, w, dy = zeros((n, c)), zeros((o, c)), zeros((n, o))
     np.testing.assert_array_equal(host(ops.linear(x, w, b)), np.ones((n, o)))
@@ -105,14 +116,14 @@ def test_empty_contractions(ops, n, c, o):
 @pytest.mark.parametrize("n, c", ((0, 3), (2, 0), (0, 0)))
 def test_empty_images(ops, n, c):
     x, dy = ops.xp.zeros((n, c, 5, 4)), ops.xp.zeros((n, c, 2, 2))
-    y, argmax = ops.maxpool(x, TWO, TWO, ZERO, False)
+    y, argmax = ops.maxpool(x, *pool(TWO, TWO, ZERO), False)
     assert y.shape == argmax.shape == dy.shape
-    assert ops.maxpool_dx(dy, argmax, x.shape, TWO, TWO, ZERO).shape == x.shape
-    assert ops.avgpool(x, TWO, TWO, ZERO, False, True).shape == dy.shape
-    assert ops.avgpool_dx(dy, x.shape, TWO, TWO, ZERO, False, True).shape == x.shape
+    assert ops.maxpool_dx(dy, argmax, x.shape, *pool(TWO, TWO, ZERO)).shape == x.shape
+    assert ops.avgpool(x, *pool(TWO, TWO, ZERO), False, True).shape == dy.shape
+    assert ops.avgpool_dx(dy, x.shape, *pool(TWO, TWO, ZERO), False, True).shape == x.shape
     y, scale = ops.lrn(x, 5, 1e-4, 0.75, 1.0)
     assert ops.lrn_dx(x, x, y, scale, 5, 1e-4, 0.75).shape == x.shape
-    assert ops.relu_dx(x, ops.relu(x)).shape == x.shape
+    assert ops.activate_dx("relu", x, ops.activate("relu", x)).shape == x.shape
     assert ops.scale_shift(x, ops.xp.ones(c), ops.xp.ones(c)).shape == x.shape
     y, mask = ops.dropout(x, 0.5, 0, 0, 0, np.arange(n), 0)
     assert ops.mul(y, mask).shape == x.shape
@@ -145,7 +156,7 @@ def test_flat(ops, shape):
 def test_first_maximum_wins_and_padding_never(ops):
     x = ops.xp.full((1, 1, 3, 3), -np.inf)
     x[0, 0, 2, 1:] = 4
-    y, argmax = ops.maxpool(x, (3, 3), TWO, ONE, False)
+    y, argmax = ops.maxpool(x, *pool((3, 3), TWO, ONE), False)
     np.testing.assert_array_equal(host(y)[0, 0], [[-np.inf, -np.inf], [4, 4]])
     # upper windows: the first value inside the image; lower ones: the first 4 each sees
     np.testing.assert_array_equal(host(argmax)[0, 0], [[4, 3], [5, 3]])
@@ -154,10 +165,10 @@ def test_first_maximum_wins_and_padding_never(ops):
 def test_large_windows_count_in_16_bits(ops):
     x = ops.xp.zeros((1, 1, 17, 17))
     x[0, 0, 16, 15] = 1
-    _, argmax = ops.maxpool(x, (17, 17), ONE, ZERO, False)
+    _, argmax = ops.maxpool(x, *pool((17, 17), ONE, ZERO), False)
     assert argmax.dtype == np.uint16
     assert int(argmax[0, 0, 0, 0]) == 16 * 17 + 15
-    dx = ops.maxpool_dx(ops.xp.full((1, 1, 1, 1), 3.0), argmax, x.shape, (17, 17), ONE, ZERO)
+    dx = ops.maxpool_dx(ops.xp.full((1, 1, 1, 1), 3.0), argmax, x.shape, *pool((17, 17), ONE, ZERO))
     np.testing.assert_array_equal(host(dx), 3 * host(x))
 
 
@@ -165,10 +176,10 @@ def test_nan_is_not_hidden(ops):
     x = ops.xp.zeros((1, 1, 4, 4))
     x[0, 0, 1, 2] = np.nan
     pooled = [[False, True], [False, False]]
-    y, argmax = ops.maxpool(x, TWO, TWO, ZERO, False)
+    y, argmax = ops.maxpool(x, *pool(TWO, TWO, ZERO), False)
     np.testing.assert_array_equal(np.isnan(host(y))[0, 0], pooled)
     assert int(argmax.max()) < 4
-    np.testing.assert_array_equal(np.isnan(host(ops.relu(x))), np.isnan(host(x)))
+    np.testing.assert_array_equal(np.isnan(host(ops.activate("relu", x))), np.isnan(host(x)))
 
 
 def test_softmax_of_large_logits(ops):

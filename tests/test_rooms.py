@@ -1,9 +1,9 @@
 """What the architecture promises of imports, beside the contracts that import-linter holds."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+import mpi_jobs
 
 import mpicnn
 
@@ -32,10 +32,11 @@ print(plan_table(model, preset("owt", model, (64,), scheme="c"), 512))
 
 
 def test_what_is_pure_plans_for_64_ranks_where_there_is_no_mpi():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_MPI], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "alexnet-owt under plan owt on 64 rank(s)" in done.stdout.splitlines()[0]
-    assert any(line.startswith("63 ") for line in done.stdout.splitlines())
+    job = mpi_jobs.run(0, "-c", WITHOUT_MPI, seconds=50)
+    assert job.code == 0, job.err
+    lines = job.out.splitlines()
+    assert "alexnet-owt under plan owt on 64 rank(s)" in lines[0]
+    assert any(line.startswith("63 ") for line in lines)
 
 
 def test_a_job_starts_before_numpy_and_settings_are_imported():
@@ -43,7 +44,8 @@ def test_a_job_starts_before_numpy_and_settings_are_imported():
         "import sys, mpicnn.train;"
         "sys.exit(any(m in sys.modules for m in ('numpy', 'mpicnn.settings', 'mpicnn.run')))"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    job = mpi_jobs.run(0, "-c", code, seconds=30)
+    assert job.code == 0, job.err
 
 
 def test_the_environment_is_read_in_one_place():

@@ -12,6 +12,7 @@ from hostgpu import numerics  # noqa: E402
 from hostgpu.memory import AddressError  # noqa: E402
 
 from mpicnn.ops import numpy as reference  # noqa: E402
+from mpicnn.ops.window import Window  # noqa: E402
 
 FLOAT, DOUBLE, BF16 = 0, 1, 14
 
@@ -84,15 +85,15 @@ class Convolution:
     def __init__(self, kind, groups=1, io=TYPE.FLOAT, bias=False):
         self.window = {"stride": [2, 1], "padding": [1, 2], "dilation": [1, 2]}
         x, w = values(2, 8 * groups, 9, 7), values(16 * groups, 8, 3, 3)
-        options = (*self.window.values(), groups)
-        y = reference.conv2d(x, w, None, *options)
+        window = Window.of(*map(tuple, self.window.values()), groups)
+        y = reference.conv2d(x, w, None, window)
         dy = values(*y.shape) + 1
         operands = {"fprop": (x, w), "dgrad": (dy, w), "wgrad": (x, dy)}[kind]
         doubles = [a.astype(np.float64) for a in operands]
         self.exact = {
-            "fprop": lambda: reference.conv2d(*doubles, None, *options),
-            "dgrad": lambda: reference.conv2d_dx(*doubles, x.shape, *options),
-            "wgrad": lambda: reference.conv2d_dw(*doubles, w.shape, *options),
+            "fprop": lambda: reference.conv2d(*doubles, None, window),
+            "dgrad": lambda: reference.conv2d_dx(*doubles, x.shape, window),
+            "wgrad": lambda: reference.conv2d_dw(*doubles, w.shape, window),
         }[kind]()
         self.handle = cudnn.create_handle()
         graph = self.graph = cudnn.pygraph(

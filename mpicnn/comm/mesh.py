@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from mpi4py import MPI
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from mpicnn.comm.pending import Pending, ProgressEngine, ProgressMode
 from mpicnn.comm.wire import Wire
 from mpicnn.division.placement import coordinates
 from mpicnn.job.waiting import Request, wait
+from mpicnn.ops.interface import Array
 
-Array = NDArray[Any]
 Wires = Callable[[MPI.Intracomm], Wire]
 """What makes the wire of a communicator; its ranks call together."""
 

@@ -6,14 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 from mpi4py import MPI
-from numpy.typing import NDArray
 
 from mpicnn.job.waiting import Request, wait
+from mpicnn.ops.interface import Array
 
-Array = NDArray[Any]
 ProgressMode = Literal["poll", "thread", "none"]
 
 NAP_S = 1e-3

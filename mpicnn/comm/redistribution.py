@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 from types import ModuleType
-from typing import Any
-
-from numpy.typing import NDArray
 
 from mpicnn.comm.mesh import Group, Mesh
 from mpicnn.comm.pending import Pending
@@ -24,8 +21,7 @@ from mpicnn.division.placement import (
     volume,
 )
 from mpicnn.division.program import Hop
-
-Array = NDArray[Any]
+from mpicnn.ops.interface import Array
 
 
 def redistribute(group: Group, move: Move, x: Array, shape: Shape) -> Pending:

@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
-from numpy.typing import NDArray
 
 from mpicnn.job.waiting import Request
 from mpicnn.ops import _host as host
-
-Array = NDArray[Any]
-
+from mpicnn.ops.interface import Array
 
 Call = Callable[[Any, Any], Request]
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import cupy
 
-from mpicnn.comm.wire import Array, Call, Wire
+from mpicnn.comm.wire import Call, Wire
 from mpicnn.job.waiting import Request
 from mpicnn.ops import _cuda_arrays
 from mpicnn.ops._cuda_transfer import enter, mark, pinned, reached
+from mpicnn.ops.interface import Array
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -10,10 +10,11 @@ import cupy
 import numpy as np
 from cupy.cuda import nccl
 
-from mpicnn.comm.wire import Array, Wire, starts
+from mpicnn.comm.wire import Wire, starts
 from mpicnn.job.waiting import Request, wait
 from mpicnn.ops import _cuda_arrays
 from mpicnn.ops._cuda_transfer import enter, mark, reached
+from mpicnn.ops.interface import Array
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -11,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from mpicnn import rng
 from mpicnn.data.layout import Array, ImageShape, Index
 from mpicnn.errors import UserError
+from mpicnn.ops.interface import Backend
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Augment:
 
     def apply(
         self,
-        ops: ModuleType,
+        ops: Backend,
         images: Array,
         windows: Windows,
         mean: Array,

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from types import ModuleType, TracebackType
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -17,6 +17,7 @@ from mpicnn.data.augment import Augment
 from mpicnn.data.file import Split
 from mpicnn.data.layout import Array, Index
 from mpicnn.ops import numpy as plain
+from mpicnn.ops.interface import Backend
 
 AHEAD = 2  # Batches kept ready: one to smooth over slow reads, one more to smooth over slow steps.
 
@@ -65,7 +66,7 @@ class Batches:
         epochs: int | None = None,
         start_step: int = 0,
         dtype: DTypeLike = np.float32,
-        ops: ModuleType = plain,
+        ops: Backend = plain,
     ) -> None:
         if batch < 1 or start_step < 0:
             raise ValueError(f"batch {batch} must be positive, start_step {start_step} at least 0")

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from mpicnn.comm.mesh import Mesh
 from mpicnn.division.work import whole_layer_work
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Context, Layer, Shape
+from mpicnn.ops.interface import Backend
 from mpicnn.precision import dtype_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def shares_of(times: Sequence[float]) -> tuple[float, ...]:
     return tuple(speed / sum(speeds) for speed in speeds)
 
 
-def measure(mesh: Mesh, ops: ModuleType, model: Model, precision: str, batch: int) -> Calibration:
+def measure(mesh: Mesh, ops: Backend, model: Model, precision: str, batch: int) -> Calibration:
     """Time the network's own convolutions at their real sizes on all ranks at the same time.
 
     Inputs are random; a layer is given as many examples as make its time readable, `batch` at
@@ -113,7 +113,7 @@ def measure(mesh: Mesh, ops: ModuleType, model: Model, precision: str, batch: in
     )
 
 
-def _time(ops: ModuleType, layer: Layer, shape: Shape, dtype: DTypeLike, batch: int) -> float:
+def _time(ops: Backend, layer: Layer, shape: Shape, dtype: DTypeLike, batch: int) -> float:
     """Return the median seconds per example of one layer's forward and backward pass.
 
     Devices that are done in no time are given more examples, as they will be in training.
@@ -125,7 +125,7 @@ def _time(ops: ModuleType, layer: Layer, shape: Shape, dtype: DTypeLike, batch: 
     return seconds / count
 
 
-def _pass(ops: ModuleType, layer: Layer, shape: Shape, dtype: DTypeLike, count: int) -> float:
+def _pass(ops: Backend, layer: Layer, shape: Shape, dtype: DTypeLike, count: int) -> float:
     """Return the median seconds of a layer's forward and backward pass on `count` examples."""
     out = layer.out_shape(shape)
     rng = np.random.default_rng(0)

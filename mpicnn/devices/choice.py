@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mpicnn import ops
@@ -19,6 +18,7 @@ from mpicnn.devices import gpu
 from mpicnn.devices.pinning import pin
 from mpicnn.errors import DeviceError
 from mpicnn.job.agreement import agree
+from mpicnn.ops.interface import Backend
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -34,7 +34,7 @@ class Device:
     are what the user should know of the choice.
     """
 
-    ops: ModuleType
+    ops: Backend
     threads: int = 1
     name: str = "cpu"
     wires: Wires = Wire
@@ -103,7 +103,7 @@ def cores_per_rank(mesh: Mesh) -> int:
     return max(1, int(sum(Fraction(1, users[core]) for core in mine)))
 
 
-def _notes(machine: DeviceChoice, number: int | None, backend: ModuleType) -> Iterator[str]:
+def _notes(machine: DeviceChoice, number: int | None, backend: Backend) -> Iterator[str]:
     """Yield why this rank is slower than its host might allow."""
     if number is not None:
         if reason := gpu.without_cudnn():
@@ -118,7 +118,7 @@ def _notes(machine: DeviceChoice, number: int | None, backend: ModuleType) -> It
         )
 
 
-def _load(machine: DeviceChoice, precision: str, number: int | None, threads: int) -> ModuleType:
+def _load(machine: DeviceChoice, precision: str, number: int | None, threads: int) -> Backend:
     if number is not None:
         gpu.use(number)
     backend = ops.load(machine.backend if number is None else "cuda")

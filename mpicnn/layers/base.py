@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from mpicnn.ops.interface import Array as Array
+from mpicnn.ops.interface import Backend
+
 Shape = tuple[int, ...]
 
 
@@ -91,13 +92,13 @@ class Layer:
         return (), ()
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         """Return y and whatever `backward` needs. `p` holds local parameters and buffers."""
         raise NotImplementedError
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (None where `ctx.need_dx` is false) and the local parameter gradients.
 

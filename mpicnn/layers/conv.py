@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from types import ModuleType
 from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import PairField, check_image, check_init, check_positive
 from mpicnn.layers.base import Array, Context, Layer, Param, Shape
-from mpicnn.ops.window import conv_size
+from mpicnn.ops.interface import Backend
+from mpicnn.ops.window import Window
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,7 @@ class Conv(Layer):
         c, *space = shape
         if c % self.groups:
             raise UserError(f"Conv: {c} input channels do not divide into {self.groups} groups")
-        out = [
-            conv_size(*axis)
-            for axis in zip(
-                space, self.kernel, self.stride, self.padding, self.dilation, strict=True
-            )
-        ]
+        out = self._window.conv_shape(tuple(space), self.kernel)
         if min(out) < 1:
             raise UserError(
                 f"Conv: kernel {self.kernel} with dilation {self.dilation} is larger than the "
@@ -72,24 +68,24 @@ class Conv(Layer):
         return params
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         w, b = p["w"], p.get("b")
         parts = [
             ops.conv2d(
-                x[:, c], w[o], None if b is None else b[o], *self._window, groups, ctx.joined
+                x[:, c], w[o], None if b is None else b[o], self._window.grouped(groups), ctx.joined
             )
             for o, c, groups in self._segments(x, w, ctx)
         ]
         return parts[0] if len(parts) == 1 else ops.xp.concatenate(parts, axis=1), x
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         x, w = saved, p["w"]
         segments = list(self._segments(x, w, ctx))
         dws = [
-            ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, *self._window, groups)
+            ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, self._window.grouped(groups))
             for o, c, groups in segments
         ]
         grads = {"w": dws[0] if len(dws) == 1 else ops.xp.concatenate(dws)}
@@ -98,15 +94,17 @@ class Conv(Layer):
         if not ctx.need_dx:
             return None, grads
         if len(segments) == 1 and segments[0][1] == slice(0, x.shape[1]):
-            return ops.conv2d_dx(dy, w, x.shape, *self._window, segments[0][2]), grads
+            window = self._window.grouped(segments[0][2])
+            return ops.conv2d_dx(dy, w, x.shape, window), grads
         dx = ops.xp.zeros(x.shape, dy.dtype)
         for o, c, groups in segments:
-            dx[:, c] = ops.conv2d_dx(dy[:, o], w[o], x[:, c].shape, *self._window, groups)
+            window = self._window.grouped(groups)
+            dx[:, c] = ops.conv2d_dx(dy[:, o], w[o], x[:, c].shape, window)
         return dx, grads
 
-    @property
-    def _window(self) -> tuple[tuple[int, int], ...]:
-        return self.stride, self.padding, self.dilation
+    @cached_property
+    def _window(self) -> Window:
+        return Window.of(self.stride, self.padding, self.dilation, self.groups)
 
     def _segments(self, x: Array, w: Array, ctx: Context) -> Iterator[tuple[slice, slice, int]]:
         """Yield local rows of w, the channels of x that they read, and their number of groups.

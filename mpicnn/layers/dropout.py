@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import is_number
 from mpicnn.layers.base import Array, Context, Layer
+from mpicnn.ops.interface import Backend
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Dropout(Layer):
             raise UserError(f"Dropout: rate is {self.rate!r}: give a number in [0, 1)")
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         if not ctx.train or self.rate == 0:
             return x, None
@@ -37,7 +37,7 @@ class Dropout(Layer):
         return y, mask
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         if not ctx.need_dx:
             return None, {}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from mpicnn.layers.base import Array, Context, Layer, Shape
+from mpicnn.ops.interface import Backend
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Flatten(Layer):
         return (math.prod(shape),)
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         return ops.flat(x).reshape(x.shape[0], math.prod(x.shape[1:])), x.shape
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         return dy.reshape(saved) if ctx.need_dx else None, {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import check_init, check_positive
 from mpicnn.layers.base import Array, Context, Layer, Param, Shape
+from mpicnn.ops.interface import Backend
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Linear(Layer):
         return params
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         return ops.linear(x, p["w"], p.get("b"), ctx.joined), x
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         grads = {"w": ops.linear_dw(saved, dy, ctx.sums.get("w"))}
         if "b" in p:

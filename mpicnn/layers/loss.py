@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpicnn.layers.base import Array
+from mpicnn.ops.interface import Backend
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class SoftmaxCrossEntropy:
     """Score logits (n, classes) by the cross-entropy of their softmax; labels are int64 (n,)."""
 
     def forward(
-        self, ops: ModuleType, logits: Array, labels: NDArray[np.int64]
+        self, ops: Backend, logits: Array, labels: NDArray[np.int64]
     ) -> tuple[Array, Array]:
         """Return (loss, correct at once, correct within five), and what backward needs.
 
@@ -30,6 +30,6 @@ class SoftmaxCrossEntropy:
         sums[1:] = ops.topk_correct(logits, there, (1, 5))
         return sums, dlogits
 
-    def backward(self, ops: ModuleType, saved: Array, count: int) -> Array:
+    def backward(self, ops: Backend, saved: Array, count: int) -> Array:
         """Return the gradient by the logits of the mean loss over all ranks' `count` examples."""
         return saved / count

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import check_image, check_numbers, check_positive, is_number
 from mpicnn.layers.base import Array, Context, Layer, Param, Shape
+from mpicnn.ops.interface import Backend
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,18 @@ class LRN(Layer):
         return shape
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         y, scale = ops.lrn(x, self.size, self.alpha, self.beta, self.k)
         return y, (x, y, scale)
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         if not ctx.need_dx:
             return None, {}
-        return ops.lrn_dx(dy, *saved, self.size, self.alpha, self.beta), {}
+        x, y, scale = saved
+        return ops.lrn_dx(dy, x, y, scale, self.size, self.alpha, self.beta), {}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class BatchNorm(Layer):
         return (shape[0], shape[0]), (2 * shape[0],)
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         mean, var = p["mean"], p["var"]
         if ctx.train:
@@ -108,7 +109,7 @@ class BatchNorm(Layer):
         return ops.scale_shift(centred, p["gamma"] * inverse, p["beta"]), (centred, inverse)
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         centred, inverse = saved
         dgamma, dbeta = ops.channel_sums(dy, centred) * inverse, ops.channel_sums(dy)

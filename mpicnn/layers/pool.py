@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
+from functools import cached_property
 from typing import Any
 
 from mpicnn.errors import UserError
-from mpicnn.layers._fields import PairField, check_image
+from mpicnn.layers._fields import Pair, PairField, check_image
 from mpicnn.layers.base import Array, Context, Layer, Shape
-from mpicnn.ops.window import pool_size
+from mpicnn.ops.interface import Backend
+from mpicnn.ops.window import Window
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,19 @@ class _Pool(Layer):
         """Return (c, oh, ow) for (c, h, w)."""
         check_image(self, shape)
         c, *space = shape
-        out = [
-            pool_size(*axis, self.ceil_mode)
-            for axis in zip(space, self.kernel, self.stride, self.padding, strict=True)
-        ]
+        kernel, window = self._moves
+        out = window.pool_shape(tuple(space), kernel, self.ceil_mode)
         if min(out) < 1:
             raise UserError(
                 f"{type(self).__name__}: kernel {self.kernel} is larger than the image "
                 f"{tuple(space)} padded by {self.padding}: use a smaller kernel or fewer poolings"
             )
         return (c, *out)
+
+    @cached_property
+    def _moves(self) -> tuple[Pair, Window]:
+        """The kernel, and how it moves."""
+        return self.kernel, Window.of(self.stride, self.padding)
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,18 @@ class MaxPool(_Pool):
     """
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        y, argmax = ops.maxpool(x, self.kernel, self.stride, self.padding, self.ceil_mode)
+        y, argmax = ops.maxpool(x, *self._moves, self.ceil_mode)
         return y, (argmax, x.shape)
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         if not ctx.need_dx:
             return None, {}
-        return ops.maxpool_dx(dy, *saved, self.kernel, self.stride, self.padding), {}
+        argmax, x_shape = saved
+        return ops.maxpool_dx(dy, argmax, x_shape, *self._moves), {}
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,12 @@ class AvgPool(_Pool):
     count_include_pad: bool = True
 
     def forward(
-        self, ops: ModuleType, x: Array, p: dict[str, Array], ctx: Context
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         return ops.avgpool(x, *self._arguments), x.shape
 
     def backward(
-        self, ops: ModuleType, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         if not ctx.need_dx:
             return None, {}
@@ -90,4 +95,4 @@ class AvgPool(_Pool):
 
     @property
     def _arguments(self) -> tuple[Any, ...]:
-        return self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad
+        return *self._moves, self.ceil_mode, self.count_include_pad

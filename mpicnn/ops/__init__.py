@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 from mpicnn.errors import DeviceError, UserError
+from mpicnn.ops.interface import Backend
+
+if TYPE_CHECKING:
+    from mpicnn.ops import cuda, native, numpy
+
+    # the type checker holds each module against the protocol here
+    _ALL: tuple[Backend, ...] = (numpy, native, cuda)
 
 BACKENDS = ("numpy", "native", "cuda")
 
 
-def load(name: str) -> ModuleType:
+def load(name: str) -> Backend:
     """Return the backend `name`: "numpy", "native", "cuda", or "auto".
 
     "auto" is native where it was built and numpy elsewhere; a GPU is only used when asked for.
@@ -28,7 +35,7 @@ def load(name: str) -> ModuleType:
     problem = _missing(name)
     if problem is not None:
         raise DeviceError(f"backend {name} cannot be used here ({problem}): install or build it")
-    return import_module(f"mpicnn.ops.{name}")
+    return cast(Backend, import_module(f"mpicnn.ops.{name}"))
 
 
 def available() -> tuple[str, ...]:

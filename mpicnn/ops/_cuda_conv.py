@@ -16,10 +16,12 @@ from numpy.typing import DTypeLike
 
 from mpicnn.ops import _cuda_columns as columns
 from mpicnn.ops import _cudnn
-from mpicnn.ops._cuda_arrays import Array, Pair, Shape4, cells, empty_cells, zero_cells
+from mpicnn.ops._cuda_arrays import Array, Shape4, cells, empty_cells, zero_cells
 from mpicnn.ops._cuda_gemm import finish
 from mpicnn.ops._cuda_precision import precision_of, settings
 from mpicnn.ops._cuda_shape import ConvShape
+from mpicnn.ops._native_check import shape4
+from mpicnn.ops.window import Window, even_out, even_shape, inside
 
 CANDIDATES = 8
 _RUNS = 5  # that are timed together
@@ -38,18 +40,12 @@ def conv2d(
     x: Array,
     w: Array,
     b: Array | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int = 1,
+    window: Window,
     relu: bool = False,
 ) -> Array:
-    """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,).
-
-    `padding` zeros lie on either side of each spatial axis. With `relu`, what is negative becomes 0
-    in the same pass. The result has x's dtype. Raises ValueError where arguments do not fit.
-    """
-    shape = ConvShape.of("x", x.shape, w.shape, stride, padding, dilation, groups)
+    """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,)."""
+    x, window = even_out(cupy, x, window)
+    shape = ConvShape.of("x", x.shape, w.shape, window)
     _check(w, shape.w, x.dtype)
     if b is not None:
         _check(b, shape.w[:1], x.dtype)
@@ -67,13 +63,14 @@ def conv2d_dx(
     dy: Array,
     w: Array,
     x_shape: Shape4,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int = 1,
+    window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
-    shape = ConvShape.of("x_shape", x_shape, w.shape, stride, padding, dilation, groups)
+    if not window.even:
+        wide_shape = shape4("x_shape", even_shape(x_shape, window))
+        wide = conv2d_dx(dy, w, wide_shape, window.evened)
+        return cells(wide[inside(x_shape, window)])
+    shape = ConvShape.of("x_shape", x_shape, w.shape, window)
     _check(dy, shape.y, w.dtype)
     if shape.empty:
         return zero_cells(shape.x, dy.dtype)
@@ -86,13 +83,11 @@ def conv2d_dw(
     x: Array,
     dy: Array,
     w_shape: Shape4,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int = 1,
+    window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
-    shape = ConvShape.of("w_shape", x.shape, w_shape, stride, padding, dilation, groups)
+    x, window = even_out(cupy, x, window)
+    shape = ConvShape.of("w_shape", x.shape, w_shape, window)
     _check(dy, shape.y, x.dtype)
     if shape.empty:
         return zero_cells(shape.w, x.dtype)
@@ -104,10 +99,7 @@ def conv2d_dw(
 def conv2d_methods(
     x_shape: Shape4,
     w_shape: Shape4,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    window: Window,
     dtype: DTypeLike,
 ) -> tuple[str, str, str]:
     """Return how `conv2d`, with a bias, `conv2d_dx` and `conv2d_dw` compute for these shapes.
@@ -115,7 +107,7 @@ def conv2d_methods(
     "columns" makes products of columns, another name is that of an engine of cuDNN, and "none" says
     that there is nothing to multiply. What was not used yet is tried out now.
     """
-    shape = ConvShape.of("x_shape", x_shape, w_shape, stride, padding, dilation, groups)
+    shape = ConvShape.of("x_shape", even_shape(x_shape, window), w_shape, window.evened)
     if shape.empty:
         return "none", "none", "none"
     x, w, y = (zero_cells(dims, dtype) for dims in (shape.x, shape.w, shape.y))

@@ -9,10 +9,7 @@ from mpicnn.ops._cuda_gemm import finish, multiply, operand
 
 
 def linear(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
-    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,).
-
-    With `relu`, what is negative becomes 0 in the same pass.
-    """
+    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
     y = cupy.empty((x.shape[0], w.shape[0]), x.dtype)
     multiply(operand(x), operand(w).T, y)
     finish(y, b, relu)

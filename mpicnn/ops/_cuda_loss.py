@@ -22,11 +22,7 @@ def upload_labels(labels: NDArray[np.int64], classes: int) -> Array:
 
 
 def softmax_xent(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Return the cross-entropy of every example (n,) and its gradient by the logits (n, classes).
-
-    `labels` are as `upload_labels` gives them. The gradient, softmax - onehot, is not divided by
-    anything.
-    """
+    """Return the cross-entropy of every example (n,) and its gradient by the logits."""
     losses = cupy.empty(len(logits), logits.dtype)
     dlogits = cupy.empty(logits.shape, logits.dtype)
     _launch_rows("softmax_xent", logits, labels, losses, dlogits)
@@ -36,8 +32,7 @@ def softmax_xent(logits: Array, labels: Array) -> tuple[Array, Array]:
 def topk_correct(logits: Array, labels: Array, ks: Sequence[int]) -> Array:
     """Return, for every k, how many labels have fewer than k other logits not below theirs.
 
-    `labels` are as `upload_labels` gives them. Ties, and NaN, count against the network. The
-    numbers are int64, on the GPU.
+    The numbers stay on the GPU.
     """
     n = len(logits)
     ranks, counts = cupy.empty(n, np.int64), cupy.empty(len(ks), np.int64)

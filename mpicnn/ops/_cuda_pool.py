@@ -1,90 +1,104 @@
-"""Pool on a GPU: one kernel each way, which reads and writes every value once."""
+"""Pool on a GPU: one kernel each way, which reads and writes every value once.
+
+The kernels know one padding for both sides of an axis: the surplus of one side becomes part of the
+image.
+"""
 
 from __future__ import annotations
 
 import math
 
+import cupy
 import numpy as np
 from numpy.typing import DTypeLike
 
 from mpicnn.ops._cuda_arrays import Array, Pair, Shape4, blocks, cells, empty_cells, launch
-from mpicnn.ops.window import pool_size
+from mpicnn.ops._native_check import check_pool_window, pooled
+from mpicnn.ops.window import Window, even_out, even_shape, inside
 
 _FILE = "pool.cu"
 
 
-def maxpool(
-    x: Array, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool
-) -> tuple[Array, Array]:
-    """Return the largest value of every window of x (n, c, h, w), and where in the window it is.
-
-    The place is i * kw + j (uint8, or uint16 for windows of more than 256 values); the first of
-    equal values wins and padding never does. A NaN in the window makes the value NaN.
-    """
-    y_shape = _pooled(x.shape, kernel, stride, padding, ceil_mode)
+def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Array, Array]:
+    """Return the largest value of every window of x, and where in the window it is."""
+    y_shape = _pooled(x.shape, kernel, window, ceil_mode)
     index = _index(kernel)
     y, argmax = empty_cells(y_shape, x.dtype), empty_cells(y_shape, index)
     if y.size:
-        window = *x.shape, *y_shape[2:], *kernel, *stride, *padding
-        _launch("maxpool", y, cells(x), y, argmax, *window)
+        x, window = even_out(cupy, x, window, -math.inf)
+        _launch("maxpool", y, cells(x), y, argmax, *_sizes(x.shape, y_shape, kernel, window))
     return y, argmax
 
 
-def maxpool_dx(
-    dy: Array, argmax: Array, x_shape: Shape4, kernel: Pair, stride: Pair, padding: Pair
-) -> Array:
+def maxpool_dx(dy: Array, argmax: Array, x_shape: Shape4, kernel: Pair, window: Window) -> Array:
     """Return the gradient of `maxpool` by x: dy goes to the place that won."""
-    _check_window(kernel, stride, padding)
+    _check(kernel, window)
     if dy.shape != argmax.shape or dy.shape[:2] != x_shape[:2] or argmax.dtype != _index(kernel):
         raise ValueError(
             f"dy {dy.shape} and argmax {argmax.shape} of {argmax.dtype} do not fit x {x_shape}"
         )
-    dx = empty_cells(x_shape, dy.dtype)
+    dx = empty_cells(even_shape(x_shape, window), dy.dtype)
     if dx.size:
-        window = *x_shape, *dy.shape[2:], *kernel, *stride, *padding
-        _launch("maxpool_dx", dx, cells(dy), cells(argmax), dx, *window)
-    return dx
+        sizes = _sizes(dx.shape, dy.shape, kernel, window.evened)
+        _launch("maxpool_dx", dx, cells(dy), cells(argmax), dx, *sizes)
+    return _inside(dx, x_shape, window)
 
 
 def avgpool(
-    x: Array,
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair,
-    ceil_mode: bool,
-    count_include_pad: bool,
+    x: Array, kernel: Pair, window: Window, ceil_mode: bool, count_include_pad: bool
 ) -> Array:
-    """Return the mean of every window of x (n, c, h, w).
-
-    The divisor is PyTorch's: with `count_include_pad` the part of the window inside the padded
-    image, otherwise the part inside the image.
-    """
-    y_shape = _pooled(x.shape, kernel, stride, padding, ceil_mode)
-    y = empty_cells(y_shape, x.dtype)
-    if y.size:
-        window = *x.shape, *y_shape[2:], *kernel, *stride, *padding
-        _launch("avgpool", y, cells(x), y, *window, count_include_pad)
-    return y
+    """Return the mean of every window of x."""
+    y_shape = _pooled(x.shape, kernel, window, ceil_mode)
+    y = _mean(x, y_shape, kernel, window, count_include_pad or not window.even)
+    return y if window.even or count_include_pad else y / _covered(x, y_shape, kernel, window)
 
 
 def avgpool_dx(
     dy: Array,
     x_shape: Shape4,
     kernel: Pair,
-    stride: Pair,
-    padding: Pair,
+    window: Window,
     ceil_mode: bool,
     count_include_pad: bool,
 ) -> Array:
     """Return the gradient of `avgpool` by x."""
-    y_shape = _pooled(x_shape, kernel, stride, padding, ceil_mode)
+    y_shape = _pooled(x_shape, kernel, window, ceil_mode)
     if dy.shape != y_shape:
         raise ValueError(f"dy must have shape {y_shape}, not {dy.shape}")
-    dx = empty_cells(x_shape, dy.dtype)
+    dx = empty_cells(even_shape(x_shape, window), dy.dtype)
+    if not (window.even or count_include_pad):
+        dy = dy / _covered(dx, y_shape, kernel, window, x_shape)
     if dx.size:
-        window = *x_shape, *y_shape[2:], *kernel, *stride, *padding
-        _launch("avgpool_dx", dx, cells(dy), dx, *window, count_include_pad)
-    return dx
+        sizes = _sizes(dx.shape, y_shape, kernel, window.evened)
+        _launch("avgpool_dx", dx, cells(dy), dx, *sizes, count_include_pad or not window.even)
+    return _inside(dx, x_shape, window)
+
+
+def _mean(x: Array, y_shape: Shape4, kernel: Pair, window: Window, padded: bool) -> Array:
+    y = empty_cells(y_shape, x.dtype)
+    if y.size:
+        x, window = even_out(cupy, x, window)
+        _launch("avgpool", y, cells(x), y, *_sizes(x.shape, y_shape, kernel, window), padded)
+    return y
+
+
+def _covered(
+    x: Array, y_shape: Shape4, kernel: Pair, window: Window, x_shape: Shape4 | None = None
+) -> Array:
+    """Return which part of each window, padding included, lies on the image: (1, 1, oh, ow)."""
+    ones = cupy.ones((1, 1, *(x_shape or x.shape)[2:]), x.dtype)
+    return _mean(ones, (1, 1, *y_shape[2:]), kernel, window, True)
+
+
+def _sizes(
+    x_shape: tuple[int, ...], y_shape: tuple[int, ...], kernel: Pair, window: Window
+) -> tuple[int, ...]:
+    """Return the sizes in the order of the kernels' arguments."""
+    return *x_shape, *y_shape[2:], *kernel, *window.stride, *window.margins
+
+
+def _inside(dx: Array, x_shape: Shape4, window: Window) -> Array:
+    return dx if window.even else cells(dx[inside(x_shape, window)])
 
 
 def _launch(name: str, out: Array, *args: Array | int) -> None:
@@ -98,21 +112,14 @@ def _index(kernel: Pair) -> DTypeLike:
     return np.uint8 if math.prod(kernel) <= 256 else np.uint16
 
 
-def _check_window(kernel: Pair, stride: Pair, padding: Pair) -> None:
+def _check(kernel: Pair, window: Window) -> None:
     """Raise ValueError unless every position of the window reaches into the image."""
-    if min(*kernel, *stride) < 1 or min(padding) < 0 or math.prod(kernel) > 1 << 16:
-        raise ValueError(f"kernel {kernel}, stride {stride} and padding {padding} are no window")
-    if padding[0] >= kernel[0] or padding[1] >= kernel[1]:
-        raise ValueError(f"padding {padding} must be smaller than the kernel {kernel}")
+    check_pool_window(kernel, window)
+    if math.prod(kernel) > 1 << 16:
+        raise ValueError(f"kernel must not have more than 65536 places: {kernel}")
 
 
-def _pooled(x_shape: Shape4, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Shape4:
+def _pooled(x_shape: Shape4, kernel: Pair, window: Window, ceil_mode: bool) -> Shape4:
     """Return the shape of the pooled array."""
-    _check_window(kernel, stride, padding)
-    n, c, *image = x_shape
-    oh, ow = (
-        pool_size(*axis, ceil_mode) for axis in zip(image, kernel, stride, padding, strict=True)
-    )
-    if min(oh, ow) < 0 or (0 in image and 0 not in (oh, ow)):
-        raise ValueError(f"the window {kernel} does not fit an image of {tuple(image)}")
-    return n, c, oh, ow
+    _check(kernel, window)
+    return pooled("x", x_shape, kernel, window, ceil_mode)

@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from mpicnn.ops._native_check import Pair, Shape4, conv_y_shape, pair, shape4
+from mpicnn.ops._native_check import conv_y_shape, shape4
+from mpicnn.ops.interface import Shape4
+from mpicnn.ops.window import Window
 
 
 @dataclass(frozen=True)
 class ConvShape:
-    """The shapes x (n, c, h, w), w (o, c/groups, kh, kw) and y (n, o, oh, ow), and the window."""
+    """The shapes x (n, c, h, w), w (o, c/groups, kh, kw) and y (n, o, oh, ow), and the window,
+    whose padding is the same on both sides of an axis."""
 
     x: Shape4
     w: Shape4
     y: Shape4
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
+    window: Window
 
     @classmethod
     @lru_cache(4096)  # convolutions, far more than a network has
@@ -31,18 +31,31 @@ class ConvShape:
         name: str,
         x: Shape4,
         w: Shape4,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
-        groups: int,
+        window: Window,
     ) -> ConvShape:
         """Return the description. Raises ValueError, about `name`, where arguments do not fit."""
-        y = conv_y_shape(name, x, w, stride, padding, dilation, groups)
-        return cls(
-            shape4("x", x), shape4("w", w), y,
-            pair("stride", stride, 1), pair("padding", padding, 0), pair("dilation", dilation, 1),
-            groups,
-        )  # fmt: skip
+        y = conv_y_shape(name, x, w, window)
+        return cls(shape4("x", x), shape4("w", w), y, window)
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """The window's stride."""
+        return self.window.stride
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """The zeros on both sides of each axis."""
+        return self.window.margins
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """The window's dilation."""
+        return self.window.dilation
+
+    @property
+    def groups(self) -> int:
+        """The groups of channels."""
+        return self.window.groups
 
     @property
     def empty(self) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from mpicnn.ops.interface import Array
 
 
 def upload(a: Array) -> Array:

@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpicnn.ops.window import conv_size
-
-Array = NDArray[Any]
-Pair = tuple[int, int]
-Shape4 = tuple[int, int, int, int]
+from mpicnn.ops.interface import Array, Pair, Shape4
+from mpicnn.ops.window import Window
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -66,13 +63,41 @@ def integers(
     return np.require(value, dtype, ["C", "A"])
 
 
-def pair(name: str, value: Pair, least: int) -> Pair:
+def pair(name: str, value: tuple[int, ...], least: int) -> Pair:
     """Return two integers of at least `least`; raises ValueError otherwise."""
     first, second = _integers(name, value, 2, least)
     return first, second
 
 
-def shape4(name: str, value: Shape4) -> Shape4:
+def check_window(window: Window) -> None:
+    """Raise ValueError unless a window is one over images, with sizes that make sense."""
+    pair("stride", window.stride, 1)
+    pair("dilation", window.dilation, 1)
+    if len(window.padding) != 2:
+        raise ValueError(f"padding must be for 2 axes, not {window.padding}")
+    for sides in window.padding:
+        pair("padding", sides, 0)
+
+
+def check_pool_window(kernel: Pair, window: Window) -> None:
+    """Raise ValueError unless every position of a pooling window reaches into the image."""
+    pair("kernel", kernel, 1)
+    check_window(window)
+    if any(max(sides) >= k for sides, k in zip(window.padding, kernel, strict=True)):
+        raise ValueError(f"padding {window.padding} must be smaller than the kernel {kernel}")
+
+
+def pooled(name: str, x_shape: Shape4, kernel: Pair, window: Window, ceil_mode: bool) -> Shape4:
+    """Return the shape of a pooled array; `name` is blamed where the window does not fit."""
+    n, c, *image = shape4(name, x_shape)
+    check_pool_window(kernel, window)
+    oh, ow = window.pool_shape(tuple(image), kernel, ceil_mode)
+    if min(oh, ow) < 0 or (0 in image and 0 not in (oh, ow)):
+        raise ValueError(f"{name}: the window {kernel} does not fit an image of {tuple(image)}")
+    return n, c, oh, ow
+
+
+def shape4(name: str, value: tuple[int, ...]) -> Shape4:
     """Return a shape of four axes; raises ValueError for another number or a negative length."""
     a, b, c, d = _integers(name, value, 4, 0)
     return a, b, c, d
@@ -82,10 +107,7 @@ def conv_y_shape(
     name: str,
     x_shape: Shape4,
     w_shape: Shape4,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    window: Window,
 ) -> Shape4:
     """Return the shape of a convolution's result; raises ValueError where arguments do not fit.
 
@@ -93,17 +115,15 @@ def conv_y_shape(
     """
     n, c, *image = shape4(name, x_shape)
     o, c_group, *kernel = shape4("w_shape" if name == "w_shape" else "w", w_shape)
-    stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
-    dilation = pair("dilation", dilation, 1)
+    check_window(window)
+    groups = window.groups
     if groups < 1 or o % groups or c_group * groups != c:
         raise ValueError(
             f"groups={groups} does not fit x of shape {tuple(x_shape)} and w of {tuple(w_shape)}"
         )
     if min(kernel) < 1:
         raise ValueError(f"the kernel of w must not be empty: shape {tuple(w_shape)}")
-    oh, ow = (
-        conv_size(*axis) for axis in zip(image, kernel, stride, padding, dilation, strict=True)
-    )
+    oh, ow = window.conv_shape(tuple(image), tuple(kernel))
     if min(oh, ow) < 0:
         raise ValueError(f"{name}: the kernel {tuple(kernel)} exceeds the padded image {image}")
     return n, o, oh, ow

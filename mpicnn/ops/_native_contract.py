@@ -7,29 +7,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mpicnn.ops._native_check import Array, Pair, Shape4, array, conv_y_shape
+from mpicnn.ops._native_check import array, conv_y_shape, shape4
 from mpicnn.ops._native_core import HAS_BLAS, core
+from mpicnn.ops.interface import Array, Shape4
+from mpicnn.ops.window import Window, even_out, even_shape, inside
 
 
 def conv2d(
     x: Array,
     w: Array,
     b: Array | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int = 1,
+    window: Window,
     relu: bool = False,
 ) -> Array:
-    """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,).
-
-    `padding` zeros lie on either side of each spatial axis. With `relu`, what is negative becomes 0
-    in the same pass. The result has x's dtype.
-    """
+    """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,)."""
     x = array("x", x, ndim=4)
+    x, window = even_out(np, x, window)
     w = array("w", w, like=x, ndim=4)
     b = b if b is None else array("b", b, like=x, shape=w.shape[:1])
-    y_shape, geometry = _geometry("x", x.shape, w.shape, stride, padding, dilation, groups)
+    y_shape, geometry = _geometry("x", x.shape, w.shape, window)
     if geometry is None:
         return _sums_of_nothing(y_shape, x.dtype, b, relu)
     y = np.empty(y_shape, x.dtype)
@@ -41,14 +37,14 @@ def conv2d_dx(
     dy: Array,
     w: Array,
     x_shape: Shape4,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int = 1,
+    window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
+    if not window.even:
+        wide = conv2d_dx(dy, w, shape4("x_shape", even_shape(x_shape, window)), window.evened)
+        return np.ascontiguousarray(wide[inside(x_shape, window)])
     w = array("w", w, ndim=4)
-    y_shape, geometry = _geometry("x_shape", x_shape, w.shape, stride, padding, dilation, groups)
+    y_shape, geometry = _geometry("x_shape", x_shape, w.shape, window)
     dy = array("dy", dy, like=w, shape=y_shape)
     if geometry is None:
         return np.zeros(x_shape, dy.dtype)
@@ -61,14 +57,12 @@ def conv2d_dw(
     x: Array,
     dy: Array,
     w_shape: Shape4,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int = 1,
+    window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
     x = array("x", x, ndim=4)
-    y_shape, geometry = _geometry("w_shape", x.shape, w_shape, stride, padding, dilation, groups)
+    x, window = even_out(np, x, window)
+    y_shape, geometry = _geometry("w_shape", x.shape, w_shape, window)
     dy = array("dy", dy, like=x, shape=y_shape)
     if geometry is None:
         return np.zeros(w_shape, x.dtype)
@@ -80,10 +74,7 @@ def conv2d_dw(
 def conv2d_methods(
     x_shape: Shape4,
     w_shape: Shape4,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    window: Window,
     dtype: DTypeLike,
 ) -> tuple[str, str, str]:
     """Return how `conv2d`, `conv2d_dx` and `conv2d_dw` compute for these shapes.
@@ -96,7 +87,8 @@ def conv2d_methods(
     """
     if not HAS_BLAS:
         return "numpy", "numpy", "numpy"
-    _, geometry = _geometry("x_shape", x_shape, w_shape, stride, padding, dilation, groups)
+    wide = shape4("x_shape", even_shape(x_shape, window))
+    _, geometry = _geometry("x_shape", wide, w_shape, window.evened)
     if geometry is None:
         return "none", "none", "none"
     forward, dx, dw = core.conv_methods(geometry, np.dtype(dtype) == np.float32)
@@ -104,10 +96,7 @@ def conv2d_methods(
 
 
 def linear(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
-    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,).
-
-    With `relu`, what is negative becomes 0 in the same pass.
-    """
+    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
     x = array("x", x, ndim=2)
     w = array("w", w, like=x, ndim=2)
     w = array("w", w, shape=(w.shape[0], x.shape[1]))
@@ -164,17 +153,16 @@ def _geometry(
     name: str,
     x_shape: Shape4,
     w_shape: Shape4,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    window: Window,
 ) -> tuple[Shape4, Any]:
     """Return y's shape and the core's description, or None in its place where nothing is to be
     multiplied.
 
     `name` is the argument that is blamed where shapes do not fit.
     """
-    y_shape = conv_y_shape(name, x_shape, w_shape, stride, padding, dilation, groups)
+    y_shape = conv_y_shape(name, x_shape, w_shape, window)
     if 0 in (*x_shape, *w_shape, *y_shape):
         return y_shape, None
-    return y_shape, core.ConvShape(x_shape, w_shape, stride, padding, dilation, groups)
+    return y_shape, core.ConvShape(
+        x_shape, w_shape, window.stride, window.margins, window.dilation, window.groups
+    )

@@ -8,15 +8,14 @@ columns and examples, which copies about ten times as fast as rows of a dozen va
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike
 
-from mpicnn.ops.window import conv_size, overlap
+from mpicnn.ops.interface import Array
+from mpicnn.ops.window import Window, overlap
 
-Array = NDArray[Any]
 Pair = tuple[int, int]
 Shape4 = tuple[int, int, int, int]
 
@@ -27,24 +26,15 @@ def conv2d(
     x: Array,
     w: Array,
     b: Array | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int = 1,
+    window: Window,
     relu: bool = False,
 ) -> Array:
-    """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,).
-
-    `padding` zeros lie on either side of each spatial axis. With `relu`, what is negative becomes 0
-    in the same pass. The result has x's dtype.
-    """
+    """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,)."""
     o, c_group, *kernel = w.shape
-    oh, ow = _out_size(x.shape, (kernel[0], kernel[1]), stride, padding, dilation)
-    y = np.empty((x.shape[0], o, oh, ow), x.dtype)
+    groups = window.groups
+    y = np.empty((x.shape[0], o, *window.conv_shape(x.shape[2:], tuple(kernel))), x.dtype)
     matrix = w.reshape(groups, o // groups, c_group * kernel[0] * kernel[1])
-    for examples, rows, columns in _columns(
-        x, (kernel[0], kernel[1]), stride, padding, dilation, groups
-    ):
+    for examples, rows, columns in _columns(x, (kernel[0], kernel[1]), window):
         block = y[examples, :, rows].transpose(1, 2, 3, 0)
         product = (matrix @ columns).reshape(block.shape)
         if b is not None:
@@ -59,15 +49,14 @@ def conv2d_dx(
     dy: Array,
     w: Array,
     x_shape: Shape4,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int = 1,
+    window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
     n, c, height, width = x_shape
     o, c_group, kh, kw = w.shape
     oh, ow = dy.shape[2:]
+    groups, stride, dilation = window.groups, window.stride, window.dilation
+    (top, _), (left, _) = window.padding
     dx = np.empty(x_shape, dy.dtype)
     matrix = w.reshape(groups, o // groups, c_group * kh * kw).transpose(0, 2, 1)
     for examples, row_blocks in _blocks(n, oh, c * kh * kw * ow * dy.itemsize):
@@ -78,9 +67,9 @@ def conv2d_dx(
             )
             for i in range(kh):
                 first = i * dilation[0] + rows.start * stride[0]
-                to_h, at_h = overlap(first, stride[0], padding[0], height, columns.shape[3])
+                to_h, at_h = overlap(first, stride[0], top, height, columns.shape[3])
                 for j in range(kw):
-                    to_w, at_w = overlap(j * dilation[1], stride[1], padding[1], width, ow)
+                    to_w, at_w = overlap(j * dilation[1], stride[1], left, width, ow)
                     block[:, at_h, at_w] += columns[:, i, j, to_h, to_w]
         dx[examples] = block.transpose(3, 0, 1, 2)
     return dx
@@ -90,27 +79,15 @@ def conv2d_dw(
     x: Array,
     dy: Array,
     w_shape: Shape4,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int = 1,
+    window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
     o, c_group, kh, kw = w_shape
+    groups = window.groups
     dw = np.zeros((groups, o // groups, c_group * kh * kw), x.dtype)
-    for examples, rows, columns in _columns(x, (kh, kw), stride, padding, dilation, groups):
+    for examples, rows, columns in _columns(x, (kh, kw), window):
         dw += _packed(dy[examples, :, rows], groups) @ columns.transpose(0, 2, 1)
     return dw.reshape(w_shape)
-
-
-def _out_size(
-    x_shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> Pair:
-    height, width = (
-        conv_size(*axis)
-        for axis in zip(x_shape[2:], kernel, stride, padding, dilation, strict=True)
-    )
-    return height, width
 
 
 def _blocks(n: int, oh: int, row_bytes: int) -> Iterator[tuple[slice, list[slice]]]:
@@ -126,23 +103,22 @@ def _blocks(n: int, oh: int, row_bytes: int) -> Iterator[tuple[slice, list[slice
         yield slice(first, min(first + examples_fit, n)), row_blocks
 
 
-def _columns(
-    x: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Iterator[tuple[slice, slice, Array]]:
+def _columns(x: Array, kernel: Pair, window: Window) -> Iterator[tuple[slice, slice, Array]]:
     """Yield examples, output rows and their columns (groups, c/groups * kh * kw, pixels).
 
     Pixels are in the order (oh, ow, n). The columns of one block are overwritten by the next.
     """
     n, c, height, width = x.shape
-    (kh, kw), (pad_h, pad_w) = kernel, padding
-    oh, ow = _out_size(x.shape, kernel, stride, padding, dilation)
+    (kh, kw), stride, dilation = kernel, window.stride, window.dilation
+    groups, ((top, bottom), (left, right)) = window.groups, window.padding
+    oh, ow = window.conv_shape(x.shape[2:], kernel)
     extent = (dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1)
     row_bytes = c * kh * kw * ow * x.itemsize
     buffer = np.empty(0, x.dtype)
     for examples, row_blocks in _blocks(n, oh, row_bytes):
         count = examples.stop - examples.start
-        packed = np.zeros((c, height + 2 * pad_h, width + 2 * pad_w, count), x.dtype)
-        inside = packed[:, pad_h : pad_h + height, pad_w : pad_w + width]
+        packed = np.zeros((c, top + height + bottom, left + width + right, count), x.dtype)
+        inside = packed[:, top : top + height, left : left + width]
         inside[...] = x[examples].transpose(1, 2, 3, 0)
         for rows in row_blocks:
             band = packed[:, rows.start * stride[0] : (rows.stop - 1) * stride[0] + extent[0]]
@@ -164,3 +140,12 @@ def _packed(dy: Array, groups: int) -> Array:
     """Return dy (n, o, rows, ow) as (groups, o/groups, pixels), pixels in (rows, ow, n) order."""
     n, o, rows, ow = dy.shape
     return dy.transpose(1, 2, 3, 0).reshape(groups, o // groups, rows * ow * n)
+
+
+def conv2d_methods(
+    x_shape: Shape4, w_shape: Shape4, window: Window, dtype: DTypeLike
+) -> tuple[str, str, str]:
+    """Return how `conv2d`, `conv2d_dx` and `conv2d_dw` compute: by columns, always."""
+    y_shape = window.conv_shape(x_shape[2:], w_shape[2:])
+    name = "none" if 0 in (*x_shape, *w_shape, *y_shape) else "im2col"
+    return name, name, name

@@ -35,46 +35,7 @@ from mpicnn.ops._cuda_loss import softmax_xent, topk_correct, upload_labels
 from mpicnn.ops._cuda_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 from mpicnn.ops._cuda_precision import set_convolution, set_precision
 from mpicnn.ops._cuda_transfer import Feed, Timer, fetch, peak_bytes, synchronize, upload
-
-__all__ = [
-    "Feed",
-    "NAME",
-    "Timer",
-    "avgpool",
-    "avgpool_dx",
-    "bias_grad",
-    "channel_sums",
-    "conv2d",
-    "conv2d_dw",
-    "conv2d_dx",
-    "conv2d_methods",
-    "dropout",
-    "fetch",
-    "flat",
-    "images",
-    "linear",
-    "linear_dw",
-    "linear_dx",
-    "lrn",
-    "lrn_dx",
-    "maxpool",
-    "maxpool_dx",
-    "mul",
-    "peak_bytes",
-    "relu",
-    "relu_dx",
-    "scale_shift",
-    "set_convolution",
-    "set_precision",
-    "set_threads",
-    "sgd",
-    "softmax_xent",
-    "synchronize",
-    "topk_correct",
-    "upload",
-    "upload_labels",
-    "xp",
-]
+from mpicnn.ops.activations import ACTIVATIONS
 
 NAME = "cuda"
 xp = cupy
@@ -86,14 +47,20 @@ def set_threads(count: int) -> None:
         raise ValueError(f"count must be at least 1, not {count}")
 
 
-def relu(x: Array) -> Array:
-    """Return the larger of x and 0; NaN stays NaN."""
+def activate(name: str, x: Array) -> Array:
+    """Return the function `name` of every value of x: ReLU by a kernel, others by CuPy."""
+    if name != "relu":
+        return ACTIVATIONS[name].function(cupy, cells(x))
     return _stream("relu", cells(x))
 
 
-def relu_dx(dy: Array, y: Array) -> Array:
-    """Return the gradient of `relu`: dy where y is positive, 0 elsewhere."""
-    return _stream("relu_dx", cells(dy), cells_like("y", y, dy))
+def activate_dx(name: str, dy: Array, saved: Array) -> Array:
+    """Return the gradient by x of `activate`."""
+    row = ACTIVATIONS[name]
+    saved = cells_like(row.reads, saved, dy)
+    if name != "relu":
+        return row.derivative(cupy, cells(dy), saved)
+    return _stream("relu_dx", cells(dy), saved)
 
 
 def mul(x: Array, mask: Array) -> Array:
@@ -123,11 +90,7 @@ def dropout(
     positions: NDArray[np.int64],
     first: int,
 ) -> tuple[Array, Array]:
-    """Return x * mask and the mask, which is 0 with probability `rate`, else 1 / (1 - rate).
-
-    x is (n, features…); `positions` are the places of its rows in the global batch and `first` is
-    the global index of its first feature. The mask is that of `mpicnn.rng.dropout_mask`.
-    """
+    """Return x * mask and the mask, which is 0 with probability `rate`, else 1 / (1 - rate)."""
     if positions.shape != x.shape[:1]:
         raise ValueError(f"positions must have shape {x.shape[:1]}, not {positions.shape}")
     if not 0 <= rate < 1:

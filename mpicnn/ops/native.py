@@ -26,10 +26,12 @@ from mpicnn.ops._host import (
     upload,
     upload_labels,
 )
-from mpicnn.ops._native_check import Array, array, channels_array, integers
+from mpicnn.ops._native_check import array, channels_array, integers
 from mpicnn.ops._native_contract import conv2d_methods
 from mpicnn.ops._native_core import HAS_BLAS, core
 from mpicnn.ops._native_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
+from mpicnn.ops.activations import ACTIVATIONS
+from mpicnn.ops.interface import Array
 from mpicnn.ops.numpy import images, topk_correct
 
 if HAS_BLAS:
@@ -44,45 +46,6 @@ if HAS_BLAS:
 else:
     from mpicnn.ops.numpy import conv2d, conv2d_dw, conv2d_dx, linear, linear_dw, linear_dx
 
-__all__ = [
-    "Feed",
-    "NAME",
-    "Timer",
-    "avgpool",
-    "avgpool_dx",
-    "bias_grad",
-    "channel_sums",
-    "conv2d",
-    "conv2d_dw",
-    "conv2d_dx",
-    "conv2d_methods",
-    "dropout",
-    "fetch",
-    "flat",
-    "images",
-    "linear",
-    "linear_dw",
-    "linear_dx",
-    "lrn",
-    "lrn_dx",
-    "maxpool",
-    "maxpool_dx",
-    "mul",
-    "peak_bytes",
-    "relu",
-    "relu_dx",
-    "scale_shift",
-    "set_convolution",
-    "set_precision",
-    "set_threads",
-    "sgd",
-    "softmax_xent",
-    "synchronize",
-    "topk_correct",
-    "upload",
-    "upload_labels",
-    "xp",
-]
 
 NAME = "native"
 xp = np
@@ -124,11 +87,7 @@ def set_precision(precision: str) -> None:
 
 
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
-    """Return y = x * scale**-beta and scale = k + alpha / size * (sum of x**2 over a window).
-
-    The window of channel c is c - size // 2 … c + (size - 1) // 2, cut off at the ends
-    (Krizhevsky et al. 2012, section 3.3, with PyTorch's alpha and placement).
-    """
+    """Return y = x * scale**-beta and scale = k + alpha / size * (sum of x**2 over a window)."""
     cells = channels_array("x", x)
     _positive("size", size)
     y, scale = np.empty_like(cells), np.empty_like(cells)
@@ -152,20 +111,24 @@ def lrn_dx(
     return dx.reshape(x.shape)
 
 
-def relu(x: Array) -> Array:
-    """Return the larger of x and 0; NaN stays NaN."""
+def activate(name: str, x: Array) -> Array:
+    """Return the function `name` of every value of x: ReLU by a kernel, others in NumPy."""
     x = array("x", x)
+    if name != "relu":
+        return plain.activate(name, x)
     y = np.empty_like(x)
     core.relu(x, y)
     return y
 
 
-def relu_dx(dy: Array, y: Array) -> Array:
-    """Return the gradient of `relu`: dy where y is positive, 0 elsewhere."""
+def activate_dx(name: str, dy: Array, saved: Array) -> Array:
+    """Return the gradient by x of `activate`."""
     dy = array("dy", dy)
-    y = array("y", y, like=dy, shape=dy.shape)
+    saved = array(ACTIVATIONS[name].reads, saved, like=dy, shape=dy.shape)
+    if name != "relu":
+        return plain.activate_dx(name, dy, saved)
     dx = np.empty_like(dy)
-    core.relu_dx(dy, y, dx)
+    core.relu_dx(dy, saved, dx)
     return dx
 
 
@@ -214,11 +177,7 @@ def dropout(
     positions: NDArray[np.int64],
     first: int,
 ) -> tuple[Array, Array]:
-    """Return x * mask and the mask, which is 0 with probability `rate`, else 1 / (1 - rate).
-
-    x is (n, features…); `positions` are the places of its rows in the global batch and `first` is
-    the global index of its first feature. The mask is that of `mpicnn.rng.dropout_mask`.
-    """
+    """Return x * mask and the mask, which is 0 with probability `rate`, else 1 / (1 - rate)."""
     x = array("x", x)
     rows = x.reshape(x.shape[0], math.prod(x.shape[1:]))
     positions = integers("positions", positions, np.int64, x.shape[:1])
@@ -238,8 +197,7 @@ def dropout(
 def softmax_xent(logits: Array, labels: NDArray[np.int64]) -> tuple[Array, Array]:
     """Return the cross-entropy of every example (n,) and its gradient by the logits (n, classes).
 
-    The gradient, softmax - onehot, is not divided by anything. Raises ValueError for a label
-    outside 0 … classes - 1.
+    Raises ValueError for a label outside 0 … classes - 1.
     """
     logits = array("logits", logits, ndim=2)
     labels = integers("labels", labels, np.int64, logits.shape[:1])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,50 +25,11 @@ from mpicnn.ops._host import (
     upload,
     upload_labels,
 )
-from mpicnn.ops._numpy_conv import conv2d, conv2d_dw, conv2d_dx
+from mpicnn.ops._numpy_conv import conv2d, conv2d_dw, conv2d_dx, conv2d_methods
 from mpicnn.ops._numpy_images import images
 from mpicnn.ops._numpy_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
-
-__all__ = [
-    "Feed",
-    "NAME",
-    "Timer",
-    "avgpool",
-    "avgpool_dx",
-    "bias_grad",
-    "channel_sums",
-    "conv2d",
-    "conv2d_dw",
-    "conv2d_dx",
-    "dropout",
-    "fetch",
-    "flat",
-    "images",
-    "linear",
-    "linear_dw",
-    "linear_dx",
-    "lrn",
-    "lrn_dx",
-    "maxpool",
-    "maxpool_dx",
-    "mul",
-    "peak_bytes",
-    "relu",
-    "relu_dx",
-    "scale_shift",
-    "set_convolution",
-    "set_precision",
-    "set_threads",
-    "sgd",
-    "softmax_xent",
-    "synchronize",
-    "topk_correct",
-    "upload",
-    "upload_labels",
-    "xp",
-]
-
-Array = NDArray[Any]
+from mpicnn.ops.activations import ACTIVATIONS
+from mpicnn.ops.interface import Array
 
 NAME = "numpy"
 xp = np
@@ -101,10 +61,7 @@ _ROWS = 128
 
 
 def linear(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
-    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,).
-
-    With `relu`, what is negative becomes 0 in the same pass.
-    """
+    """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
     y: Array = x @ w.T
     if b is not None:
         y += b
@@ -155,14 +112,14 @@ def mul(x: Array, mask: Array) -> Array:
     return x * mask
 
 
-def relu(x: Array) -> Array:
-    """Return the larger of x and 0; NaN stays NaN."""
-    return np.maximum(x, 0)
+def activate(name: str, x: Array) -> Array:
+    """Return the function `name` of every value of x."""
+    return ACTIVATIONS[name].function(np, x)
 
 
-def relu_dx(dy: Array, y: Array) -> Array:
-    """Return the gradient of `relu`: dy where y is positive, 0 elsewhere."""
-    return np.where(y > 0, dy, dy.dtype.type(0))
+def activate_dx(name: str, dy: Array, saved: Array) -> Array:
+    """Return the gradient by x of `activate`."""
+    return ACTIVATIONS[name].derivative(np, dy, saved)
 
 
 def dropout(
@@ -174,11 +131,7 @@ def dropout(
     positions: NDArray[np.int64],
     first: int,
 ) -> tuple[Array, Array]:
-    """Return x * mask and the mask, which is 0 with probability `rate`, else 1 / (1 - rate).
-
-    x is (n, features…); `positions` are the places of its rows in the global batch and `first` is
-    the global index of its first feature. See `mpicnn.rng.dropout_mask`.
-    """
+    """Return x * mask and the mask, which is 0 with probability `rate`, else 1 / (1 - rate)."""
     features = (first, first + math.prod(x.shape[1:]))
     mask = rng.dropout_mask(rate, seed, layer, step, positions, features, x.dtype)
     mask = mask.reshape(x.shape)
@@ -186,11 +139,7 @@ def dropout(
 
 
 def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
-    """Return y = x * scale**-beta and scale = k + alpha / size * (sum of x**2 over a window).
-
-    The window of channel c is c - size // 2 … c + (size - 1) // 2, cut off at the ends
-    (Krizhevsky et al. 2012, section 3.3, with PyTorch's alpha and placement).
-    """
+    """Return y = x * scale**-beta and scale = k + alpha / size * (sum of x**2 over a window)."""
     scale = _window_sum(x * x, size // 2, (size - 1) // 2)
     scale *= alpha / size
     scale += k
@@ -231,11 +180,7 @@ def _inverse_power(scale: Array, beta: float) -> Array:
 
 
 def softmax_xent(logits: Array, labels: NDArray[np.int64]) -> tuple[Array, Array]:
-    """Return the cross-entropy of every example (n,) and its gradient by the logits (n, classes).
-
-    `labels` are as `upload_labels` gives them. The gradient, softmax - onehot, is not divided by
-    anything.
-    """
+    """Return the cross-entropy of every example (n,) and its gradient by the logits."""
     rows = np.arange(len(logits))
     shifted = logits - logits.max(axis=1, keepdims=True)
     dlogits = np.exp(shifted)
@@ -247,11 +192,7 @@ def softmax_xent(logits: Array, labels: NDArray[np.int64]) -> tuple[Array, Array
 
 
 def topk_correct(logits: Array, labels: NDArray[np.int64], ks: Sequence[int]) -> Array:
-    """Return, for every k, how many labels have fewer than k other logits not below theirs.
-
-    `labels` are as `upload_labels` gives them. Ties, and NaN, count against the network. The
-    numbers are int64.
-    """
+    """Return, for every k, how many labels have fewer than k other logits not below theirs."""
     own = logits[np.arange(len(logits)), labels]
     not_below = logits.shape[1] - (logits < own[:, None]).sum(axis=1)
     # the label's own logit is one of those not below it

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from mpicnn.division.placement import box_shape, region
 from mpicnn.division.plan import Plan
 from mpicnn.division.program import Program
 from mpicnn.job.agreement import agree, same
+from mpicnn.ops.interface import Backend
 from mpicnn.precision import dtype_of
 from mpicnn.step.executor import Executor
 from mpicnn.step.state import State, initial_state
@@ -44,7 +44,7 @@ class DistributedModel:
     seed: int = 0
     bucket: int = 1 << 20
     progress: ProgressMode = "poll"
-    ops: ModuleType = field(init=False)
+    ops: Backend = field(init=False)
     mesh: Mesh = field(init=False)
     executor: Executor = field(init=False)
 

@@ -6,7 +6,6 @@ import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from mpicnn.division.propagation import check_batch
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
+from mpicnn.ops.interface import Backend
 from mpicnn.run.directory import CONFIG
 from mpicnn.settings.definitions import Settings, parse
 from mpicnn.settings.option import Options
@@ -95,7 +95,7 @@ def progress_of(comm: MPI.Intracomm, thread: str) -> ProgressMode:
 
 def make_plan(
     comm: MPI.Intracomm,
-    backend: ModuleType,
+    backend: Backend,
     model: Model,
     division: PlanChoice,
     batch: int,
@@ -118,7 +118,7 @@ def make_plan(
 
 
 def speeds(
-    mesh: Mesh, backend: ModuleType, model: Model, file: str, batch: int, precision: str
+    mesh: Mesh, backend: Backend, model: Model, file: str, batch: int, precision: str
 ) -> calibration.Calibration:
     """Return the ranks' measured speeds: from `file` where it exists, else measured now and saved.
 

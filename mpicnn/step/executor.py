@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.program import MicroBatch, Program, Round
 from mpicnn.layers.loss import SoftmaxCrossEntropy
+from mpicnn.ops.interface import Array, Backend
 from mpicnn.step.gradients import GradientReducer
 from mpicnn.step.interpreter import Cursor, Interpreter
 from mpicnn.step.optimiser import Optimiser
 from mpicnn.step.state import Arrays, State
 from mpicnn.step.timing import StepTimer
 from mpicnn.step.weights import FetchedWeights
-
-Array = NDArray[Any]
 
 
 @dataclass
@@ -52,7 +49,7 @@ class Executor:
     def __init__(
         self,
         mesh: Mesh,
-        ops: ModuleType,
+        ops: Backend,
         seed: int,
         bucket: int = 1 << 20,
     ) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from numpy.typing import NDArray
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.pending import Pending
 from mpicnn.comm.redistribution import Redistribution
 from mpicnn.division.program import WeightLayout
+from mpicnn.ops.interface import Array
 from mpicnn.step.state import Arrays
 from mpicnn.step.timing import StepTimer
-
-Array = NDArray[Any]
 
 
 class GradientReducer:

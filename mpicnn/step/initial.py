@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from mpicnn import rng
 from mpicnn.layers.base import Param
-
-Array = NDArray[Any]
+from mpicnn.ops.interface import Array
 
 
 def initial_rows(

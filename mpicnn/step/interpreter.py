@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
-
-from numpy.typing import NDArray
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.pending import Pending
@@ -15,11 +12,10 @@ from mpicnn.comm.redistribution import redistribute
 from mpicnn.division.move import SUM
 from mpicnn.division.program import Chain, Compute, Redistribute, Transfer
 from mpicnn.layers.base import Context
+from mpicnn.ops.interface import Array, Backend
 from mpicnn.step.gradients import GradientReducer
 from mpicnn.step.timing import StepTimer
 from mpicnn.step.weights import FetchedWeights
-
-Array = NDArray[Any]
 
 
 @dataclass
@@ -45,7 +41,7 @@ class Interpreter:
     """
 
     mesh: Mesh
-    ops: ModuleType
+    ops: Backend
     timer: StepTimer
     seed: int
     weights: FetchedWeights

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import cos, exp, expm1, inf, isfinite, log, log1p, pi, sqrt
-from types import ModuleType
 from typing import get_args
 
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Array, Param
+from mpicnn.ops.interface import Backend
 from mpicnn.settings.choices import RateScheduleName, Scaling
 from mpicnn.step.state import Arrays, State
 
@@ -135,7 +135,7 @@ def scale(
 
 
 def update(
-    ops: ModuleType,
+    ops: Backend,
     state: State,
     grads: Mapping[str, Array],
     specs: Mapping[str, Param],
@@ -168,7 +168,7 @@ class Optimiser:
     every round of the head (OWT's variable batch size), else with all others once per step.
     """
 
-    ops: ModuleType
+    ops: Backend
     state: State
     specs: Mapping[str, Param]
     hyper: Hyper

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from mpicnn.division.placement import region
 from mpicnn.division.program import WeightLayout
+from mpicnn.ops.interface import Array, Backend
 from mpicnn.step.initial import initial_rows
 
-Array = NDArray[Any]
 Arrays = dict[str, Array]
 
 
@@ -26,7 +24,7 @@ class State:
     velocity: Arrays = field(default_factory=dict)
     buffers: Arrays = field(default_factory=dict)
 
-    def on(self, ops: ModuleType) -> State:
+    def on(self, ops: Backend) -> State:
         """Return the state as arrays of a backend, copied only to another memory."""
         copies = ({name: ops.upload(a) for name, a in part.items()} for part in vars(self).values())
         return State(*copies)

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from mpicnn.ops.interface import DeviceTimer
 
 if TYPE_CHECKING:
     from mpicnn.step.trace import Trace
 
 CATEGORIES = ("communication", "convolution", "other")
-
-
-class DeviceTimer(Protocol):
-    """Give marks of a device's time: of when it has done what it was given so far."""
-
-    def since(self) -> Any:
-        """Return a mark for the beginning of what is given next."""
-        ...
-
-    def until(self) -> Any:
-        """Return a mark for the end of what was given last."""
-        ...
-
-    def at(self, mark: Any) -> float:
-        """Return when the mark was reached (of `perf_counter`, s), waiting for it."""
-        ...
-
-    def between(self, since: Any, until: Any) -> float:
-        """Return the seconds between two marks, waiting for them."""
-        ...
 
 
 class StepTimer:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
-from numpy.typing import NDArray
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.redistribution import Redistribution
 from mpicnn.division.program import Compute, WeightLayout
 from mpicnn.step.state import Arrays, State
 from mpicnn.step.timing import StepTimer
-
-Array = NDArray[Any]
 
 
 class FetchedWeights:

@@ -15,6 +15,7 @@ from mpicnn import models
 from mpicnn.layers import Conv
 from mpicnn.ops import _cudnn
 from mpicnn.ops._cuda_shape import ConvShape
+from mpicnn.ops.window import Window
 
 # What cuDNN asks of a device, with an H200's values.
 H200 = {
@@ -48,8 +49,8 @@ def survey(name, precision):
         if not isinstance(layer, Conv):
             continue
         w = layer.params(shape)["w"].shape
-        window = layer.stride, layer.padding, layer.dilation, layer.groups
-        whole = ConvShape.of("x", (BATCH, *shape), w, *window)
+        window = Window.of(layer.stride, layer.padding, layer.dilation, layer.groups)
+        whole = ConvShape.of("x", (BATCH, *shape), w, window)
         for kind in _cudnn.KINDS:
             padded = _cudnn.in_eights(kind, whole) if precision == "bf16" else whole
             bias = kind == "forward"

@@ -1,0 +1,283 @@
+"""What a backend is: the functions that every one has, their shapes and dtypes, written once.
+
+A backend is a module. mypy holds the three modules against this protocol (`mpicnn.ops`), a test
+holds their parameters against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mpicnn.ops.window import Window
+
+Array = NDArray[Any]
+"""An array of any backend: of NumPy, or of CuPy, which has the same methods."""
+Pair = tuple[int, int]
+Shape4 = tuple[int, int, int, int]
+
+
+class Prefetch(Protocol):
+    """Bring batches of bytes to the device: `put` by a thread that reads, `take` by another."""
+
+    def put(self, images: Array, place: Callable[[Array], Array]) -> Any:
+        """Begin to bring images (n, c, h, w), uint8; `place` says what is to be made of them."""
+        ...
+
+    def take(self, batch: Any) -> Array:
+        """Return what `place` makes of the images, for what `put` returned."""
+        ...
+
+
+class DeviceTimer(Protocol):
+    """Give marks of the device's time: of when it has done what it was given so far."""
+
+    def since(self) -> Any:
+        """Return a mark for the beginning of what is given next."""
+        ...
+
+    def until(self) -> Any:
+        """Return a mark for the end of what was given last."""
+        ...
+
+    def at(self, mark: Any) -> float:
+        """Return when the mark was reached (of `perf_counter`, s), waiting for it."""
+        ...
+
+    def between(self, since: Any, until: Any) -> float:
+        """Return the seconds between two marks, waiting for them."""
+        ...
+
+
+class Backend(Protocol):
+    """Compute on local arrays of one kind of device.
+
+    Arrays are float32 or float64 in logical order n c h w, whatever it is in memory; a result has
+    the dtype of its first array. Any axis may have length 0. The same call returns the same bits.
+    Arguments that do not fit each other raise ValueError in compiled backends. A function may
+    return before a GPU has computed; `synchronize`, `fetch` and the timer wait.
+    """
+
+    NAME: str
+    xp: Any
+    """The module of its arrays: numpy or cupy."""
+
+    def conv2d(
+        self, x: Array, w: Array, b: Array | None, window: Window, relu: bool = False
+    ) -> Array:
+        """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,).
+
+        Returns (n, o, oh, ow). With `relu`, what is negative becomes 0 in the same pass.
+        """
+        ...
+
+    def conv2d_dx(self, dy: Array, w: Array, x_shape: Shape4, window: Window) -> Array:
+        """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
+        ...
+
+    def conv2d_dw(self, x: Array, dy: Array, w_shape: Shape4, window: Window) -> Array:
+        """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
+        ...
+
+    def conv2d_methods(
+        self, x_shape: Shape4, w_shape: Shape4, window: Window, dtype: DTypeLike
+    ) -> tuple[str, str, str]:
+        """Return by which methods `conv2d`, `conv2d_dx` and `conv2d_dw` compute these shapes.
+
+        "none" says that there is nothing to multiply.
+        """
+        ...
+
+    def linear(self, x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
+        """Return y = x w^T + b for x (n, c), w (o, c) and b (o,); then ReLU of it with `relu`."""
+        ...
+
+    def linear_dx(self, dy: Array, w: Array) -> Array:
+        """Return the gradient of `linear` by x, given dy (n, o)."""
+        ...
+
+    def linear_dw(self, x: Array, dy: Array, dw: Array | None = None) -> Array:
+        """Return the gradient of `linear` by w, added to `dw`, in place, if that is given."""
+        ...
+
+    def bias_grad(self, dy: Array) -> Array:
+        """Return the gradient of `conv2d` or `linear` by b, given dy (n, o) or (n, o, h, w)."""
+        ...
+
+    def activate(self, name: str, x: Array) -> Array:
+        """Return the function `name` of `mpicnn.ops.activations` of every value of x."""
+        ...
+
+    def activate_dx(self, name: str, dy: Array, saved: Array) -> Array:
+        """Return the gradient by x of `activate`, given the x or y that its derivative reads."""
+        ...
+
+    def maxpool(
+        self, x: Array, kernel: Pair, window: Window, ceil_mode: bool
+    ) -> tuple[Array, Array]:
+        """Return the largest value of every window of x (n, c, h, w), and where in it that is.
+
+        The place is i * kw + j (uint8, or uint16 for windows of more than 256 values); the first of
+        equal values wins and padding never does. A NaN in the window makes the value NaN; its
+        place is then any one inside the image. `ceil_mode`: see `Window.pool_shape`.
+        """
+        ...
+
+    def maxpool_dx(
+        self, dy: Array, argmax: Array, x_shape: Shape4, kernel: Pair, window: Window
+    ) -> Array:
+        """Return the gradient of `maxpool` by x: dy goes to the place that won."""
+        ...
+
+    def avgpool(
+        self, x: Array, kernel: Pair, window: Window, ceil_mode: bool, count_include_pad: bool
+    ) -> Array:
+        """Return the mean of every window of x (n, c, h, w).
+
+        The divisor is PyTorch's: with `count_include_pad` the part of the window inside the padded
+        image, otherwise the part inside the image.
+        """
+        ...
+
+    def avgpool_dx(
+        self, dy: Array, x_shape: Shape4, kernel: Pair, window: Window, ceil_mode: bool,
+        count_include_pad: bool,
+    ) -> Array:  # fmt: skip
+        """Return the gradient of `avgpool` by x."""
+        ...
+
+    def lrn(self, x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
+        """Return y = x * scale**-beta and scale = k + alpha / size * (sum of x**2 over a window).
+
+        The window of channel c is c - size // 2 … c + (size - 1) // 2, cut off at the ends
+        (Krizhevsky et al. 2012, section 3.3, with PyTorch's alpha and placement).
+        """
+        ...
+
+    def lrn_dx(
+        self, dy: Array, x: Array, y: Array, scale: Array, size: int, alpha: float, beta: float
+    ) -> Array:
+        """Return the gradient of `lrn` by x, given what it returned."""
+        ...
+
+    def channel_sums(self, a: Array, b: Array | None = None) -> Array:
+        """Return the sum of a, or of a * b, over all axes but 1, added in float64."""
+        ...
+
+    def scale_shift(self, x: Array, scale: Array, shift: Array) -> Array:
+        """Return x * scale + shift with one scale and one shift per channel (axis 1)."""
+        ...
+
+    def mul(self, x: Array, mask: Array) -> Array:
+        """Return x * mask."""
+        ...
+
+    def dropout(
+        self, x: Array, rate: float, seed: int, layer: int, step: int,
+        positions: NDArray[np.int64], first: int,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """Return x * mask and the mask, which is 0 with probability `rate`, else 1 / (1 - rate).
+
+        x is (n, features…); `positions` are the places of its rows in the global batch and `first`
+        is the global index of its first feature. The mask is that of `mpicnn.rng.dropout_mask`.
+        """
+        ...
+
+    def softmax_xent(self, logits: Array, labels: Array) -> tuple[Array, Array]:
+        """Return the cross-entropy of every example (n,) and its gradient by the logits.
+
+        Logits are (n, classes), `labels` as `upload_labels` gives them. The gradient, softmax -
+        onehot, is not divided by anything.
+        """
+        ...
+
+    def topk_correct(self, logits: Array, labels: Array, ks: Sequence[int]) -> Array:
+        """Return, for every k, how many labels have fewer than k other logits not below theirs.
+
+        Ties, and NaN, count against the network. The numbers are int64.
+        """
+        ...
+
+    def sgd(self, w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float) -> None:
+        """Update in place, v <- momentum * v - rate * (g + decay * w), then w <- w + v (OWT)."""
+        ...
+
+    def images(
+        self, batch: Array, tops: NDArray[np.int64], lefts: NDArray[np.int64],
+        flips: NDArray[np.bool_], mean: Array, std: Array, size: Pair, dtype: DTypeLike,
+    ) -> Array:  # fmt: skip
+        """Return (image - mean) / std for a window of every image, (n, c, height, width).
+
+        `batch` is (n, c, h, w). Image i is cut from line tops[i] and column lefts[i] on, which may
+        lie outside it: there the mean stands. It is mirrored left to right where flips[i] says so.
+        `mean` and `std` are (c,) in the images' units, `size` is (height, width).
+        """
+        ...
+
+    def upload(self, a: Array) -> Array:
+        """Return an array of host memory as the backend computes with it."""
+        ...
+
+    def upload_labels(self, labels: NDArray[np.int64], classes: int) -> Array:
+        """Return labels (n,) as `softmax_xent` and `topk_correct` take them.
+
+        Raises ValueError for a label outside 0 … classes - 1.
+        """
+        ...
+
+    def fetch(self, a: Array) -> Callable[[], Array]:
+        """Begin to copy an array to host memory; what is returned waits for the copy and gives it.
+
+        It waits for what the array is made of, not for what was begun later.
+        """
+        ...
+
+    def flat(self, x: Array) -> Array:
+        """Return the items of x in logical order, flat: a view where they lie so, else a copy."""
+        ...
+
+    def peak_bytes(self) -> float:
+        """Return the most memory of the device that the process has taken so far."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything that was begun has ended."""
+        ...
+
+    def set_threads(self, count: int) -> None:
+        """Let kernels, and NumPy's matrix products, use `count` threads from now on.
+
+        Raises ValueError for less than 1.
+        """
+        ...
+
+    def set_convolution(self, methods: str) -> None:
+        """Let convolutions use any method ("auto", as at first) or no transforms ("direct").
+
+        Raises ValueError for anything else.
+        """
+        ...
+
+    def set_precision(self, precision: str) -> None:
+        """Multiply in this precision from now on (see `mpicnn.precision`).
+
+        Raises DeviceError for what the device does not have.
+        """
+        ...
+
+    def Feed(self) -> Prefetch:  # noqa: N802  (a class)
+        """Return what brings batches to the device ahead of their use."""
+        ...
+
+    def Timer(self) -> DeviceTimer:  # noqa: N802  (a class)
+        """Return a new timer of the device."""
+        ...
+
+
+MEMBERS: tuple[str, ...] = tuple(
+    name for name in (*Backend.__annotations__, *vars(Backend)) if not name.startswith("_")
+)
+"""The names that every backend has."""
