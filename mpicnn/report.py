@@ -1,8 +1,6 @@
-"""`python -m mpicnn.report RUN_DIR`: draw the curves of a run."""
+"""`python -m mpicnn.report RUN`: draw the curves of a run."""
 
-import sys
-
-from mpicnn.run.summary import main
+from mpicnn.commands import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    start("report")

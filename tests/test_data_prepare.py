@@ -58,9 +58,9 @@ def test_disk_that_gets_full(tmp_path: Path) -> None:
     (source / "train-images-idx3-ubyte").write_bytes(idx_bytes(big))
     labels = np.arange(20_000, dtype=np.uint64) % 3
     (source / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels.astype(np.uint8)))
-    limit = "import resource, signal, sys\nfrom mpicnn.data.__main__ import main\n"
-    limit += "from mpicnn.job.launch import launch\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000,) * 2)\nlaunch(main)\n"
+    limit = "import resource, signal, sys\nfrom mpicnn.commands import start\n"
+    limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000,) * 2)\nstart('data')\n"
     job = mpi_jobs.run(0, "-c", limit, "prepare", "idx", source, out)
     assert job.code == 2
     assert re.fullmatch(r".*a.h5: could not be written \(.*File too large.*\)\n", job.err)
@@ -101,9 +101,9 @@ def test_what_one_rank_finds_broken_ends_all(folder: Path, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info(capfd: pytest.CaptureFixture[str]) -> None:
     command("info", "embedded")
-    lines = capsys.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     assert "images  1 x 28 x 28 (channels x height x width)" in lines
     assert "    9      1000       200  Ankle boot" in lines
     assert "  all     10000      2000" in lines

@@ -13,7 +13,7 @@ from mpicnn.devices import choice as devices
 from mpicnn.devices.choice import assigned, gpu
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.ops import numpy as reference
-from mpicnn.settings.definitions import DeviceChoice
+from mpicnn.settings.groups import DeviceChoice
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from mpicnn.division.presets import PRESETS, preset
 from mpicnn.job.environment import environment
 from mpicnn.ops import _cuda_arrays
 from mpicnn.run.distributed import DistributedModel
-from mpicnn.settings.definitions import PlanChoice
+from mpicnn.settings.groups import PlanChoice
 from mpicnn.step.optimiser import Hyper, update
 
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)

@@ -21,7 +21,7 @@ from mpicnn.forecast.cost import step_costs
 from mpicnn.forecast.table import all_costs, plan_table
 from mpicnn.layers import AvgPool
 from mpicnn.models import Model
-from mpicnn.settings.definitions import PlanChoice
+from mpicnn.settings.groups import PlanChoice
 
 PLAIN = network(normalised=False)
 

@@ -11,7 +11,7 @@ from mpicnn.division.propagation import check_batch, propagate
 from mpicnn.errors import UserError
 from mpicnn.forecast.cost import step_costs
 from mpicnn.forecast.table import all_costs, plan_table
-from mpicnn.settings.definitions import PlanChoice
+from mpicnn.settings.groups import PlanChoice
 
 MODEL = models.load("cuda-convnet", (3, 32, 32), 10)
 

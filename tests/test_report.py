@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import mpi_jobs
 import pytest
 
 from mpicnn.errors import UserError
-from mpicnn.run import summary as report
 from mpicnn.run.metrics import COLUMNS, Metrics, MetricsRow, plot_run, read_rows
 from mpicnn.run.progress import ProgressDisplay, Reporter, duration, figure, write_lines
 from mpicnn.run.summary import Memory, Rank, RunSummary, TimeSplit, startup, summary
@@ -334,21 +334,23 @@ def test_summary_of_little() -> None:
     assert summary(nothing).splitlines()[1] == "0 steps in 0:00, - images/s"
 
 
-def test_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_curves(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     with Metrics(tmp_path / "metrics.csv") as metrics:
         for each in (row(1), row(2), row(2, "test")):
             metrics.write(each)
-    assert report.main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "curves.png")
+    job = mpi_jobs.run(0, "-m", "mpicnn.report", tmp_path, seconds=40)
+    assert job.code == 0, job.err
+    assert job.out.strip() == str(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_curves_without_matplotlib_or_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert report.main([str(tmp_path)]) == 2
-    assert "metrics.csv: No such file" in capsys.readouterr().err
+    job = mpi_jobs.run(0, "-m", "mpicnn.report", tmp_path, seconds=40)
+    assert job.code == 2
+    assert "metrics.csv: No such file" in job.err
     Metrics(tmp_path / "metrics.csv")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"mpicnn\[plot\]"):

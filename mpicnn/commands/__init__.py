@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import NoReturn
 
@@ -9,8 +10,20 @@ from mpicnn.job.launch import launch
 
 
 def start(name: str) -> NoReturn:
-    """Run `main(comm)` of `mpicnn.commands.<name>` on all ranks and leave with its exit code.
+    """Run `main(comm, argv)` of `mpicnn.commands.<name>` on all ranks and exit with its code.
 
-    The command is imported under `launch`, so that a rank that fails to import it ends the job.
+    `argv` are the command's words and arguments. The command is imported under `launch`, so that a
+    rank that fails to import it ends the job.
     """
-    launch(lambda comm: import_module(f"mpicnn.commands.{name}").main(comm))
+    argv = [name, *sys.argv[1:]]
+    launch(lambda comm: import_module(f"mpicnn.commands.{name}").main(comm, argv))
+
+
+def console() -> NoReturn:
+    """Run the command that the first argument names: the console script `mpicnn`."""
+    sys.argv[0] = "mpicnn"
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    if word in ("train", "evaluate", "predict", "plan", "report", "data"):
+        del sys.argv[1]
+        start(word)
+    start("unknown")

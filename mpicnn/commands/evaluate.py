@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-def main(comm: MPI.Intracomm) -> None:
+def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     """Evaluate a checkpoint on all ranks and print its scores. Collective."""
-    settings = read_settings(comm, "evaluate", EvaluateSettings)
+    settings = read_settings(comm, EvaluateSettings, argv)
     trained = load_trained(comm, settings.checkpoint, settings.plan, settings)
     distributed = trained.distributed
     augment = augmentation(trained.settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpicnn import models
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-def main(comm: MPI.Intracomm) -> None:
+def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     """Print the table of the plan that the settings describe. Collective."""
-    settings = read_settings(comm, "plan", PlanSettings)
+    settings = read_settings(comm, PlanSettings, argv)
     shape, classes = agree(comm, subject, settings)
     model = agree(comm, models.load, settings.model, shape, classes)
     ranks = settings.ranks or comm.size

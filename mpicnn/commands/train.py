@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import ExitStack
-from pathlib import Path
-from time import perf_counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mpicnn import models
-from mpicnn.checkpoint import Checkpoints
-from mpicnn.data.file import Dataset, open_dataset
-from mpicnn.devices.choice import choose_device
-from mpicnn.division.planfile import plan_toml
-from mpicnn.errors import UserError
-from mpicnn.job.agreement import agree, from_root, same
-from mpicnn.job.environment import environment
-from mpicnn.job.signals import Signals
-from mpicnn.run.directory import CHECKPOINTS, CONFIG, METRICS, PLAN, open_run, write_text
-from mpicnn.run.distributed import DistributedModel
-from mpicnn.run.gather import first_lines, gather_summary
-from mpicnn.run.load import warn
-from mpicnn.run.metrics import Metrics
-from mpicnn.run.progress import ProgressDisplay, Reporter, write_lines
-from mpicnn.run.setup import make_plan, progress_of, read_settings
-from mpicnn.run.summary import summary
-from mpicnn.run.trainer import Callback, NoCallback, Trainer, augmentation
+from mpicnn.run.setup import read_settings
+from mpicnn.run.training import train
 from mpicnn.settings.definitions import Settings
-from mpicnn.step.trace import merged
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -36,101 +16,6 @@ STOPPED = 75
 """Exit code of a run that a signal ended early, after saving: it can go on (EX_TEMPFAIL)."""
 
 
-def main(comm: MPI.Intracomm) -> int:
+def main(comm: MPI.Intracomm, argv: Sequence[str]) -> int:
     """Train as the settings say; return the exit code. Collective."""
-    settings = read_settings(comm, "train", Settings)
-    with Signals() as signals, agree(comm, open_dataset, settings.data) as data:
-        same(comm, f"data {settings.data}", data.digest.encode())
-        distributed = open_distributed(comm, settings, data)
-        directory = Path(from_root(comm, lambda: str(open_run(settings))))
-        checkpoints = Checkpoints(directory / CHECKPOINTS, settings.keep, warn)
-        trainer = Trainer(distributed, settings, data, checkpoints)
-        if settings.resume:
-            trainer.restore()
-        from_root(comm, note, trainer, directory)
-        return 0 if watch(trainer, directory, signals) else STOPPED
-
-
-def open_distributed(comm: MPI.Intracomm, settings: Settings, data: Dataset) -> DistributedModel:
-    """Divide the network over the ranks as the settings say. Collective."""
-    shape = agree(comm, augmentation(settings).out_shape, data.shape)
-    model = agree(comm, models.load, settings.model, shape, len(data.classes))
-    device = choose_device(comm, settings, settings.precision, environment())
-    plan = make_plan(comm, device.ops, model, settings, settings.batch, settings.precision)
-    distributed = DistributedModel(
-        comm, device, model, plan, settings.precision, settings.seed,
-        bucket=int(settings.bucket_mb * 1e6),
-        progress=agree(comm, progress_of, comm, settings.progress_thread),
-    )  # fmt: skip
-    if settings.fc_update == "round":
-        agree(comm, check_rounds, distributed, settings.batch)
-    return distributed
-
-
-def check_rounds(distributed: DistributedModel, batch: int) -> None:
-    """Raise UserError unless a full batch is divided into the rounds that FC weights change in.
-
-    A rank without work has no round under scheme (b). Elsewhere a missing round is a mistake: the
-    rate was chosen for a K-th of the batch. Only the last pipeline stage has rounds and can tell.
-    """
-    plan, ranks = distributed.plan, distributed.plan.grid[-1]
-    if plan.micro_batches > 1:
-        raise UserError(
-            "fc-update round: FC weights change after every round of a whole batch; use "
-            "micro-batches 1"
-        )
-    if plan.scheme == "a":
-        raise UserError(
-            "fc-update round: scheme (a) has one round a step; use scheme b or c, or fc-update step"
-        )
-    rounds = len(distributed.program(batch).micro_batches[0].rounds)
-    if plan.scheme == "c" and 0 < rounds < ranks:
-        raise UserError(
-            f"fc-update round: batch {batch} leaves {ranks - rounds} of the {ranks} rounds of "
-            "scheme (c) without examples; use a larger batch, fewer ranks or scheme b"
-        )
-
-
-def note(trainer: Trainer, directory: Path) -> None:
-    """Leave settings and plan in the run's directory."""
-    write_text(directory / CONFIG, trainer.settings.to_toml())
-    write_text(directory / PLAN, plan_toml(trainer.distributed.plan))
-
-
-def watch(trainer: Trainer, directory: Path, signals: Signals) -> bool:
-    """Run the training and show it on rank 0; return whether it came to its end. Collective."""
-    begun = trainer.step
-    opening = first_lines(trainer, directory)
-    mesh = trainer.distributed.mesh
-    root = mesh.world.rank == 0
-    with ExitStack() as stack:
-        watcher: Callback = NoCallback()
-        if root:
-            write_lines(opening, sys.stdout)
-            watcher = reporter(trainer, directory, stack)
-        since = perf_counter()
-        finished = trainer.run(watcher, signals)
-        seconds = perf_counter() - since
-    if trainer.trace:
-        timelines = mesh.texts(trainer.trace.text())
-        from_root(mesh.world.comm, write_text, Path(trainer.settings.trace), merged(timelines))
-    ending = summary(gather_summary(trainer, directory, begun, seconds))
-    if root:
-        write_lines(ending, sys.stdout)
-        if not finished:
-            write_lines(f"stopped by {signals.requested or 'another rank'}, saved", sys.stdout)
-    return finished
-
-
-def reporter(trainer: Trainer, directory: Path, stack: ExitStack) -> Reporter:
-    """Return what shows the run and writes its metrics; `stack` closes it."""
-    resumed = trainer.step if trainer.settings.resume else None
-    metrics = stack.enter_context(Metrics(directory / METRICS, resumed))
-    progress = ProgressDisplay(trainer.settings.progress, trainer.steps, trainer.step)
-    return Reporter(
-        stack.enter_context(progress),
-        metrics,
-        trainer.steps_per_epoch,
-        len(trainer.data.split("test")),
-        trainer.settings.log_every,
-    )
+    return 0 if train(comm, read_settings(comm, Settings, argv)).finished else STOPPED

@@ -23,7 +23,7 @@ from mpicnn.ops.interface import Backend
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from mpicnn.settings.definitions import DeviceChoice
+    from mpicnn.settings.groups import DeviceChoice
 
 
 @dataclass(frozen=True)

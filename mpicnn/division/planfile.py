@@ -18,7 +18,7 @@ from mpicnn.errors import UserError
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
-    from mpicnn.settings.definitions import PlanChoice
+    from mpicnn.settings.groups import PlanChoice
 
 PARTS_PER_STAGE = 4
 """Micro-batches for each stage where none are asked for: a fifth of the time is then the filling

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mpicnn.checkpoint import Checkpoints, read_meta
 from mpicnn.devices.choice import choose_device
 from mpicnn.division.plan import Plan
 from mpicnn.division.planfile import load_plan, parse_plan
+from mpicnn.division.program import Positions
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
 from mpicnn.job.output import say
 from mpicnn.models import Model
+from mpicnn.ops.interface import Array
 from mpicnn.precision import dtype_of
 from mpicnn.run.directory import CHECKPOINTS
 from mpicnn.run.distributed import DistributedModel
-from mpicnn.settings.definitions import PlanChoice, Settings
+from mpicnn.run.trainer import augmentation
+from mpicnn.settings.definitions import Settings
+from mpicnn.settings.groups import PlanChoice
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from mpicnn.settings.definitions import DeviceChoice
+    from mpicnn.settings.groups import DeviceChoice
     from mpicnn.step.state import State
 
 
@@ -37,6 +44,50 @@ class TrainedModel:
     settings: Settings
     meta: dict[str, Any]
     path: Path
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes, in the order of the network's outputs."""
+        return tuple(self.meta["classes"])
+
+    def predict(self, images: Array) -> Array:
+        """Return the probability of every class for each image: float64 (n, classes).
+
+        `images` are uint8 (n, c, h, w), of the size of the images that the network was trained
+        with, the same on all ranks; each computes its share of them. Collective.
+        Raises UserError where their shape does not suit.
+        """
+        expected = tuple(self.meta["image_shape"])
+        if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8:
+            raise UserError(
+                f"predict: images {images.dtype} {images.shape}, expected uint8 (n, "
+                f"{', '.join(map(str, expected))})"
+            )
+        return self.probabilities(len(images), lambda positions: images[positions])
+
+    def probabilities(self, count: int, read: Callable[[Positions], Array]) -> Array:
+        """Return what `predict` does for `count` images, of which `read` gives some. Collective.
+
+        A UserError that it raises on one rank is raised on all.
+        """
+        distributed = self.distributed
+        table = np.zeros((count, distributed.model.classes))
+        if count:
+            program = distributed.program(count)
+            comm = distributed.mesh.world.comm
+            x = self._prepared(agree(comm, read, program.positions))
+            logits = distributed.executor.predict(program, self.state, x).astype(np.float64)
+            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+            table[program.answers] = odds / odds.sum(axis=1, keepdims=True)
+        return distributed.mesh.sum(table).wait()
+
+    def _prepared(self, images: Array) -> Array:
+        """Return images as the network takes them: cropped and normalised as in testing."""
+        augment = augmentation(self.settings).for_evaluation()
+        windows = augment.windows(images.shape[1:], 0, 0, np.arange(len(images)))
+        mean, std = np.array(self.meta["mean"]), np.array(self.meta["std"])
+        ops, dtype = self.distributed.ops, self.distributed.dtype
+        return augment.apply(ops, ops.xp.asarray(images), windows, mean, std, dtype)
 
 
 def load_trained(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,48 +22,60 @@ from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
 from mpicnn.ops.interface import Backend
 from mpicnn.run.directory import CONFIG
-from mpicnn.settings.definitions import Settings, parse
+from mpicnn.settings.definitions import COMMANDS, Settings, parse, split_command
 from mpicnn.settings.option import Options
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from mpicnn.models import Model
-    from mpicnn.settings.definitions import PlanChoice
+    from mpicnn.settings.groups import PlanChoice
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+CONSOLE = "mpicnn"
+"""The console script; a command that is started so shows itself so."""
 
 SWITCHES = {each.name for _, each in Settings.options() if isinstance(each.default, bool)}
 
 _HELP_SHOWN = "\0"
 
 
-def read_settings(comm: MPI.Intracomm, command: str, kind: type[AnyOptions]) -> AnyOptions:
-    """Return the command's settings on all ranks; rank 0 alone reads them. Collective.
+def read_settings(comm: MPI.Intracomm, kind: type[AnyOptions], argv: Sequence[str]) -> AnyOptions:
+    """Return a command's settings on all ranks; rank 0 alone reads them. Collective.
 
-    Raises UserError on all ranks where they are wrong, and SystemExit(0) after `--help`,
-    `--version` and `--recipes`.
+    `argv` begins with the command's words. Raises UserError on all ranks where they are wrong, and
+    SystemExit(0) after `--help`, `--version` and `--recipes`.
     """
+    _, settings = read_command(comm, argv)
+    assert isinstance(settings, kind)
+    return settings
+
+
+def read_command(comm: MPI.Intracomm, argv: Sequence[str]) -> tuple[str, Options]:
+    """Return the command that `argv` begins with, and its settings; see `read_settings`."""
+    command, arguments = split_command(argv)
 
     def read() -> str:
         try:
-            return _parse(sys.argv[1:], command).to_json()
+            return _parse(arguments, command).to_json()
         except SystemExit:
             return _HELP_SHOWN
 
     text = from_root(comm, read)
     if text == _HELP_SHOWN:
         raise SystemExit(0)
-    return kind.from_json(text)
+    return command, COMMANDS[command].from_json(text)
 
 
 def _parse(argv: list[str], command: str) -> Options:
     """Read the settings; a run that is resumed starts from what it was run with before."""
-    settings: Options = parse(argv, command, environment())  # type: ignore[call-overload]
+    prog = f"{CONSOLE} {command}".rstrip() if sys.argv[0] == CONSOLE else ""
+    settings = parse(argv, command, environment(), prog)
     if isinstance(settings, Settings) and settings.resume and not _names_file(argv):
         before = Path(settings.run_dir) / CONFIG
         if before.is_file():
-            return parse([str(before), *argv], command, environment())  # type: ignore[call-overload]
+            return parse([str(before), *argv], command, environment(), prog)
     return settings
 
 

@@ -1,21 +1,16 @@
 """What a person sees before and after a run: its first lines and its summary.
 
-Called on one rank; nothing here communicates. `python -m mpicnn.report RUN_DIR` draws the curves.
+Called on one rank; nothing here communicates.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from mpicnn.errors import UserError
-from mpicnn.run.metrics import plot_run
 from mpicnn.text import align, counted, duration, figure
 
 if TYPE_CHECKING:
@@ -181,17 +176,3 @@ def _memory_table(memory: Sequence[Memory]) -> list[str]:
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}"
-
-
-def main(argv: Sequence[str]) -> int:
-    """Draw the curves of the run directory named in `argv`; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mpicnn.report", description="Draw loss and accuracy of a run: curves.png."
-    )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path)
-    try:
-        print(plot_run(parser.parse_args(argv).run_dir))
-    except UserError as error:
-        print(f"mpicnn: error: {error}", file=sys.stderr)
-        return error.code
-    return 0

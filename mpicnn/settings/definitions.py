@@ -9,221 +9,39 @@ defaults.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, overload
 
 from mpicnn.errors import UserError
 from mpicnn.job.environment import Environ
-from mpicnn.precision import Name as PrecisionName
-from mpicnn.settings.choices import FcUpdate, Order, RateScheduleName, Scaling, Scheme, Sync
-from mpicnn.settings.option import (
-    Options,
-    devices_text,
-    extents,
-    option,
-    rising,
-    shares_text,
-    stages_text,
+from mpicnn.settings.groups import (
+    Augmentation,
+    Batch,
+    Checkpoint,
+    ClassNames,
+    DataChoice,
+    DeviceChoice,
+    Display,
+    Evaluated,
+    Evaluation,
+    FolderImages,
+    ImageFile,
+    Length,
+    ModelChoice,
+    OptimiserChoice,
+    PlanChoice,
+    Planned,
+    Precision,
+    Predicted,
+    Run,
+    RunDirectory,
+    SourceAndTarget,
+    Storage,
 )
+from mpicnn.settings.option import Options
 from mpicnn.settings.option import differences as differences
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelChoice(Options):
-    """Say which network."""
-
-    heading = "model and data"
-    fixed = True
-    model: str = option("default", "network: a name, FILE.py or FILE.toml", "MODEL")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataChoice(Options):
-    """Say which examples."""
-
-    heading = "model and data"
-    fixed = True
-    data: str = option("embedded", "FILE.h5, or the small data set in the package", "DATA")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunDirectory(Options):
-    """Say where a run is kept and whether it goes on."""
-
-    heading = "run directory"
-    run_dir: str = option("", "what the run leaves", "DIR", unset="a new runs/MODEL-N")
-    resume: bool = option(False, "go on from the last checkpoint in run-dir")
-    checkpoint_every: float = option(1.0, "epochs between checkpoints; 0: one at the end", ge=0)
-    keep: int = option(2, "number of checkpoints kept", ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Length(Options):
-    """Say how long to train: more of it is what a resumed run may ask for."""
-
-    heading = "training"
-    epochs: float = option(8.0, "passes over the training data; may be a fraction", gt=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch(Options):
-    """Say how many examples make a step."""
-
-    heading = "training"
-    fixed = True
-    batch: int = option(128, "examples in one step, over all ranks", ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precision(Options):
-    """Say which numbers to compute with."""
-
-    heading = "training"
-    fixed = True
-    precision: PrecisionName = option(
-        "float32", "numbers to compute with (tf32, bf16: products only)"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserChoice(Options):
-    """Say how weights start and change."""
-
-    heading = "training"
-    fixed = True
-    rate: float = option(0.01, "learning rate", gt=0)
-    bias_rate: float = option(1.0, "learning rate of biases, in multiples of rate", ge=0)
-    momentum: float = option(0.9, "part of the last update that is repeated", ge=0, lt=1)
-    decay: float = option(0.0005, "weight decay; biases have none", ge=0)
-    schedule: RateScheduleName = option("constant", "how the rate falls")
-    drops: tuple[float, ...] = option(
-        (0.5, 0.75), "when, as fractions of the run (steps)", "X,X", check=rising
-    )
-    drop_factor: float = option(0.1, "multiplies the rate at each drop (steps)", gt=0, lt=1)
-    warmup: float = option(0.0, "epochs over which the rate first rises", ge=0)
-    fc_rate: float = option(1.0, "learning rate of FC layers, in multiples of rate", ge=0)
-    fc_update: FcUpdate = option("step", "when FC weights change, every step or round (owt b, c)")
-    scaling: Scaling = option("none", "how rate follows batch / reference-batch")
-    reference_batch: int = option(128, "batch that rate and decay were chosen for", ge=1)
-    seed: int = option(1, "of weights, shuffles, crops, flips, dropout", ge=0, le=2**63 - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation(Options):
-    """Say how training images vary from epoch to epoch."""
-
-    heading = "augmentation of training images"
-    fixed = True
-    crop: int = option(0, "height and width of random crops, pixels", ge=0, unset="off")
-    pad: int = option(0, "zeros around images before the crop, pixels", ge=0)
-    flip: bool = option(False, "mirror half of the images left to right")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation(Options):
-    """Say how examples outside training are run."""
-
-    heading = "evaluation"
-    eval_batch: int = option(256, "examples at once, over all ranks", ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanChoice(Options):
-    """Say who computes what."""
-
-    heading = "division of the work over ranks"
-    plan: str = option(
-        "data", "FILE.toml, data, owt, filter, fc-output, fc-input or master-worker", "PLAN"
-    )
-    shares: str = option(
-        "equal", "work per rank: equal, measured or like 2,1,1", "SHARES", check=shares_text
-    )
-    calibration: str = option("", "measured speeds: read, or written if new", "FILE", unset="none")
-    grid: str = option(
-        "", "ranks as data x model axes, like 2x4", "DxM", unset="one axis", check=extents("2x4")
-    )
-    stages: str = option(
-        "1", "pipeline stages: how many, or the layers they begin at", "N|X,X", check=stages_text
-    )
-    micro_batches: int = option(
-        0, "parts of the batch", "N", ge=0, unset="1; 4 per stage of a pipeline"
-    )
-    order: Order = option("1f1b", "of micro-batches in a stage")
-    scheme: Scheme = option("a", "how FC layers get the batch (owt)")
-    sync: Sync = option("allreduce", "how weights are kept equal")
-    bucket_mb: float = option(1.0, "gradients joined in one message, MB", gt=0)
-    progress_thread: Literal["auto", "on", "off"] = option(
-        "auto", "a thread that keeps messages moving (auto: over several hosts)"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceChoice(Options):
-    """Say what each rank computes on."""
-
-    heading = "machine"
-    device: str = option(
-        "auto", "auto, cpu, gpu, gpu:N, or one for each rank of a host", "DEVICE,…",
-        check=devices_text,
-    )  # fmt: skip
-    backend: Literal["auto", "numpy", "native"] = option("auto", "kernels on the CPU")
-    threads: int = option(0, "threads per rank", ge=0, unset="cores / ranks on the host")
-    pin: bool = option(False, "divide the cores that ranks of a host share between them")
-    convolution: Literal["auto", "direct"] = option(
-        "auto", "the quickest method or none with transforms (numpy has one)"
-    )
-    transport: Literal["auto", "host", "mpi", "nccl"] = option(
-        "auto", "how GPU memory travels: by host memory, by an MPI that reads it, by NCCL"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Display(Options):
-    """Say what is shown and measured meanwhile."""
-
-    heading = "what is shown"
-    evaluate_every: float = option(1.0, "epochs between tests; 0: at the end only", ge=0)
-    log_every: int = option(0, "steps between log lines", ge=0, unset="ten an epoch")
-    trace: str = option("", "timeline of ten steps, for Perfetto", "FILE", unset="none")
-    progress: Literal["auto", "bar", "lines", "off"] = option("auto", "progress of the run")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint(Options):
-    """Say which trained network."""
-
-    heading = "what to run"
-    checkpoint: str = option(None, "run directory or checkpoint file", "RUN", positional=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated(Options):
-    """Say what a trained network is evaluated on."""
-
-    heading = "what to run"
-    data: str = option("", "data set", "FILE.h5", unset="that of the run")
-    plan: str = option("", "division over ranks, as in training", "PLAN", unset="that of the run")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predicted(Options):
-    """Say which images to name."""
-
-    heading = "what to run"
-    images: tuple[str, ...] = option(None, "image files", "IMAGE", positional=True)
-    top: int = option(5, "classes named per image", ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned(Options):
-    """Say what to plan for, without data and without ranks if need be."""
-
-    heading = "what to plan for"
-    ranks: int = option(0, "number of ranks", ge=0, unset="those running")
-    input: str = option(
-        "", "shape of one example", "CxHxW", unset="that of data", check=extents("3x224x224")
-    )
-    classes: int = option(0, "outputs of the network", ge=0, unset="those of data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +51,7 @@ class Settings(
 ):  # fmt: skip
     """Hold the settings of a training run. Raises UserError where two do not fit together."""
 
-    purpose = "Train a convolutional network, over as many MPI ranks as are started."
+    purpose = "Train a convolutional network on all MPI ranks that are started."
     reads_file = True
 
     def __post_init__(self) -> None:
@@ -256,15 +74,101 @@ class EvaluateSettings(Checkpoint, Evaluated, Evaluation, DeviceChoice):
 class PredictSettings(Checkpoint, Predicted, DeviceChoice):
     """Hold the settings of a prediction."""
 
-    purpose = "Name what a trained network sees in images."
+    purpose = "Classify images with a trained network."
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings(ModelChoice, DataChoice, Planned, Batch, Precision, PlanChoice, DeviceChoice):
     """Hold the settings of planning. It takes a training run's file and skips the rest of it."""
 
-    purpose = "Show how a plan divides a network, and what it costs."
+    purpose = "Show how a plan divides a network over ranks, and what a training step then costs."
     reads_file = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(Run):
+    """Hold the settings of a report."""
+
+    purpose = "Draw the loss and accuracy of a run over its epochs: curves.png."
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoSettings(ImageFile):
+    """Hold the settings of showing an image file."""
+
+    purpose = "Show what an image file holds."
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdxSettings(SourceAndTarget, ClassNames, Storage):
+    """Hold the settings of preparing MNIST's format."""
+
+    purpose = (
+        "Prepare a data set in MNIST's format. SOURCE holds train-images-idx3-ubyte, "
+        "train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each plain "
+        "or .gz."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10Settings(SourceAndTarget, Storage):
+    """Hold the settings of preparing CIFAR-10."""
+
+    purpose = (
+        "Prepare CIFAR-10. SOURCE holds its binary version, unpacked: data_batch_1.bin and so on."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar100Settings(SourceAndTarget, Storage):
+    """Hold the settings of preparing CIFAR-100."""
+
+    purpose = (
+        "Prepare CIFAR-100 with its fine labels. SOURCE holds its binary version, unpacked: "
+        "train.bin and test.bin."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSettings(SourceAndTarget, FolderImages, Storage):
+    """Hold the settings of preparing image files."""
+
+    purpose = (
+        "Prepare image files in folders. They lie in SOURCE/train/CLASS/ and SOURCE/test/CLASS/ "
+        "(or val/CLASS/), or in SOURCE/CLASS/. Classes are numbered in the order of their sorted "
+        "names."
+    )
+
+
+COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
+    {
+        "train": Settings,
+        "evaluate": EvaluateSettings,
+        "predict": PredictSettings,
+        "plan": PlanSettings,
+        "report": ReportSettings,
+        "data info": InfoSettings,
+        "data prepare folder": FolderSettings,
+        "data prepare idx": IdxSettings,
+        "data prepare cifar10": Cifar10Settings,
+        "data prepare cifar100": Cifar100Settings,
+    }
+)
+"""Every command by its words: as `mpicnn WORDS` and, the first one, as `python -m mpicnn.WORD`."""
+
+
+def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the command whose words `argv` begins with, and the arguments behind them.
+
+    Where the words end too early, the command is what there is of them: no key of `COMMANDS`.
+    """
+    words: list[str] = []
+    for word in argv:
+        begun = [name for name in COMMANDS if name.split()[: len(words) + 1] == [*words, word]]
+        if not begun:
+            break
+        words.append(word)
+    return " ".join(words), list(argv[len(words) :])
 
 
 @overload
@@ -275,23 +179,28 @@ def parse(argv: list[str], command: Literal["evaluate"], environ: Environ) -> Ev
 def parse(argv: list[str], command: Literal["predict"], environ: Environ) -> PredictSettings: ...
 @overload
 def parse(argv: list[str], command: Literal["plan"], environ: Environ) -> PlanSettings: ...
-def parse(argv: list[str], command: str, environ: Environ) -> Options:
+@overload
+def parse(argv: list[str], command: str, environ: Environ, prog: str = "") -> Options: ...
+def parse(argv: list[str], command: str, environ: Environ, prog: str = "") -> Options:
     """Return what `argv` (without the program's name) and the file named there ask for.
 
-    `command` is the module of `python -m mpicnn.COMMAND`; COLUMNS in `environ` is the width of
-    `--help`. Raises UserError for the first thing that is wrong in flags or file, and
+    `command` is one of `COMMANDS`, `prog` what stands for it in `--help`; COLUMNS in `environ` is
+    the width of `--help`. Raises UserError for the first thing that is wrong in flags or file, and
     SystemExit(0) after `--help`, `--version` and `--recipes`. Call it on one rank: it imports
     pydantic.
     """
-    from mpicnn.settings.parser import read
+    from mpicnn.settings import parser
 
-    kinds: dict[str, type[Options]] = {
-        "train": Settings,
-        "evaluate": EvaluateSettings,
-        "predict": PredictSettings,
-        "plan": PlanSettings,
-    }
-    skipped = {each.name for _, each in Settings.options()} if command == "plan" else set()
     columns = environ.get("COLUMNS", "")
     width = int(columns) if columns.isdigit() else shutil.get_terminal_size().columns
-    return read(argv, command, kinds[command], skipped, min(width, 100) - 2)
+    form = parser.Form(prog or module_of(command), min(width, 100) - 2)
+    if command not in COMMANDS:
+        return parser.refuse(argv, command, form, COMMANDS)
+    skipped = {each.name for _, each in Settings.options()} if command == "plan" else set()
+    return parser.read(argv, COMMANDS[command], form, skipped)
+
+
+def module_of(command: str) -> str:
+    """Return how a command is started as a module."""
+    word, _, rest = command.partition(" ")
+    return f"python -m mpicnn.{word} {rest}".rstrip() if word else "mpicnn"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import Field, asdict, field, fields
-from itertools import pairwise
-from math import inf
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from mpicnn.errors import UserError
@@ -25,59 +22,6 @@ def option(default: Any, description: str, metavar: str = "", **metadata: Any) -
     if metadata.get("positional"):
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def shares_text(value: object) -> str:
-    """Return "equal", "measured" or one number per rank, not all 0, as text "2,1,1"."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    if text in ("equal", "measured"):
-        return text
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not (any(numbers) and all(0 <= number < inf for number in numbers)):
-        raise ValueError("equal, measured or a number per rank, not all 0, like 2,1,1")
-    return text.replace(" ", "")
-
-
-def stages_text(value: object) -> str:
-    """Return the number of stages, at least 1, or layer names joined by commas, as text."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    names = [part.strip() for part in text.split(",")]
-    if not all(names) or (names[0].isdigit() and (len(names) > 1 or int(names[0]) < 1)):
-        raise ValueError("a number of stages, or layers like conv3,fc6")
-    return ",".join(names)
-
-
-def devices_text(value: object) -> str:
-    """Return the device of every rank of a host, joined by commas, as text."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    entries = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"auto|cpu|gpu(:\d+)?", entry) for entry in entries):
-        raise ValueError("auto, cpu, gpu, gpu:N, or several like gpu:0,cpu")
-    return ",".join(entries)
-
-
-def extents(example: str) -> Callable[[object], str]:
-    """Return a check for text like `example`: whole numbers above 0 joined by x, or nothing."""
-
-    def check(value: object) -> str:
-        text = str(value)
-        parts = text.split("x")
-        valid = all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts)
-        if text and not (valid and len(parts) == len(example.split("x"))):
-            raise ValueError(f"whole numbers above 0, like {example}")
-        return text
-
-    return check
-
-
-def rising(value: Sequence[float]) -> tuple[float, ...]:
-    """Return `value` as a tuple if its numbers rise strictly between 0 and 1."""
-    if not all(a < b for a, b in pairwise((0.0, *value, 1.0))):
-        raise ValueError("rising fractions of the run above 0 and below 1, like 0.5,0.75")
-    return tuple(value)
 
 
 class Options:

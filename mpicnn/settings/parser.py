@@ -8,35 +8,72 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
-import reprlib
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, Field
-from types import GenericAlias
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import Field, dataclass
+from typing import Any, NoReturn, get_origin, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, ValidationError, create_model
-from pydantic import Field as Bounds
-from pydantic_settings import (
-    BaseSettings,
-    CliSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import ValidationError
+from pydantic_settings import CliSettingsSource, SettingsError
 
 from mpicnn.errors import UserError
 from mpicnn.settings import recipes
 from mpicnn.settings.option import Options, describe, kebab, version
+from mpicnn.settings.validation import AnyOptions, Sources, nearest, problem, validator
 from mpicnn.text import one_of
 
-AnyOptions = TypeVar("AnyOptions", bound=Options)
-LIMITS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
-NOUNS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+@dataclass(frozen=True)
+class Form:
+    """Say how `--help` is written: the program's name, and the width in columns."""
+
+    prog: str
+    width: int
+
+    def parser(self, usage: str, about: str) -> Parser:
+        """Return a parser that is described so."""
+        formatter = functools.partial(
+            argparse.HelpFormatter, max_help_position=26, width=self.width
+        )
+        return Parser(
+            prog=self.prog, usage=f"%(prog)s {usage}", description=about,
+            formatter_class=formatter, allow_abbrev=False, add_help=False,
+        )  # fmt: skip
+
+
+def refuse(
+    argv: list[str], begun: str, form: Form, commands: Mapping[str, type[Options]]
+) -> NoReturn:
+    """Show which commands begin with the words `begun`, or raise UserError for what came then."""
+    known = [name for name in commands if name.startswith(f"{begun} ".lstrip())]
+    parser = form.parser("COMMAND ...", "Train convolutional networks over MPI ranks.")
+    general = parser.add_argument_group("general")
+    add_general(general)
+    listed = parser.add_argument_group(
+        "commands", f"For the options of a command: {form.prog} COMMAND --help"
+    )
+    for name in known:
+        rest = name.removeprefix(begun).strip()
+        listed.add_argument(
+            rest, help=first_sentence(commands[name].purpose), nargs="?", metavar=rest
+        )
+    if not argv or argv[0].startswith("-"):
+        parser.parse_known_args(argv)
+    words = [name.removeprefix(begun).split()[0] for name in known]
+    given = argv[0] if argv else "no command given"
+    close = difflib.get_close_matches(given, words, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    expected = one_of(tuple(dict.fromkeys(words)))
+    raise UserError(f"{form.prog}: {given}: expected {expected}{hint} (see {form.prog} --help)")
+
+
+def first_sentence(text: str) -> str:
+    """Return a text up to its first full stop that ends a sentence."""
+    return f"{text.partition('. ')[0].removesuffix('.')}."
 
 
 def read(
-    argv: list[str], command: str, kind: type[AnyOptions], skipped: Collection[str], columns: int
+    argv: list[str], kind: type[AnyOptions], form: Form, skipped: Collection[str]
 ) -> AnyOptions:
     """Return settings of `kind` (see `definitions.parse`); the file may hold `skipped` too."""
     try:
@@ -46,16 +83,8 @@ def read(
     options = {each.name: each for _, each in kind.options()}
     types = get_type_hints(kind)
     model = validator(options, types)
-    parser = Parser(
-        prog=f"python -m mpicnn.{command}",
-        usage=f"%(prog)s {' '.join(arguments(kind, options.values()))} [--option value ...]",
-        description=kind.purpose,
-        formatter_class=functools.partial(
-            argparse.HelpFormatter, max_help_position=26, width=columns
-        ),
-        allow_abbrev=False,
-        add_help=False,
-    )
+    usage = f"{' '.join(arguments(kind, options.values()))} [--option value ...]"
+    parser = form.parser(usage, kind.purpose)
     source = add_options(parser, kind, types, model)
     found, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -73,13 +102,10 @@ def read(
     except SettingsError as error:
         raise UserError(f"{error} (see --help)") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        where = flag(options[name]) if name in flags else f"{path}: {kebab(name)} ="
-        value = reprlib.repr(first["input"])
-        raise UserError(
-            f"{where} {value}: expected {expected(first, options[name], types[name])}"
-        ) from None
+        name, what = problem(error, options, types)
+        if name in flags:
+            raise UserError(f"{flag(options[name])} {what} (see --help)") from None
+        raise UserError(f"{path}: {kebab(name)} = {what}") from None
     return kind(**{name: getattr(checked, name) for name in options})
 
 
@@ -101,54 +127,6 @@ class Recipes(argparse.Action):
         parser.exit()
 
 
-class Sources(BaseSettings):
-    """Take values from flags, then from the caller (the file); read nothing else."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-        cli_parse_none_str="\0",  # what no argument can be: "null" is a name like any other
-    )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
-
-
-def validator(options: Mapping[str, Field[Any]], types: Mapping[str, Any]) -> type[Sources]:
-    """Return the pydantic model that checks `options`."""
-    definitions: dict[str, Any] = {}
-    for name, each in options.items():
-        hint, about = types[name], each.metadata
-        if get_origin(hint) is tuple:  # flags that may be given several times want a list
-            check = about.get("check", tuple)
-            hint = Annotated[GenericAlias(list, get_args(hint)[:1]), AfterValidator(check)]
-        elif "check" in about:
-            hint = Annotated[hint, BeforeValidator(about["check"])]
-        elif hint in (int, float):
-            bounds = {key: about[key] for key in LIMITS if key in about}
-            hint = Annotated[hint, BeforeValidator(no_truth), Bounds(**bounds)]
-        definitions[name] = (hint, ... if each.default is MISSING else each.default)
-    return create_model("Sources", __base__=Sources, **definitions)
-
-
-def no_truth(value: object) -> object:
-    """Return `value` unless it is true or false, which pydantic takes for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError
-    return value
-
-
 def add_options(
     parser: Parser, kind: type[Options], types: Mapping[str, Any], model: type[Sources]
 ) -> CliSettingsSource[Sources]:
@@ -159,19 +137,13 @@ def add_options(
     if kind.reads_file:
         general.add_argument(
             "CONFIG", nargs="?", metavar="CONFIG", default=argparse.SUPPRESS,
-            help="options in a file, by name without dashes, or a recipe's name; flags override it",
+            help="TOML file of options, or the name of a recipe; flags override it",
         )  # fmt: skip
         general.add_argument(
             "--recipes", nargs="?", action=Recipes, metavar="NAME", default=argparse.SUPPRESS,
-            help="list the recipes, or print one as a file to change, and leave",
+            help="list the recipes, or print the one that is named, and exit",
         )  # fmt: skip
-    general.add_argument(
-        "-h", "--help", action="help", help="show this; [in brackets]: what holds if not given"
-    )
-    general.add_argument(
-        "--version", action="version", version=f"mpicnn {version()}",
-        help="show the version and leave",
-    )  # fmt: skip
+    add_general(general)
 
     def add_argument(_: Any, *names: str, **how: Any) -> argparse.Action:
         heading, each = owners[how["dest"]]
@@ -184,6 +156,17 @@ def add_options(
         return groups[heading].add_argument(*names, **how)
 
     return CliSettingsSource(model, root_parser=parser, add_argument_method=add_argument)
+
+
+def add_general(group: argparse._ArgumentGroup) -> None:
+    """Add the options that every command has."""
+    group.add_argument(
+        "-h", "--help", action="help", help="show this help and exit; defaults are in [brackets]"
+    )
+    group.add_argument(
+        "--version", action="version", version=f"mpicnn {version()}",
+        help="show the version and exit",
+    )  # fmt: skip
 
 
 def positional(each: Field[Any]) -> bool:
@@ -214,7 +197,7 @@ def help_text(each: Field[Any], hint: Any) -> str:
     text = describe(each, hint)
     if positional(each):
         return text
-    default = each.default or each.metadata.get("unset", each.default)
+    default = each.metadata.get("unset", each.default)
     if isinstance(default, bool):
         default = "on" if default else "off"
     elif isinstance(default, tuple):
@@ -222,27 +205,6 @@ def help_text(each: Field[Any], hint: Any) -> str:
     elif isinstance(default, float):
         default = f"{default:g}"
     return f"{text} [{default}]"
-
-
-def expected(error: Mapping[str, Any], each: Field[Any], hint: Any) -> str:
-    """Return what an option should have been, from its type, bounds and check."""
-    about = each.metadata
-    if get_origin(hint) is Literal:
-        return one_of(get_args(hint))
-    if error["type"] == "value_error" and "check" in about:
-        return str(error["ctx"]["error"])
-    noun = "a list" if get_origin(hint) is tuple else NOUNS[hint]
-    limits = " and ".join(f"{word} {about[key]}" for key, word in LIMITS.items() if key in about)
-    return f"{noun} {limits}".rstrip() + f": {about['description']}"
-
-
-def nearest(name: str, prefix: str, options: Mapping[str, Field[Any]]) -> str:
-    """Return a hint at the option that was probably meant, with what it is."""
-    close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), options, 1)
-    if not close:
-        return " (see --help)"
-    about = options[close[0]].metadata["description"]
-    return f"; did you mean {prefix}{kebab(close[0])} ({about})?"
 
 
 def file_values(

@@ -15,7 +15,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 from PIL import Image
 
-from mpicnn.data.cli import run
+from mpicnn.commands import data as commands
 from mpicnn.data.file import open_dataset
 from mpicnn.data.write import writing
 from mpicnn.errors import UserError
@@ -73,7 +73,7 @@ IDX = {
 
 
 def command(*arguments: Any) -> None:
-    run(MPI.COMM_SELF, [str(argument) for argument in arguments])
+    commands.main(MPI.COMM_SELF, ["data", *(str(argument) for argument in arguments)])
 
 
 def contents(path: Path) -> tuple[Arrays, Arrays]:

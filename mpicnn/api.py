@@ -1,0 +1,54 @@
+"""Train and use networks from Python, on the ranks of a communicator."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mpi4py import MPI
+
+from mpicnn.job.agreement import from_root
+from mpicnn.run.load import TrainedModel, load_trained
+from mpicnn.run.training import Trained, train
+from mpicnn.settings.definitions import Settings
+from mpicnn.settings.groups import DeviceChoice
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def fit(
+    settings: Settings | None = None, comm: MPI.Intracomm | None = None, **named: Any
+) -> Trained:
+    """Train a network and return how that went.
+
+    `settings` are a run's settings, or they are `named`: `fit(model="lenet5", epochs=2)`, with the
+    names of the command's options and _ for -. All ranks of `comm` (default: all that were
+    started) call together; rank 0 shows the progress and writes the run directory.
+    Raises UserError on all ranks for settings that cannot be, or do not fit data and ranks.
+    """
+    comm = comm or MPI.COMM_WORLD
+    if settings is None:
+        settings = Settings.from_json(from_root(comm, _checked, named))
+    elif named:
+        raise TypeError("give settings or single options, not both")
+    return train(comm, settings)
+
+
+def load(
+    run: str | Path, plan: str = "", comm: MPI.Intracomm | None = None, **device: Any
+) -> TrainedModel:
+    """Return a trained network: the newest checkpoint of a run directory, or a checkpoint file.
+
+    It is divided over the ranks of `comm`, which call together, by `plan` (default: the run's own).
+    `device` are options such as `threads=2`.
+    Raises UserError on all ranks where there is nothing valid to load.
+    """
+    return load_trained(comm or MPI.COMM_WORLD, str(run), plan, DeviceChoice(**device))
+
+
+def _checked(named: dict[str, Any]) -> str:
+    # pydantic is imported on one rank only
+    from mpicnn.settings.validation import checked
+
+    return checked(Settings, json.loads(json.dumps(named, default=str))).to_json()

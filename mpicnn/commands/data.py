@@ -1,0 +1,94 @@
+"""Prepare image files, and show what is in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpicnn.data.cifar import CIFAR10, CIFAR100, open_cifar
+from mpicnn.data.file import open_dataset
+from mpicnn.data.folder import Decoding, open_folder
+from mpicnn.data.idx import open_idx
+from mpicnn.data.layout import SPLITS, class_counts
+from mpicnn.data.prepare import prepare
+from mpicnn.data.source import Source
+from mpicnn.job.agreement import agree
+from mpicnn.job.output import say
+from mpicnn.run.setup import read_command
+from mpicnn.settings.definitions import (
+    Cifar10Settings,
+    Cifar100Settings,
+    FolderSettings,
+    IdxSettings,
+    InfoSettings,
+)
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+Prepared = IdxSettings | FolderSettings | Cifar10Settings | Cifar100Settings
+
+
+def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
+    """Do what the arguments say, on every rank; rank 0 alone prints. Collective.
+
+    Raises UserError on every rank for whatever is wrong on one, and SystemExit after --help.
+    """
+    _, settings = read_command(comm, argv)
+    assert isinstance(settings, InfoSettings | Prepared)
+    if not isinstance(settings, InfoSettings):
+        prepare(
+            comm,
+            Path(settings.file),
+            opener(settings),
+            per_class=_two(settings.per_class),
+            gzip=None if settings.gzip < 0 else settings.gzip,
+            overwrite=settings.overwrite,
+        )
+    text = agree(comm, lambda: "" if comm.rank else info(settings.file))
+    if comm.rank == 0:
+        say(None, text, fd=1)
+
+
+def opener(settings: Prepared) -> Callable[[], Source]:
+    """Return what opens the source that the settings name."""
+    source = Path(settings.source)
+    if isinstance(settings, IdxSettings):
+        return partial(open_idx, source, tuple(filter(None, settings.classes.split(","))) or None)
+    if isinstance(settings, FolderSettings):
+        decoding = Decoding(settings.size or None, settings.gray)
+        fraction = settings.test_fraction or None
+        return partial(open_folder, source, decoding, fraction, settings.seed)
+    version = CIFAR10 if isinstance(settings, Cifar10Settings) else CIFAR100
+    return partial(open_cifar, source, version)
+
+
+def _two(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    train, test = map(int, text.split(","))
+    return train, test
+
+
+def info(path: str | Path) -> str:
+    """Return what the image file at `path` holds, as text."""
+    with open_dataset(path) as data:
+        counts = [class_counts(data.split(split).labels, len(data.classes)) for split in SPLITS]
+        size = os.path.getsize(data.path)
+        c, h, w = data.shape
+        lines = [
+            f"file    {data.path}",
+            f"size    {size / 1e6:.1f} MB ({size} bytes)",
+            f"images  {c} x {h} x {w} (channels x height x width)",
+            f"mean    {' '.join(f'{v:.4f}' for v in data.mean)}",
+            f"std     {' '.join(f'{v:.4f}' for v in data.std)}",
+            "",
+            f"{'label':>5}  {'train':>8}  {'test':>8}  class",
+        ]
+        rows = zip(*counts, data.classes, strict=True)
+        lines += [f"{k:5}  {a:8}  {b:8}  {name}" for k, (a, b, name) in enumerate(rows)]
+        lines.append(f"{'all':>5}  {counts[0].sum():8}  {counts[1].sum():8}")
+        return "\n".join(lines)

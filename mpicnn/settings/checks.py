@@ -1,0 +1,82 @@
+"""Checks of settings whose type alone says too little.
+
+Each returns the value as it is to be kept, or raises ValueError("what was expected").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import inf
+
+
+def shares_text(value: object) -> str:
+    """Return "equal", "measured" or one number per rank, not all 0, as text "2,1,1"."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if text in ("equal", "measured"):
+        return text
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not (any(numbers) and all(0 <= number < inf for number in numbers)):
+        raise ValueError("equal, measured or a number per rank, not all 0, like 2,1,1")
+    return text.replace(" ", "")
+
+
+def stages_text(value: object) -> str:
+    """Return the number of stages, at least 1, or layer names joined by commas, as text."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    names = [part.strip() for part in text.split(",")]
+    if not all(names) or (names[0].isdigit() and (len(names) > 1 or int(names[0]) < 1)):
+        raise ValueError("a number of stages, or layers like conv3,fc6")
+    return ",".join(names)
+
+
+def devices_text(value: object) -> str:
+    """Return the device of every rank of a host, joined by commas, as text."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    entries = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"auto|cpu|gpu(:\d+)?", entry) for entry in entries):
+        raise ValueError("auto, cpu, gpu, gpu:N, or several like gpu:0,cpu")
+    return ",".join(entries)
+
+
+def extents(example: str) -> Callable[[object], str]:
+    """Return a check for text like `example`: whole numbers above 0 joined by x, or nothing."""
+
+    def check(value: object) -> str:
+        text = str(value)
+        parts = text.split("x")
+        valid = all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts)
+        if text and not (valid and len(parts) == len(example.split("x"))):
+            raise ValueError(f"whole numbers above 0, like {example}")
+        return text
+
+    return check
+
+
+def rising(value: Sequence[float]) -> tuple[float, ...]:
+    """Return `value` as a tuple if its numbers rise strictly between 0 and 1."""
+    if not all(a < b for a, b in pairwise((0.0, *value, 1.0))):
+        raise ValueError("rising fractions of the run above 0 and below 1, like 0.5,0.75")
+    return tuple(value)
+
+
+def names_text(value: object) -> str:
+    """Return class names joined by commas, none of them empty or twice, as text."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    names = text.split(",")
+    if text and not (all(names) and len(set(names)) == len(names)):
+        raise ValueError("names separated by commas, none empty or twice")
+    return text
+
+
+def counts_text(value: object) -> str:
+    """Return two whole numbers above 0 joined by a comma, as text."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    parts = text.split(",")
+    if text and not (len(parts) == 2 and all(p.isdecimal() and int(p) > 0 for p in parts)):
+        raise ValueError("two whole numbers above 0, like 500,100")
+    return text

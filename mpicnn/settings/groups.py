@@ -1,0 +1,314 @@
+"""Settings that belong together: what they are, in which bounds, and how a command line says them.
+
+A command's settings join some of these groups (`mpicnn.settings.definitions`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mpicnn.precision import Name as PrecisionName
+from mpicnn.settings.checks import (
+    counts_text,
+    devices_text,
+    extents,
+    names_text,
+    rising,
+    shares_text,
+    stages_text,
+)
+from mpicnn.settings.choices import FcUpdate, Order, RateScheduleName, Scaling, Scheme, Sync
+from mpicnn.settings.option import Options, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice(Options):
+    """Say which network."""
+
+    heading = "model and data"
+    fixed = True
+    model: str = option("default", "network: a name, FILE.py or FILE.toml", "MODEL")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataChoice(Options):
+    """Say which examples."""
+
+    heading = "model and data"
+    fixed = True
+    data: str = option(
+        "embedded", "image file FILE.h5, or embedded: the small set in the package", "DATA"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDirectory(Options):
+    """Say where a run is kept and whether it goes on."""
+
+    heading = "run directory"
+    run_dir: str = option(
+        "", "where checkpoints, metrics and settings are kept", "DIR", unset="a new runs/MODEL-N"
+    )
+    resume: bool = option(False, "continue from the last checkpoint in run-dir")
+    checkpoint_every: float = option(
+        1.0, "epochs between checkpoints; 0: one at the end only", ge=0
+    )
+    keep: int = option(2, "how many of the latest checkpoints are kept", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length(Options):
+    """Say how long to train: more of it is what a resumed run may ask for."""
+
+    heading = "training"
+    epochs: float = option(8.0, "passes over the training data; may be a fraction", gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Options):
+    """Say how many examples make a step."""
+
+    heading = "training"
+    fixed = True
+    batch: int = option(128, "examples per step, over all ranks together", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision(Options):
+    """Say which numbers to compute with."""
+
+    heading = "training"
+    fixed = True
+    precision: PrecisionName = option(
+        "float32", "number format; tf32 and bf16 round the operands of products only"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserChoice(Options):
+    """Say how weights start and change."""
+
+    heading = "training"
+    fixed = True
+    rate: float = option(0.01, "learning rate", gt=0)
+    bias_rate: float = option(1.0, "learning rate of biases, as a multiple of rate", ge=0)
+    momentum: float = option(0.9, "momentum of stochastic gradient descent", ge=0, lt=1)
+    decay: float = option(0.0005, "weight decay; biases have none", ge=0)
+    schedule: RateScheduleName = option("constant", "how the learning rate changes")
+    drops: tuple[float, ...] = option(
+        (0.5, 0.75), "schedule steps: when the rate drops, as fractions of the run", "X,X",
+        check=rising,
+    )  # fmt: skip
+    drop_factor: float = option(
+        0.1, "schedule steps: what each drop multiplies the rate by", gt=0, lt=1
+    )
+    warmup: float = option(0.0, "epochs over which the rate rises to its value", ge=0)
+    fc_rate: float = option(
+        1.0, "learning rate of fully connected layers, as a multiple of rate", ge=0
+    )
+    fc_update: FcUpdate = option(
+        "step", "update fully connected layers once per step, or per round of scheme b or c"
+    )
+    scaling: Scaling = option("none", "how the rate scales with batch / reference-batch")
+    reference_batch: int = option(128, "batch that rate and decay were chosen for", ge=1)
+    seed: int = option(
+        1, "seed of initial weights, shuffling, augmentation and dropout", ge=0, le=2**63 - 1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation(Options):
+    """Say how training images vary from epoch to epoch."""
+
+    heading = "augmentation of training images"
+    fixed = True
+    crop: int = option(0, "size of random square crops, pixels", ge=0, unset="off")
+    pad: int = option(0, "zeros added around images before the crop, pixels", ge=0)
+    flip: bool = option(False, "mirror half of the images left to right, at random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Options):
+    """Say how examples outside training are run."""
+
+    heading = "evaluation"
+    eval_batch: int = option(256, "test examples at once, over all ranks together", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanChoice(Options):
+    """Say who computes what."""
+
+    heading = "how the work is divided over ranks"
+    plan: str = option(
+        "data", "preset data, owt, filter, fc-output, fc-input or master-worker, or FILE.toml",
+        "PLAN",
+    )  # fmt: skip
+    shares: str = option(
+        "equal", "share of the work per rank: equal, measured, or numbers like 2,1,1", "SHARES",
+        check=shares_text,
+    )  # fmt: skip
+    calibration: str = option(
+        "", "file of measured speeds: read if it exists, else written", "FILE", unset="none"
+    )
+    grid: str = option(
+        "", "ranks as a data x model grid, like 2x4", "DxM", unset="one axis",
+        check=extents("2x4"),
+    )  # fmt: skip
+    stages: str = option(
+        "1", "pipeline stages: how many, or the layers at which they begin", "N|X,X",
+        check=stages_text,
+    )  # fmt: skip
+    micro_batches: int = option(
+        0, "parts into which a batch is cut", "N", ge=0, unset="1; 4 per stage of a pipeline"
+    )
+    order: Order = option("1f1b", "pipeline schedule of the micro-batches")
+    scheme: Scheme = option("a", "how fully connected layers get the batch (plan owt)")
+    sync: Sync = option("allreduce", "how replicated weights are kept equal")
+    bucket_mb: float = option(1.0, "size of the messages that gradients are joined in, MB", gt=0)
+    progress_thread: Literal["auto", "on", "off"] = option(
+        "auto", "let a thread drive MPI while layers compute; auto: between several hosts"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceChoice(Options):
+    """Say what each rank computes on."""
+
+    heading = "devices"
+    device: str = option(
+        "auto", "auto, cpu, gpu, gpu:N, or one of these for each rank of a host", "DEVICE,…",
+        check=devices_text,
+    )  # fmt: skip
+    backend: Literal["auto", "numpy", "native"] = option("auto", "kernels of CPU ranks")
+    threads: int = option(0, "threads per rank", ge=0, unset="cores / ranks on the host")
+    pin: bool = option(False, "give each rank of a host cores of its own")
+    convolution: Literal["auto", "direct"] = option(
+        "auto", "CPU convolutions: the fastest method, or direct: none that transforms its input"
+    )
+    transport: Literal["auto", "host", "mpi", "nccl"] = option(
+        "auto", "how GPU arrays travel: through host memory, by a GPU-aware MPI, or by NCCL"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Display(Options):
+    """Say what is shown and measured meanwhile."""
+
+    heading = "output"
+    evaluate_every: float = option(1.0, "epochs between tests; 0: at the end only", ge=0)
+    log_every: int = option(0, "steps between log lines", ge=0, unset="ten an epoch")
+    trace: str = option(
+        "", "write a timeline of ten steps, for Perfetto or chrome://tracing", "FILE", unset="none"
+    )
+    progress: Literal["auto", "bar", "lines", "off"] = option(
+        "auto", "progress as a bar or as lines; auto: a bar on a terminal"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Options):
+    """Say which trained network."""
+
+    heading = "what to run"
+    checkpoint: str = option(None, "run directory or checkpoint file", "RUN", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Options):
+    """Say what a trained network is evaluated on."""
+
+    heading = "what to run"
+    data: str = option("", "image file", "FILE.h5", unset="that of the run")
+    plan: str = option("", "plan, as in training", "PLAN", unset="that of the run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted(Options):
+    """Say which images to classify."""
+
+    heading = "what to run"
+    images: tuple[str, ...] = option(None, "image files", "IMAGE", positional=True)
+    top: int = option(5, "how many classes to name per image", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Options):
+    """Say what to plan for, without data and without ranks if need be."""
+
+    heading = "what to plan for"
+    ranks: int = option(0, "number of ranks", ge=0, unset="those running")
+    input: str = option(
+        "", "shape of one image", "CxHxW", unset="that of data", check=extents("3x224x224")
+    )
+    classes: int = option(0, "number of classes", ge=0, unset="that of data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Options):
+    """Say which run."""
+
+    heading = "what to report"
+    run_dir: str = option(None, "run directory", "RUN", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile(Options):
+    """Say which image file."""
+
+    heading = "what to show"
+    file: str = option(None, "image file, or embedded: the packaged one", "FILE", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceAndTarget(Options):
+    """Say what to read and what to write."""
+
+    heading = "files"
+    source: str = option(None, "directory to read", "SOURCE", positional=True)
+    file: str = option(None, "image file (HDF5) to write", "OUT", positional=True)
+    overwrite: bool = option(False, "replace OUT if it exists")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassNames(Options):
+    """Say what the classes are called."""
+
+    heading = "images"
+    classes: str = option(
+        "", "names of the classes, in the order of their labels", "A,B,…", unset="0, 1, 2, …",
+        check=names_text,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderImages(Options):
+    """Say how image files become images, and which of them are for testing."""
+
+    heading = "images"
+    size: int = option(
+        0, "cut out the centred square and scale it to this size, pixels", "PIXELS", gt=0,
+        unset="as they are: all must be of one size",
+    )  # fmt: skip
+    gray: bool = option(False, "one channel instead of red, green and blue")
+    test_fraction: float = option(
+        0.0, "part of each class for testing, where SOURCE has no test/ or val/", "F", gt=0, lt=1,
+        unset="0.1",
+    )  # fmt: skip
+    seed: int = option(0, "seed of that random choice", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage(Options):
+    """Say how much is taken, and how it is stored."""
+
+    heading = "images"
+    per_class: str = option(
+        "", "take only the first images of each class, for training and for testing",
+        "TRAIN,TEST", unset="all", check=counts_text,
+    )  # fmt: skip
+    gzip: int = option(
+        -1, "compress, level 0 to 9 (for small sets: each rank unpacks them)", "LEVEL", ge=0,
+        le=9, unset="not compressed",
+    )  # fmt: skip
