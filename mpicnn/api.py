@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 
-from mpicnn.job.agreement import from_root
+from mpicnn.job.agreement import agree
 from mpicnn.run.load import TrainedModel, load_trained
 from mpicnn.run.training import Trained, train
-from mpicnn.settings.definitions import Settings
-from mpicnn.settings.groups import DeviceChoice
+from mpicnn.settings.definitions import DeviceSettings, Settings
+from mpicnn.settings.validation import checked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +28,7 @@ def fit(
     """
     comm = comm or MPI.COMM_WORLD
     if settings is None:
-        settings = Settings.from_json(from_root(comm, _checked, named))
+        settings = agree(comm, checked, Settings, named)
     elif named:
         raise TypeError("give settings or single options, not both")
     return train(comm, settings)
@@ -44,11 +43,4 @@ def load(
     `device` are options such as `threads=2`.
     Raises UserError on all ranks where there is nothing valid to load.
     """
-    return load_trained(comm or MPI.COMM_WORLD, str(run), plan, DeviceChoice(**device))
-
-
-def _checked(named: dict[str, Any]) -> str:
-    # pydantic is imported on one rank only
-    from mpicnn.settings.validation import checked
-
-    return checked(Settings, json.loads(json.dumps(named, default=str))).to_json()
+    return load_trained(comm or MPI.COMM_WORLD, str(run), plan, checked(DeviceSettings, device))

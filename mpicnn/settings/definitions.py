@@ -1,9 +1,8 @@
 """The settings of every command: one description gives the file, the flags and `--help`.
 
-The settings are plain frozen dataclasses whose fields carry their description and bounds. Only
-`parse`, on one rank, makes a pydantic model of them (`mpicnn.settings.parser`); the other ranks
-read what it found by `from_json` and are spared the import. Flags override the file, the file the
-defaults.
+The settings are plain frozen dataclasses whose fields carry their description and bounds
+(`mpicnn.settings.groups`). One rank reads them, by `parse`; the others get what it found, by
+`from_json`. Flags override the file, the file the defaults.
 """
 
 from __future__ import annotations
@@ -83,6 +82,13 @@ class PlanSettings(ModelChoice, DataChoice, Planned, Batch, Precision, PlanChoic
 
     purpose = "Show how a plan divides a network over ranks, and what a training step then costs."
     reads_file = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings(DeviceChoice):
+    """Hold what ranks compute on, where nothing else is to be set."""
+
+    purpose = "Say what ranks compute on."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +192,7 @@ def parse(argv: list[str], command: str, environ: Environ, prog: str = "") -> Op
 
     `command` is one of `COMMANDS`, `prog` what stands for it in `--help`; COLUMNS in `environ` is
     the width of `--help`. Raises UserError for the first thing that is wrong in flags or file, and
-    SystemExit(0) after `--help`, `--version` and `--recipes`. Call it on one rank: it imports
-    pydantic.
+    SystemExit(0) after `--help`, `--version` and `--recipes`.
     """
     from mpicnn.settings import parser
 

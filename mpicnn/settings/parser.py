@@ -1,7 +1,4 @@
-"""Read settings from a TOML file and the command line by pydantic-settings.
-
-Imported by `mpicnn.settings.definitions.parse` alone, on the one rank that reads them.
-"""
+"""Read settings from a TOML file and the command line. Imported on the one rank that reads them."""
 
 from __future__ import annotations
 
@@ -13,13 +10,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import Field, dataclass
 from typing import Any, NoReturn, get_origin, get_type_hints
 
-from pydantic import ValidationError
-from pydantic_settings import CliSettingsSource, SettingsError
-
 from mpicnn.errors import UserError
 from mpicnn.settings import recipes
 from mpicnn.settings.option import Options, describe, kebab, version
-from mpicnn.settings.validation import AnyOptions, Sources, nearest, problem, validator
+from mpicnn.settings.validation import AnyOptions, kept, nearest, wrong
 from mpicnn.text import one_of
 
 
@@ -37,7 +31,8 @@ class Form:
         )
         return Parser(
             prog=self.prog, usage=f"%(prog)s {usage}", description=about,
-            formatter_class=formatter, allow_abbrev=False, add_help=False,
+            formatter_class=formatter, argument_default=argparse.SUPPRESS, allow_abbrev=False,
+            add_help=False,
         )  # fmt: skip
 
 
@@ -82,31 +77,28 @@ def read(
         raise UserError("command line: not text in UTF-8; rename what is not") from None
     options = {each.name: each for _, each in kind.options()}
     types = get_type_hints(kind)
-    model = validator(options, types)
     usage = f"{' '.join(arguments(kind, options.values()))} [--option value ...]"
     parser = form.parser(usage, kind.purpose)
-    source = add_options(parser, kind, types, model)
+    add_options(parser, kind, types)
     found, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].split("=")[0]
         what = "no such option" if name.startswith("-") else "one argument too many"
         raise UserError(f"{name}: {what}{nearest(name, '--', options)}")
-    flags = set(vars(found))
-    path = vars(found).pop("CONFIG", None)
+    flags = vars(found)
+    path = flags.pop("CONFIG", None)
     path = None if path is None else recipes.or_file(path)
     values = {} if path is None else file_values(path, options, skipped)
-    # Past the source, which would split names of files at commas.
-    values |= {name: vars(found).pop(name) for name in options if positional(options[name])}
-    try:
-        checked = model(**{"_cli_settings_source": source(parsed_args=found), **values})
-    except SettingsError as error:
-        raise UserError(f"{error} (see --help)") from None
-    except ValidationError as error:
-        name, what = problem(error, options, types)
-        if name in flags:
-            raise UserError(f"{flag(options[name])} {what} (see --help)") from None
-        raise UserError(f"{path}: {kebab(name)} = {what}") from None
-    return kind(**{name: getattr(checked, name) for name in options})
+    settings = {}
+    for name, value in (values | flags).items():
+        each = options[name]
+        try:
+            settings[name] = kept(value, each, types[name])
+        except ValueError as error:
+            if name in flags:
+                raise UserError(f"{flag(each)} {wrong(value, error)} (see --help)") from None
+            raise UserError(f"{path}: {kebab(name)} = {wrong(value, error)}") from None
+    return kind(**settings)
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,35 +119,40 @@ class Recipes(argparse.Action):
         parser.exit()
 
 
-def add_options(
-    parser: Parser, kind: type[Options], types: Mapping[str, Any], model: type[Sources]
-) -> CliSettingsSource[Sources]:
-    """Give `parser` the options of `kind` under their headings; return what reads them."""
-    owners = {each.name: (group.heading, each) for group, each in kind.options()}
+def add_options(parser: Parser, kind: type[Options], types: Mapping[str, Any]) -> None:
+    """Give `parser` the options of `kind` under their headings."""
     general = parser.add_argument_group("general")
-    groups = {heading: parser.add_argument_group(heading) for heading, _ in owners.values()}
+    groups = {
+        group.heading: parser.add_argument_group(group.heading) for group, _ in kind.options()
+    }
     if kind.reads_file:
         general.add_argument(
-            "CONFIG", nargs="?", metavar="CONFIG", default=argparse.SUPPRESS,
+            "CONFIG", nargs="?",
             help="TOML file of options, or the name of a recipe; flags override it",
         )  # fmt: skip
         general.add_argument(
-            "--recipes", nargs="?", action=Recipes, metavar="NAME", default=argparse.SUPPRESS,
+            "--recipes", nargs="?", action=Recipes, metavar="NAME",
             help="list the recipes, or print the one that is named, and exit",
         )  # fmt: skip
     add_general(general)
-
-    def add_argument(_: Any, *names: str, **how: Any) -> argparse.Action:
-        heading, each = owners[how["dest"]]
+    for group, each in kind.options():
+        hint, names = types[each.name], [f"--{kebab(each.name)}"]
+        how: dict[str, Any] = {"metavar": placeholder(each, hint)}
         if positional(each):
-            names = (each.name,)
-            how = {"nargs": "+" if get_origin(types[each.name]) is tuple else None}
-        if how.get("action") is not argparse.BooleanOptionalAction:
-            how["metavar"] = placeholder(each, types[each.name])
-        how["help"] = help_text(each, types[each.name]).replace("%", "%%")
-        return groups[heading].add_argument(*names, **how)
+            names = [each.name]
+            how["nargs"] = "+" if get_origin(hint) is tuple else None
+        elif hint is bool:
+            how = {"action": argparse.BooleanOptionalAction}
+        elif get_origin(hint) is tuple:
+            how |= {"action": "extend", "type": parts}
+        about = help_text(each, hint).replace("%", "%%")
+        groups[group.heading].add_argument(*names, help=about, **how)
 
-    return CliSettingsSource(model, root_parser=parser, add_argument_method=add_argument)
+
+def parts(text: str) -> list[str]:
+    """Return the parts of "0.5,0.75", which may stand in brackets."""
+    inner = text[1:-1] if text[:1] + text[-1:] == "[]" else text
+    return inner.split(",")
 
 
 def add_general(group: argparse._ArgumentGroup) -> None:

@@ -1,24 +1,27 @@
-"""Check settings by pydantic, and say in one line what is wrong. Imported on one rank only."""
+"""Check the values of settings, and say in one line what is wrong with one."""
 
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 import reprlib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field
-from types import GenericAlias
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
-
-from pydantic import AfterValidator, BeforeValidator, ValidationError, create_model
-from pydantic import Field as Bounds
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from dataclasses import Field
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mpicnn.errors import UserError
 from mpicnn.settings.option import Options, kebab
 from mpicnn.text import one_of
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
-LIMITS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+
+LIMITS = {
+    "gt": ("above", operator.gt),
+    "ge": ("of at least", operator.ge),
+    "lt": ("below", operator.lt),
+    "le": ("of at most", operator.le),
+}
 NOUNS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -29,85 +32,78 @@ def checked(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
     """
     options = {each.name: each for _, each in kind.options()}
     types = get_type_hints(kind)
-    for name in values:
+    found = {}
+    for name, value in values.items():
         if name not in options:
             raise UserError(f"{name}: no such setting{nearest(name, '', options)}")
+        listed = list(value) if isinstance(value, tuple) else value
+        try:
+            found[name] = kept(listed, options[name], types[name])
+        except ValueError as error:
+            raise UserError(f"{name} = {wrong(value, error)}") from None
+    return kind(**found)
+
+
+def wrong(value: object, error: ValueError) -> str:
+    """Return a value that cannot be, and what was expected, for an error of `kept`."""
+    return f"{reprlib.repr(value)}: expected {error}"
+
+
+def kept(value: Any, each: Field[Any], hint: Any) -> Any:
+    """Return `value`, text of a flag or as TOML has it, as its option keeps it.
+
+    Raises ValueError with what was expected.
+    """
+    check = each.metadata.get("check")
     try:
-        found = validator(options, types)(**values)
-    except ValidationError as error:
-        name, what = problem(error, options, types)
-        raise UserError(f"{name} = {what}") from None
-    return kind(**{name: getattr(found, name) for name in options})
-
-
-def problem(
-    error: ValidationError, options: Mapping[str, Field[Any]], types: Mapping[str, Any]
-) -> tuple[str, str]:
-    """Return the first setting that is wrong, and its value and what was expected."""
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    value = reprlib.repr(first["input"])
-    return name, f"{value}: expected {expected(first, options[name], types[name])}"
-
-
-class Sources(BaseSettings):
-    """Take values from flags, then from the caller (the file); read nothing else."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
-        validate_default=False,  # a default may stand for what no user can ask for
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_avoid_json=True,
-        cli_parse_none_str="\0",  # what no argument can be: "null" is a name like any other
-    )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
-
-
-def validator(options: Mapping[str, Field[Any]], types: Mapping[str, Any]) -> type[Sources]:
-    """Return the pydantic model that checks `options`."""
-    definitions: dict[str, Any] = {}
-    for name, each in options.items():
-        hint, about = types[name], each.metadata
-        if get_origin(hint) is tuple:  # flags that may be given several times want a list
-            check = about.get("check", tuple)
-            hint = Annotated[GenericAlias(list, get_args(hint)[:1]), AfterValidator(check)]
-        elif "check" in about:
-            hint = Annotated[hint, BeforeValidator(about["check"])]
+        if get_origin(hint) is tuple:
+            value = _items(value, get_args(hint)[0])
+        elif get_origin(hint) is Literal:
+            _demand(value in get_args(hint))
         elif hint in (int, float):
-            bounds = {key: about[key] for key in LIMITS if key in about}
-            hint = Annotated[hint, BeforeValidator(no_truth), Bounds(**bounds)]
-        definitions[name] = (hint, ... if each.default is MISSING else each.default)
-    return create_model("Sources", __base__=Sources, **definitions)
+            value = _number(hint, value)
+            limits = ((meets, each.metadata.get(key)) for key, (_, meets) in LIMITS.items())
+            _demand(all(meets(value, limit) for meets, limit in limits if limit is not None))
+        elif check is None:
+            _demand(isinstance(value, hint))
+    except ValueError:
+        raise ValueError(expected(each, hint)) from None
+    return check(value) if check else value
 
 
-def no_truth(value: object) -> object:
-    """Return `value` unless it is true or false, which pydantic takes for 1 and 0."""
-    if isinstance(value, bool):
+def _items(value: Any, kind: type) -> tuple[Any, ...]:
+    """Return a list, or text that joins its items by commas, as a tuple."""
+    _demand(isinstance(value, list))
+    return tuple(part if kind is str and isinstance(part, str) else _number(kind, part)
+                 for part in value)  # fmt: skip
+
+
+def _number(kind: type, value: Any) -> Any:
+    """Return text or a number as a finite number of `kind`."""
+    _demand(isinstance(value, int | float | str) and not isinstance(value, bool))
+    _demand(kind is not str and (not isinstance(value, str) or value.isascii()))
+    try:
+        number = kind(value)
+    except OverflowError:
+        raise ValueError from None
+    _demand(math.isfinite(number) and (number == value or isinstance(value, str)))
+    return number
+
+
+def _demand(met: bool) -> None:
+    if not met:
         raise ValueError
-    return value
 
 
-def expected(error: Mapping[str, Any], each: Field[Any], hint: Any) -> str:
-    """Return what an option should have been, from its type, bounds and check."""
+def expected(each: Field[Any], hint: Any) -> str:
+    """Return what an option should have been, from its type and bounds."""
     about = each.metadata
     if get_origin(hint) is Literal:
         return one_of(get_args(hint))
-    if error["type"] == "value_error" and "check" in about:
-        return str(error["ctx"]["error"])
     noun = "a list" if get_origin(hint) is tuple else NOUNS[hint]
-    limits = " and ".join(f"{word} {about[key]}" for key, word in LIMITS.items() if key in about)
+    limits = " and ".join(
+        f"{word} {about[key]}" for key, (word, _) in LIMITS.items() if key in about
+    )
     return f"{noun} {limits}".rstrip() + f": {about['description']}"
 
 
