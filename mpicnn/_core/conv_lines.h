@@ -68,7 +68,7 @@ inline bool fits(const ConvShape &s) {
   return !s.pointwise() && s.ow() >= lanes && s.o_group() >= 4 && Lines{s, 1}.size() <= most_floats;
 }
 
-// As many output lines as see no more than so many floats, or one.
+// The largest band of output lines whose input fits into so many floats; at least one line.
 inline Lines within(i64 floats, const ConvShape &s) {
   const Lines one{s, 1};
   const i64 rows = floats / (s.c_group() * one.line());

@@ -1,4 +1,4 @@
-"""The ranks as a small grid of devices; here the collectives of a step are begun and counted."""
+"""The ranks as a small grid; here the collectives of a step are begun and counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STAGE = 42  # the tag of what passes between stages
 
 
 class Group:
-    """The ranks along one mesh axis (or all of them), with non-blocking buffer collectives.
+    """Begin and count collectives among the ranks along one mesh axis, or among all of them.
 
     Arrays are of `xp`, flat and contiguous as `flat` makes them; counts are numbers of items per
     rank. `sent` counts this rank's bytes by the rule of `Move.items_sent`, from the counts that
@@ -79,7 +79,7 @@ class Group:
 
 
 class Link:
-    """The rank at this rank's place in the stage before or behind this one.
+    """Send to the rank at the same place in a neighbouring stage, and receive from it.
 
     What is sent in one direction arrives in the order in which it was sent.
     """
@@ -111,7 +111,7 @@ def _only(counts: Sequence[int]) -> int | None:
 
 
 class Mesh:
-    """The ranks of a job as a grid, or as one grid for each of `depth` pipeline stages.
+    """Arrange the ranks of a job as a grid, or as one grid per pipeline stage (`depth`).
 
     `grid` has one length per axis: (K,) in ordinary use, (data, model) at scale; ranks count
     along the last axis first, then along the other, then the stages. `world` is all ranks, `peers`

@@ -1,4 +1,4 @@
-"""Collectives under way, and who lets MPI make progress with them while layers compute."""
+"""Collectives that have begun, and what keeps MPI working on them while layers compute."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def threads_allowed() -> bool:
 
 
 class Pending:
-    """A collective under way; `wait()` ends it and returns the local result.
+    """Hold a collective that has begun; `wait()` ends it and returns the local result.
 
     Arrays that MPI reads meanwhile are `held` until the end: mpi4py keeps them for some collectives
     only (4.1.2 not for sums and Iallgatherv), and MPI would send what the memory is used for next.
     `forget` is called once it has been waited for.
-    `began` and `ended` (of `perf_counter`, s) say when it was under way, as far as was looked.
+    `began` and `ended` (of `perf_counter`, s) say when it began and when its end was seen.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Pending:
 
 
 class ProgressEngine:
-    """One rank's collectives that nobody waits for yet.
+    """Keep MPI making progress with one rank's collectives that nobody waits for yet.
 
     MPI libraries move data mostly inside MPI calls, so that somebody has to make some while layers
     compute. `progress` says who: "poll", whoever calls `poll`, as the executor does after every

@@ -35,7 +35,7 @@ def redistribute(group: Group, move: Move, x: Array, shape: Shape) -> Pending:
 
 
 class Redistribution:
-    """A tensor on its way over one or more hops."""
+    """Carry a tensor over one or more hops."""
 
     def __init__(self, mesh: Mesh, hops: tuple[Hop, ...], x: Array) -> None:
         self.mesh = mesh

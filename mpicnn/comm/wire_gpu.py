@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Line:
-    """A GPU's connection to MPI, shared by the wires of one rank.
+    """Connect a GPU to MPI: one queue of collectives for all wires of a rank.
 
     A collective is begun only once the GPU has computed what it sends, and nothing else waits for
     that. Collectives begin in the order in which they were asked for, as MPI wants it; `advance`,
-    from whichever thread, begins those that may. What a rank does on its stream after a request has
-    ended comes after the arrival.
+    from whichever thread, begins those that may. Once a request has ended, the rank's stream
+    depends on what arrived.
     Made where the device and the stream that computes are the current ones.
     """
 
@@ -66,7 +66,7 @@ class Line:
 
 
 class Passage:
-    """A collective on device memory that MPI itself can read and write (CUDA-aware MPI)."""
+    """Hold a collective on GPU memory that MPI itself reads and writes (CUDA-aware MPI)."""
 
     def __init__(self, line: Line, call: Call, send: Array | None, recv: Array | None) -> None:
         self.line, self.call, self.send, self.recv = line, call, send, recv
@@ -91,7 +91,7 @@ class Passage:
 
 
 class StagedPassage(Passage):
-    """A collective of an MPI that knows host memory only: by way of pinned buffers."""
+    """Hold a collective that goes through pinned host memory, for any MPI."""
 
     def __init__(self, line: Line, call: Call, send: Array | None, recv: Array | None) -> None:
         super().__init__(line, call, send, recv)

@@ -24,7 +24,7 @@ TYPES = {np.dtype("float32"): nccl.NCCL_FLOAT32, np.dtype("float64"): nccl.NCCL_
 
 
 class Sent:
-    """A collective that the GPU carries out on a stream of its own."""
+    """Hold a collective that the GPU carries out on a stream of its own."""
 
     def __init__(self, compute: Any, stream: Any) -> None:
         self._compute = compute
@@ -32,7 +32,7 @@ class Sent:
         self._end = mark(stream)
 
     def Test(self) -> bool:  # noqa: N802  (mpi4py's name)
-        """Return whether it has ended; what the rank's stream does from then on comes after it."""
+        """Return whether it has ended; if so, let the rank's stream depend on it."""
         enter(self._device)
         if not reached(self._end):
             return False
@@ -40,7 +40,7 @@ class Sent:
         return True
 
     def order(self) -> None:
-        """Let what the rank's stream does from now on come after it; the host does not wait."""
+        """Let the rank's stream wait for it (a stream dependency); the host does not wait."""
         self._compute.wait_event(self._end)
 
 

@@ -1,4 +1,4 @@
-"""Crop, flip and normalize images, the same wherever and in whatever company they are read."""
+"""Crop, flip and normalise images; the result depends on the image and the seed alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Augment:
     random: bool = True
 
     def for_evaluation(self) -> Augment:
-        """Return what gives images of the same shape without chance: centred, not mirrored."""
+        """Return the same augmentation without randomness: centred crops, not mirrored."""
         return replace(self, flip=False, random=False)
 
     def out_shape(self, shape: ImageShape) -> ImageShape:

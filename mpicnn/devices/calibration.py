@@ -1,4 +1,4 @@
-"""How fast every rank convolves, and the shares that follow (Marques, section 4.1.1)."""
+"""How fast every rank convolves, and the shares that follow from it (Marques, section 4.1.1)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ READABLE_S = 0.01
 
 @dataclass(frozen=True)
 class Calibration:
-    """Seconds that every rank needed for the same convolutions, layer by layer.
+    """Hold the seconds that every rank needed for the same convolutions, layer by layer.
 
     `seconds[r][i]` is rank r's median time of layer i, forward and backward, for one example.
     """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Device:
-    """What one rank computes with, and how its arrays get to other ranks.
+    """Hold what one rank computes with, and how its arrays get to other ranks.
 
     `name` is "cpu" or the GPU's; `way` says in a few words how arrays travel from it; `notes`
     are what the user should know of the choice.
@@ -94,7 +94,7 @@ def assigned(rule: str, local: int) -> int | None:
 
 
 def cores_per_rank(mesh: Mesh) -> int:
-    """Return how many cores this rank has: those it may use, divided with the ranks that may too.
+    """Return this rank's share of the cores that it and other ranks of its host may use.
 
     Collective.
     """

@@ -38,7 +38,7 @@ def unusable() -> str:
 
 
 def without_cudnn() -> str:
-    """Return why the GPU in use does without cuDNN, "" where it has it."""
+    """Return why the GPU in use has no cuDNN, "" where it has it."""
     from mpicnn.ops import _cudnn
 
     return _cudnn.missing()
@@ -56,7 +56,7 @@ def use(number: int) -> None:
 
 
 def describe(number: int) -> tuple[str, str]:
-    """Return a GPU's name and what tells it from all others: host, place, and UUID.
+    """Return a GPU's name and its identity: host, PCI bus id and UUID.
 
     Slices of one card share its place; a UUID may end at its first byte of 0.
     """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def pin(mesh: Mesh, threads: int) -> None:
-    """Let this thread, and those it starts, run on this rank's part of the host's cores alone.
+    """Restrict this thread, and those it starts, to this rank's part of the host's cores.
 
     Nothing changes where `own_cores` says so. Collective.
     """

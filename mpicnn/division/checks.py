@@ -1,4 +1,4 @@
-"""What a plan must be to be meant at all, whatever it costs."""
+"""Check that a plan fits its network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def check_form(model: Model, plan: Plan) -> None:
-    """Raise UserError for letters, shares or names that cannot be meant."""
+    """Raise UserError for letters, shares or names that a network does not allow."""
     kinds = {name: layer.kind for name, layer in model.layers} | {LOSS: LOSS_KIND}
     if plan.scheme not in SCHEMES:
         raise UserError(f"plan: scheme {plan.scheme!r} is not one of {', '.join(SCHEMES)}")

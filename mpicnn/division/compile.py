@@ -152,7 +152,7 @@ class _Builder:
         return positions[lo:hi], MicroBatch(slice(at, at + hi - lo), body, tuple(rounds))
 
     def body(self, indices: range, entry: Layout, positions: Positions) -> Chain:
-        """Return what a stage does up to the head, with what it has to do with other stages."""
+        """Return the body's steps of a stage, with its transfers from and to other stages."""
         whole = (positions.size, *self.model.input_shape)
         before = self.chain(range(indices.start), entry, whole, positions)
         own = self.chain(indices, before.exit, before.exit_shape, positions)

@@ -1,4 +1,4 @@
-"""Where the tensors of a plan lie at one place of the mesh, and how they get elsewhere."""
+"""Where the tensors of a plan lie at one place of the mesh, and the hops between two layouts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mpicnn.layers.base import Param
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a plan's mesh: what layouts and routes depend on.
+    """Find layouts and routes for one place of a plan's mesh.
 
     Along an axis of one rank every tensor is replicated, whatever the plan says.
     """

@@ -14,7 +14,7 @@ Box = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Replicated:
-    """Every rank of the axis holds the whole tensor."""
+    """Place the whole tensor on every rank of the axis."""
 
     @property
     def dual(self) -> Partial:
@@ -27,7 +27,7 @@ class Replicated:
 
 @dataclass(frozen=True)
 class Partial:
-    """Every rank holds a summand of the tensor's shape; the tensor is their sum."""
+    """Place a summand of the tensor's shape on every rank; the tensor is their sum."""
 
     @property
     def dual(self) -> Replicated:
@@ -40,7 +40,7 @@ class Partial:
 
 @dataclass(frozen=True)
 class Split:
-    """Rank r holds the slice `bounds[r]:bounds[r + 1]` of dimension `dim`.
+    """Place the slice `bounds[r]:bounds[r + 1]` of dimension `dim` on rank r.
 
     `bounds` has one more entry than the axis has ranks, starts at 0, never falls, and ends at the
     dimension's length. Equal, weighted and empty shares are all of this form; so is "everything

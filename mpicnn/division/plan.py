@@ -1,4 +1,4 @@
-"""Which strategy and shares every layer has: plain data, savable, printable, comparable."""
+"""A plan as plain data: which strategy, shares and home every layer has."""
 
 from __future__ import annotations
 

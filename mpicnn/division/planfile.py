@@ -1,4 +1,4 @@
-"""Plans as TOML: written with every run, read where any layer is to be divided by hand."""
+"""Plans as TOML files: written with every run, read to divide layers by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps that one rank carries out: what training and cost prediction both read."""
+"""The program of one rank: the steps that training carries out and forecasts count."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Hop:
-    """One Move along one mesh axis of a tensor that has `shape` as seen along that axis."""
+    """Describe one Move along one mesh axis of a tensor of `shape` as seen along that axis."""
 
     axis: int
     move: Move
@@ -27,7 +27,7 @@ class Hop:
 
 @dataclass(frozen=True)
 class Redistribute:
-    """A step that changes where the activations lie before layer `name` runs."""
+    """Describe a step that changes where activations lie before layer `name` runs."""
 
     name: str
     hop: Hop
@@ -35,7 +35,7 @@ class Redistribute:
 
 @dataclass(frozen=True)
 class Compute:
-    """A step that runs one layer on what lies here.
+    """Describe a step that runs one layer on this rank's part of its input.
 
     `x_shape` and `y_shape` are local; `positions` are the places in the global batch of the local
     rows of y; `channels` the local range of y's channels; `sum_axes` the mesh axes that divide
@@ -82,7 +82,7 @@ Step = Compute | Redistribute | Transfer
 
 @dataclass(frozen=True)
 class Chain:
-    """Steps that run forward in order and backward in reverse.
+    """List steps that run forward in order and backward in reverse.
 
     `back_to` is the index of the last step that the backward pass must still visit.
     """
@@ -110,7 +110,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Round:
-    """One run of the head on a part of the batch: `rows` of the body's local output.
+    """Describe one run of the head on a part of the batch: `rows` of the body's local output.
 
     `labels` are the places in the global batch of the rows on which this rank has the loss.
     """
@@ -123,7 +123,7 @@ class Round:
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """One parameter or buffer: where it lives between steps, and where it is computed with.
+    """Describe where a parameter or buffer lives between steps, and how layers compute with it.
 
     `fetch` carries it from `home` to `use`; `bring` carries its gradient, which arrives in the
     dual of `use`, home.
@@ -149,7 +149,7 @@ class WeightLayout:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank does with one part of the batch.
+    """Describe what one rank does with one part of the batch.
 
     The body runs forward once; then every round runs the head forward and backward; then the body
     runs backward. The head is the fully connected segment and the loss, or what of it lies in the
@@ -176,7 +176,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Program:
-    """What one rank does in one training step of a batch of `count` examples.
+    """Describe what one rank does in one training step of a batch of `count` examples.
 
     `order` holds ("F", i) and ("B", i): the body of micro-batch i forward; its head, and its body
     backward. `positions` are the examples of the batch that this rank reads.

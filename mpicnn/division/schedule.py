@@ -1,4 +1,4 @@
-"""In which parts, and in which order, a stage and the head of a network see the batch."""
+"""The rounds of the head, and the order of micro-batches in a pipeline stage."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def turns(order: str, depth: int, stage: int, count: int) -> Iterator[tuple[str,
 
 @dataclass(frozen=True)
 class Part:
-    """One round's examples.
+    """Describe one round's examples.
 
     `rows` index this rank's block of the body's output, `positions` are the places in the global
     batch of all the round's examples in the order in which the ranks hold them, and `entry` is

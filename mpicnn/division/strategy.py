@@ -1,4 +1,4 @@
-"""Which letter of a layer's contraction is divided, and how its tensors then lie.
+"""The strategies: which index of a layer's contraction is divided, and how its tensors then lie.
 
 Convolution and fully connected layers are both the contraction `nc, oc -> no` (space rides
 along). A strategy is a row of data; a new one is one more row.

@@ -1,4 +1,4 @@
-"""How much a layer has to do: the one count that forecasts, stages and calibration share."""
+"""The arithmetic and the items of a layer, counted once for forecasts, stages and calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every step of a program computes, touches and sends: from dims, bounds and moves alone."""
+"""What every step of a program computes, touches and sends, from shapes and moves alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Work:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs one rank in one training step; `held` are its parameters' items here."""
+    """Hold what a layer costs one rank in one step; `held` are the items of its parameters here."""
 
     name: str
     work: Work

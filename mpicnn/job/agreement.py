@@ -1,4 +1,4 @@
-"""What ranks do so that they agree: one error on all of them, one text, the same inputs."""
+"""How ranks agree: on one error, on one text, on equal inputs."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ INTERRUPTED: Final = 128 + signal.SIGINT
 def launch(
     main: Callable[[MPI.Intracomm], int | None], environ: Mapping[str, str] | None = None
 ) -> NoReturn:
-    """Run `main(COMM_WORLD)` and leave with one exit code, the same on every rank.
+    """Run `main(COMM_WORLD)` and exit with one code, the same on every rank.
 
     All ranks meet at the end. A `UserError`, exit or interrupt that all of them end in is reported
     once; if some are still at work, or on any other exception in any thread, the rank says why on

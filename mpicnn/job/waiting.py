@@ -13,7 +13,7 @@ _NAP_S = 200e-6
 
 
 class Request(Protocol):
-    """Something under way."""
+    """Describe what has begun and can be tested for its end."""
 
     def Test(self) -> bool:  # noqa: N802  (mpi4py's name)
         """Let it make progress; return whether it has ended."""
@@ -22,10 +22,10 @@ class Request(Protocol):
 
 @runtime_checkable
 class Ordered(Protocol):
-    """Something under way that the device itself can wait for."""
+    """Describe what has begun and what the device itself can wait for."""
 
     def order(self) -> None:
-        """Let what the device does from now on come after it."""
+        """Let the device's further work depend on it; the host does not wait."""
         ...
 
 
@@ -35,7 +35,7 @@ def wait(request: Request, seconds: float = math.inf) -> None:
     A blocking MPI call spins, which starves the other ranks of an oversubscribed host, and keeps
     Python from running signal handlers. A few immediate tests catch what is there already, the
     yields a short wait, the naps a wait for a rank that still computes.
-    What a GPU carries out by itself is not waited for: what follows on it comes after it.
+    For what a GPU carries out by itself the host does not wait: the GPU's stream does.
     Raises TimeoutError after `seconds`.
     """
     if isinstance(request, Ordered):

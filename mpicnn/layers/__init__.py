@@ -1,4 +1,4 @@
-"""What networks are made of; every layer computes on its local part and knows nothing of MPI."""
+"""The layers that networks are made of. Each computes on local arrays and knows nothing of MPI."""
 
 from mpicnn.layers.activation import ReLU
 from mpicnn.layers.base import Array, Context, Layer, Param, Shape

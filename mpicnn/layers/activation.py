@@ -1,4 +1,4 @@
-"""Bend activations."""
+"""Apply a function to every value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every layer is: shapes, parameters, and forward/backward written once against Ops."""
+"""What every layer is: shapes, parameters, forward and backward on the arrays of any backend."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def whole_batch(partial: Array) -> Array:
 
 @dataclass
 class Context:
-    """Say under which circumstances a layer runs: the part of the tensor that lies here.
+    """Tell a layer which part of the batch and of the channels this rank computes.
 
     `positions` are the places in the global batch of the local rows (int64, one per row);
     `channels` is the half-open range of output channels (axis 1 of y) held here; `count` the
@@ -61,7 +61,7 @@ class Context:
 
 
 class Layer:
-    """Compute on the local part of a tensor; know nothing of MPI, devices or other ranks.
+    """Compute on the local part of a tensor, without knowing of MPI, devices or other ranks.
 
     `kind` says which placements a layer works under (`mpicnn.division.strategy`): "contraction" for
     convolution and fully connected layers, "channelwise" for layers that treat every channel by

@@ -1,4 +1,4 @@
-"""What backends say of their device besides operations, where it is the host: next to nothing."""
+"""What differs between devices besides operations, for backends whose device is the host."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def set_threads(count: int) -> None:
 
 
 def set_convolution(methods: str) -> None:
-    """Change nothing: there is one method. For backends with several, "auto" or "direct"."""
+    """Accept "auto" and "direct", which change nothing: there is one method."""
     if methods not in ("auto", "direct"):
         raise ValueError(f"methods must be auto or direct, not {methods!r}")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class DistributedModel:
-    """A network divided over a job's ranks by a plan: programs for any batch, state, checkpoints.
+    """Divide a network over a job's ranks by a plan: programs for any batch, state, checkpoints.
 
     Collective, as it makes the mesh.
     """

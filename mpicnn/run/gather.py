@@ -1,4 +1,4 @@
-"""What all ranks know of a run, brought together for its first and last lines."""
+"""Gather what ranks know of a run, for its first and last lines."""
 
 from __future__ import annotations
 

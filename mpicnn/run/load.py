@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network with its learnt state, and what was saved with it."""
+    """Hold a trained network: its state, and what was saved with it."""
 
     distributed: DistributedModel
     state: State

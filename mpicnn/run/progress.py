@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: a bar on a terminal, else a line now and then.
+"""Show the progress of a run: a bar on a terminal, else lines.
 
 Used on one rank; nothing here communicates.
 """
@@ -99,7 +99,7 @@ class ProgressDisplay:
 
 
 class Reporter:
-    """Hear how a run goes (`mpicnn.run.trainer.Callback`): show it and write its metrics.
+    """Show how a run goes and write its metrics, as a callback (`mpicnn.run.trainer.Callback`).
 
     A row stands for `every` steps (0: a tenth of an epoch, so that its last row is as long as the
     others); its speed leaves out the time of tests and checkpoints. `tests` is the number of test
@@ -123,7 +123,7 @@ class Reporter:
         self._sums, self._images, self._seconds, self._rate = [0.0, 0.0, 0.0], 0, 0.0, 0.0
 
     def step(self, step: int, score: Score, count: int, rate: float) -> None:
-        """Hear of a finished training step of `count` examples."""
+        """Note a finished training step of `count` examples."""
         self._seconds += self._lap()
         scores = (score.loss, score.top1, score.top5)
         self._sums = [sum + count * each for sum, each in zip(self._sums, scores, strict=True)]
@@ -135,13 +135,13 @@ class Reporter:
             self._end_interval(step)
 
     def tested(self, step: int, score: Score) -> None:
-        """Hear of a test on all test examples."""
+        """Note a test on all test examples."""
         seconds = self._lap()
         self._end_interval(step)
         self._tell(step, "test", score.loss, score.top1, score.top5, self._tests / seconds)
 
     def saved(self, path: Path) -> None:
-        """Hear of a checkpoint; the run may end with it, so no step is kept back."""
+        """Note a saved checkpoint; the run may end with it, so write what is not written yet."""
         self._lap()
         self._end_interval(self._step)
         self._progress.note(f"saved {path}")

@@ -1,4 +1,4 @@
-"""What a person sees before and after a run: its first lines and its summary.
+"""The first lines of a run, and its summary.
 
 Called on one rank; nothing here communicates.
 """

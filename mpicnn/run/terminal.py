@@ -1,4 +1,4 @@
-"""Find the terminal behind a launcher: ranks write into its pipes, but a person may watch it."""
+"""Find the terminal that a launcher writes to: its ranks have pipes."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean loss per example, and the parts that were right at once and within five guesses."""
+    """Hold the mean loss per example, and top-1 and top-5 accuracy as fractions."""
 
     loss: float
     top1: float
@@ -39,29 +39,29 @@ class Score:
 
 
 class Callback(Protocol):
-    """What is told how a run goes."""
+    """Describe what a run calls when something has happened."""
 
     def step(self, step: int, score: Score, count: int, rate: float) -> None:
-        """Hear of a finished training step of `count` examples."""
+        """Note a finished training step of `count` examples."""
 
     def tested(self, step: int, score: Score) -> None:
-        """Hear of a test on all test examples."""
+        """Note a test on all test examples."""
 
     def saved(self, path: Path) -> None:
-        """Hear of a checkpoint."""
+        """Note a saved checkpoint."""
 
 
 class NoCallback:
-    """Hear everything and say nothing: what ranks but the first do."""
+    """Do nothing: the callback of all ranks but the first."""
 
     def step(self, step: int, score: Score, count: int, rate: float) -> None:
-        """Hear of a finished training step."""
+        """Note a finished training step."""
 
     def tested(self, step: int, score: Score) -> None:
-        """Hear of a test."""
+        """Note a test."""
 
     def saved(self, path: Path) -> None:
-        """Hear of a checkpoint."""
+        """Note a saved checkpoint."""
 
 
 def augmentation(settings: Settings) -> Augment:
@@ -108,7 +108,7 @@ def test(
 
 
 class Trainer:
-    """One run of a network over a data set, from wherever its state is to the end.
+    """Train a network over a data set, from the step that its state is at to the end.
 
     `step` counts the finished steps, `images` the examples they took here and now; `score` is of
     the last test; `spent` holds the seconds of all steps by kind, without tests and checkpoints.
@@ -156,7 +156,7 @@ class Trainer:
         )
 
     def restore(self) -> None:
-        """Go on from the newest valid checkpoint, or begin where there is none. Collective."""
+        """Continue from the newest valid checkpoint, or begin where there is none. Collective."""
         comm = self.distributed.mesh.world.comm
         if not from_root(comm, lambda: " ".join(map(str, self.checkpoints.paths()))):
             return
@@ -179,7 +179,7 @@ class Trainer:
         self.step = int(meta["step"])
 
     def save(self, watcher: Callback) -> None:
-        """Write a checkpoint, unless training has left finite numbers. Collective."""
+        """Write a checkpoint; refuse to where a parameter is not finite. Collective."""
         arrays = [*self.state.params.values(), *self.state.velocity.values()]
         broken = not all(bool(self.distributed.ops.xp.isfinite(a).all()) for a in arrays)
         if self.distributed.mesh.sum(np.array([float(broken)])).wait()[0]:
@@ -249,7 +249,7 @@ class Trainer:
         return test(self.distributed, self.state, self.data, self.augment, self.settings.eval_batch)
 
     def _period(self, epochs: float) -> int:
-        """Return every how many steps something is due that is due every so many epochs."""
+        """Return a number of epochs as a number of steps, at least 1; 0 epochs as the whole run."""
         return max(1, round(epochs * self.steps_per_epoch)) if epochs else self.steps
 
     def _one(self, batches: Batches, watcher: Callback, signals: Signals) -> bool:

@@ -106,7 +106,7 @@ def check_rounds(distributed: DistributedModel, batch: int) -> None:
 
 
 def note(trainer: Trainer, directory: Path) -> None:
-    """Leave settings and plan in the run's directory."""
+    """Write settings and plan into the run's directory."""
     write_text(directory / CONFIG, trainer.settings.to_toml())
     write_text(directory / PLAN, plan_toml(trainer.distributed.plan))
 

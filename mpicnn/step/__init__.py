@@ -1,1 +1,1 @@
-"""One training step: a program carried out, weights and gradients on their cursor, the update."""
+"""One training step: carry out a program, bring weights and gradients where they belong, update."""

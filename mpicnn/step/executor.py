@@ -22,10 +22,9 @@ from mpicnn.step.weights import FetchedWeights
 
 @dataclass
 class Totals:
-    """Sums over this rank's examples: loss, and how many were right at once and within five.
+    """Sum this rank's losses, and count answers that were right (top-1, top-5).
 
-    They are on their way from the device; to read them waits for what they come from, not for what
-    the device was given to do since.
+    They are copied from the device while it computes: reading them waits for these copies only.
     """
 
     parts: list[Callable[[], Array]] = field(default_factory=list)
@@ -225,7 +224,7 @@ def _cursors(program: Program, x: Array) -> list[Cursor]:
 def _return_gradient(
     part: Round, head: Cursor, interpreter: Interpreter, stop: int | None, dy: Array
 ) -> None:
-    """End a round's way back and put its gradient where the body's output lay."""
+    """Finish a round's backward pass and store its gradient of the body's output."""
     interpreter.backward(head, part.chain.back_to if stop is None else stop)
     if stop is not None:
         dy[part.rows] = head.value

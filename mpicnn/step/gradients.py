@@ -1,4 +1,4 @@
-"""Gradients on their way home, while the backward pass goes on."""
+"""Bring gradients home while the backward pass goes on."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class GradientReducer:
         self.buckets: list[tuple[list[str], Pending]] = []
 
     def sums(self, names: Mapping[str, str]) -> Arrays:
-        """Return the gradients kept so far of the parameters with these names, by their keys."""
+        """Return the gradients accumulated so far of these parameters, by the keys of `names`."""
         return {key: self.waiting[name] for key, name in names.items() if name in self.waiting}
 
     def add(self, grads: Arrays) -> None:
-        """Take the gradients of one layer, where the sum of a gradient is not kept already.
+        """Accumulate the gradients of one layer; send those home that are complete.
 
         The arrays are this object's from then on.
         """

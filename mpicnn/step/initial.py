@@ -1,4 +1,4 @@
-"""First values of parameters, drawn by counter: rows do not depend on who draws them."""
+"""Initial values of parameters, drawn by counter: rows do not depend on which rank draws them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpicnn.ops.interface import Array
 def initial_rows(
     param: Param, seed: int, name: str, rows: tuple[int, int], dtype: DTypeLike
 ) -> Array:
-    """Return the global rows lo … hi - 1 (of dimension 0) of a parameter's first value.
+    """Return the global rows lo … hi - 1 (of dimension 0) of a parameter's initial value.
 
     "he" is normal with variance 2 / fan_in (He et al. 2015, eq. 10); "xavier" is uniform with
     variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 16), where fan_out is the first

@@ -20,7 +20,7 @@ from mpicnn.step.weights import FetchedWeights
 
 @dataclass
 class Cursor:
-    """Where a pass over a chain stands: the value at step `at`, and the tape for the way back.
+    """Hold how far a pass over a chain has come: its value before step `at`, and its tape.
 
     `pending` is the value on its way to other ranks or from them, where that was started and not
     yet waited for.
@@ -35,7 +35,7 @@ class Cursor:
 
 @dataclass
 class Interpreter:
-    """Carry out the steps of one batch's chains.
+    """Carry out the steps of chains, forward and backward, for one batch.
 
     `home` takes the gradients; None where nothing is learnt.
     """
@@ -84,7 +84,7 @@ class Interpreter:
             cursor.at = at
 
     def post_receives(self, cursors: Sequence[Cursor], turns: Sequence[tuple[str, int]]) -> None:
-        """Begin to receive what another stage sends for these turns, as far as they can begin."""
+        """Post receives for what another stage will send in these turns."""
         for direction, index in turns:
             cursor, forward = cursors[index], direction == "F"
             steps = cursor.chain.steps if forward or cursor.chain.back_to < cursor.at else ()
@@ -93,7 +93,7 @@ class Interpreter:
                 self._start(cursor, item, forward)
 
     def finish_sends(self) -> None:
-        """Wait until everything that other stages were sent has left."""
+        """Wait until all messages to other stages have been sent."""
         since = self.timer.now()
         for pending in self.transfers:
             if not pending.poll():
@@ -112,7 +112,7 @@ class Interpreter:
         self.timer.add(item.name, "communication", since)
 
     def _transfer(self, value: Array, item: Transfer, forward: bool) -> Pending:
-        """Begin to send `value` to another stage, or to receive what is to take its place."""
+        """Begin to send `value` to another stage, or to receive its successor."""
         link = self.mesh.behind if item.out else self.mesh.before
         assert link is not None
         if item.out != forward:
@@ -140,7 +140,7 @@ class Interpreter:
         self.timer.add("progress", "communication", since)
 
     def _layer_forward(self, item: Compute, cursor: Cursor) -> Any:
-        """Context a layer on the way's value; return what its backward pass needs."""
+        """Run a layer on the cursor's value; return what its backward pass needs."""
         p = self.weights.of(item)
         since = self.timer.now()
         saved = None
@@ -154,7 +154,7 @@ class Interpreter:
         return saved
 
     def _layer_backward(self, item: Compute, cursor: Cursor) -> None:
-        """Context a layer backward on the way's value and send its gradients home."""
+        """Run a layer backward on the cursor's value and send its gradients home."""
         p = self.weights.of(item)
         since = self.timer.now()
         dx: Array | None

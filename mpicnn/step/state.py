@@ -1,4 +1,4 @@
-"""What training changes, as one rank holds it: parameters, velocities, running statistics."""
+"""What training changes, as one rank holds it: parameters, velocities (momentum), buffers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arrays = dict[str, Array]
 
 @dataclass
 class State:
-    """Arrays by the weight's full name, each the part that lies here between steps."""
+    """Hold this rank's part of parameters, velocities and buffers, by full name."""
 
     params: Arrays = field(default_factory=dict)
     velocity: Arrays = field(default_factory=dict)

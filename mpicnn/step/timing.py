@@ -13,7 +13,7 @@ CATEGORIES = ("communication", "convolution", "other")
 
 
 class StepTimer:
-    """Seconds spent, by category (as in Marques' figures 6 and 8).
+    """Measure where a step's time goes, by category (as in Marques' figures 6 and 8).
 
     They are read from the device's timer only when asked for. With a `trace`, every interval goes
     there too.
@@ -26,15 +26,15 @@ class StepTimer:
         self._open: list[tuple[str, str, Any, Any]] = []
 
     def now(self) -> Any:
-        """Return a mark to book the time since."""
+        """Return a mark from which to measure."""
         return self.device_timer.since()
 
     def add(self, name: str, category: str, since: Any) -> None:
-        """Book the time from the mark `since` until now."""
+        """Add the time from the mark `since` until now to a category."""
         self._open.append((name, category, since, self.device_timer.until()))
 
     def transferred(self, name: str, start: float, end: float) -> None:
-        """Note for the trace what was under way from `start` to `end`, beside other work."""
+        """Record for the trace what travelled from `start` to `end` beside other work."""
         if self.trace is not None:
             self.trace.add(name, "communication", start, end, lane=2)
 

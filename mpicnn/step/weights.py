@@ -1,4 +1,4 @@
-"""Parameters on their way from where they live to where they are computed with."""
+"""Fetch parameters from where they live to where layers compute with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpicnn.step.timing import StepTimer
 
 
 class FetchedWeights:
-    """The parameters as layers compute with them; those that live elsewhere set out at once."""
+    """Hold the parameters as layers compute with them; fetch those that live elsewhere at once."""
 
     def __init__(
         self, mesh: Mesh, timer: StepTimer, weights: Iterable[WeightLayout], state: State
@@ -27,7 +27,7 @@ class FetchedWeights:
         self.refresh(self.weights)
 
     def refresh(self, names: Iterable[str]) -> None:
-        """Take up what the named parameters have become at home."""
+        """Fetch the named parameters again, after they have changed at home."""
         for name in names:
             weight = self.weights[name]
             value = (self.state.buffers if weight.buffer else self.state.params)[name]
