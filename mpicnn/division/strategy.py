@@ -66,6 +66,8 @@ class Row:
     @property
     def follow(self) -> str | None:
         """Return the letter by which a layer behind keeps the layout of y; None where none does."""
+        if self.total:  # a sum that is still to be made: no function of it may be taken
+            return None
         kept = (r for r in _ROWS["channelwise"].values() if (r.x, r.alone) == (self.y, self.alone))
         return next((r.letter for r in kept), None)
 
