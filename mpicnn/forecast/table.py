@@ -8,10 +8,10 @@ from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
-from mpicnn.division.compile import compile
-from mpicnn.division.placement import coordinates, weighted_bounds
+from mpicnn.division.placement import weighted_bounds
 from mpicnn.division.plan import INPUT, LOSS, Plan
 from mpicnn.division.propagation import LayerDivision, propagate
+from mpicnn.division.verify import all_programs, check
 from mpicnn.forecast.cost import LayerCost, step_costs
 from mpicnn.layers.base import Param
 from mpicnn.precision import dtype_of
@@ -25,14 +25,11 @@ RANKS_LISTED = 16
 
 def all_costs(model: Model, plan: Plan, batch: int, itemsize: int) -> list[list[LayerCost]]:
     """Return every rank's costs of one training step, layer by layer."""
-    places = [
-        (stage, coordinates(rank, plan.grid))
-        for stage in range(plan.depth)
-        for rank in range(prod(plan.grid))
-    ]
+    programs = all_programs(model, plan, batch)
+    check(programs)
     return [
-        step_costs(compile(model, plan, coords, batch, stage), plan.grid, coords, itemsize)
-        for stage, coords in places
+        step_costs(program, plan.grid, coords, itemsize)
+        for (_, coords), program in programs.items()
     ]
 
 

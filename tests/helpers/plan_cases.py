@@ -10,6 +10,7 @@ from mpicnn.division.compile import compile
 from mpicnn.division.placement import region
 from mpicnn.division.plan import LayerPlan, Plan, equal_shares
 from mpicnn.division.presets import PRESETS, preset
+from mpicnn.division.verify import all_programs, check
 from mpicnn.forecast.cost import step_costs
 from mpicnn.layers import (
     LRN,
@@ -86,6 +87,9 @@ def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll",
     model = model or network()
     runner = Executor(mesh, ops, SEED, bucket=512)
     programs = {n: compile(model, plan, mesh.coords, n, mesh.stage) for n in (BATCH, RAGGED)}
+    if comm.Get_rank() == 0:
+        for count in programs:
+            check(all_programs(model, plan, count))
     weights = programs[BATCH].weights
     state = initial_state(weights, mesh.coords, SEED, dtype).on(ops)
     specs = {w.name: w.param for w in weights}

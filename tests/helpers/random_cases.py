@@ -13,6 +13,7 @@ from mpicnn.division.plan import INPUT, LOSS, LayerPlan, Plan
 from mpicnn.division.presets import PRESETS, preset
 from mpicnn.division.propagation import check_batch
 from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters
+from mpicnn.division.verify import all_programs, check
 from mpicnn.errors import UserError
 from mpicnn.forecast.cost import step_costs
 from mpicnn.layers import (
@@ -158,13 +159,10 @@ def train(comm, case, plan, backend=OPS):
 
 def refusal(case):
     """Return the one line that refuses the case's plan, "" where it is accepted."""
-    plan = case.plan
     try:
-        check_batch(case.model, plan, case.batches[0])
-        for stage in range(plan.depth):
-            for place in np.ndindex(*plan.grid):
-                for count in case.batches:
-                    compile(case.model, plan, place, count, stage)
+        check_batch(case.model, case.plan, case.batches[0])
+        for count in case.batches:
+            check(all_programs(case.model, case.plan, count))
     except UserError as error:
         return str(error)
     return ""
