@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from mpicnn.checkpoint import read_meta, read_tensors
+from mpicnn.data.file import open_dataset
+from mpicnn.data.write import writing
 from mpicnn.run.metrics import read_rows
 from mpicnn.settings import recipes
 
@@ -276,6 +278,72 @@ def test_fc_weights_that_change_by_round_tie_a_run_to_its_rounds(train, tmp_path
     assert train(2, "--run-dir", run, "--resume", "--epochs", 0.8).code == 0
     other = train(3, "--run-dir", run, "--resume", "--epochs", 1.2)
     assert "goes on with the scheme, ranks and shares it began with" in error_of(other)
+
+
+@pytest.mark.limit(120)
+def test_a_run_goes_on_with_the_settings_in_its_checkpoint(train, tmp_path):
+    """Whatever became of config.toml: lost, cut short where a line ends, or edited."""
+    run = tmp_path / "run"
+    assert train(0, "--run-dir", run, "--epochs", 0.2, "--momentum", 0.7, "--flip").code == 0
+    config = run / "config.toml"
+    text = config.read_text()
+    go_on = ("-m", "mpicnn.train", "--resume", "--run-dir", run, "--epochs", 0.4)
+    before = "momentum: 0.7 before, {} now"
+    wrong = {
+        text.partition("momentum")[0]: before.format(0.9),
+        text.replace("momentum = 0.7", "momentum = 0.6"): before.format(0.6),
+        text[: text.index("momentum") + 10]: "config.toml: ",
+    }
+    for damaged, said in wrong.items():
+        config.write_text(damaged)
+        assert said in error_of(mpi_jobs.run(0, *go_on))
+    config.unlink()
+    job = mpi_jobs.run(2, *go_on)
+    assert job.code == 0, job.err
+    assert "from step 1" in job.out
+    now = text.replace("epochs = 0.2 ", "epochs = 0.4 ").replace("resume = false", "resume = true ")
+    assert config.read_text() == now
+
+
+@pytest.mark.limit(120)
+def test_classes_are_known_by_name_and_images_normalised_as_in_training(train, tmp_path, images):
+    """The same images as dimmed ones in a file of other order, whose own mean is another."""
+    run = tmp_path / "run"
+    assert train(2, "--run-dir", run, "--epochs", 2).code == 0
+    shown = evaluated(mpi_jobs.run(2, "-m", "mpicnn.evaluate", run))
+    order = np.array([2, 0, 3, 1])
+    classes, labels, pixels = examples_of(images)
+    bright = np.full((50, 1, 12, 12), 255, np.uint8)  # of training alone: they move the mean
+    other = tmp_path / "other.h5"
+    places = np.argsort(order)
+    split = {"train": np.zeros(len(bright), np.int64), "test": places[labels]}
+    names = [classes[i] for i in order]
+    write(other, names, split, {"train": bright, "test": pixels})
+    assert evaluated(mpi_jobs.run(2, "-m", "mpicnn.evaluate", run, "--data", other)) == shown
+    write(other, [*names[:3], "emu"], split, {"train": bright, "test": pixels})
+    refused = mpi_jobs.run(2, "-m", "mpicnn.evaluate", run, "--data", other)
+    assert "has classes that the network does not know: emu" in error_of(refused)
+
+
+def evaluated(job):
+    """Return what an evaluation printed of the score."""
+    assert job.code == 0, job.err
+    return re.search(r"loss .* top-5 [\d.]+ %", job.out)[0]
+
+
+def examples_of(path):
+    """Return class names, labels and images of a file's test examples."""
+    with open_dataset(str(path)) as data:
+        split = data.split("test")
+        return list(data.classes), split.labels, split.read(np.arange(len(split)))
+
+
+def write(path, classes, labels, images):
+    """Write a data set, in place of one that is there."""
+    path.unlink(missing_ok=True)
+    with writing(path, classes, images["test"].shape[1:], labels, None) as writer:
+        for split, pixels in images.items():
+            writer.append(split, pixels)
 
 
 @pytest.mark.limit(60)

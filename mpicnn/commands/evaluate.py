@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mpicnn.data.file import open_dataset
+import numpy as np
+
+from mpicnn.data.file import Dataset, open_dataset
+from mpicnn.data.layout import some
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree
 from mpicnn.job.output import say
-from mpicnn.run.load import load_trained
+from mpicnn.run.load import TrainedModel, load_trained
 from mpicnn.run.setup import read_settings
-from mpicnn.run.trainer import augmentation, test
+from mpicnn.run.testing import TestSet, label_map, test
+from mpicnn.run.trainer import augmentation
 from mpicnn.settings.definitions import EvaluateSettings
 
 if TYPE_CHECKING:
@@ -23,18 +27,10 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     """Evaluate a checkpoint on all ranks and print its scores. Collective."""
     settings = read_settings(comm, EvaluateSettings, argv)
     trained = load_trained(comm, settings.checkpoint, settings.plan, settings)
-    distributed = trained.distributed
-    augment = augmentation(trained.settings)
     with agree(comm, open_dataset, settings.data or trained.settings.data) as data:
-        shape = agree(comm, augment.out_shape, data.shape)
-        model = distributed.model
-        if shape != tuple(model.input_shape) or len(data.classes) != model.classes:
-            raise UserError(
-                f"data {data.path}: images of {shape} in {len(data.classes)} classes, but the "
-                f"network takes {model.input_shape} and knows {model.classes}"
-            )
+        examples = agree(comm, test_set, trained, data, settings.eval_batch)
         since = perf_counter()
-        score = test(distributed, trained.state, data, augment, settings.eval_batch)
+        score = test(trained.distributed, trained.state, examples)
         seconds = perf_counter() - since
         count = len(data.split("test"))
     if comm.rank == 0:
@@ -44,3 +40,26 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
             f"top-5 {100 * score.top5:.2f} %, {count / seconds:.0f} images/s"
         )
         say(None, lines, fd=1)
+
+
+def test_set(trained: TrainedModel, data: Dataset, batch: int) -> TestSet:
+    """Return a data set's test examples as a trained network wants them.
+
+    Raises UserError where images or classes are not those that it was trained for.
+    """
+    model, meta = trained.distributed.model, trained.meta
+    augment = augmentation(trained.settings)
+    shape = augment.out_shape(data.shape)
+    if shape != tuple(model.input_shape):
+        raise UserError(
+            f"data {data.path}: images of {shape}, but the network takes {model.input_shape}"
+        )
+    try:
+        labels = label_map(tuple(data.classes), trained.classes)
+    except ValueError as unknown:
+        raise UserError(
+            f"data {data.path}: has classes that the network does not know: {unknown}; it knows "
+            f"{some(trained.classes)}; give the data set the names that the network was trained "
+            "with"
+        ) from None
+    return TestSet(data, augment, batch, np.array(meta["mean"]), np.array(meta["std"]), labels)

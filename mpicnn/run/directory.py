@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mpicnn.checkpoint import Checkpoints, read_meta
 from mpicnn.errors import UserError
-from mpicnn.settings.definitions import differences, parse
-
-if TYPE_CHECKING:
-    from mpicnn.settings.definitions import Settings
+from mpicnn.settings.definitions import Settings, differences, parse
 
 CONFIG, PLAN, METRICS, CHECKPOINTS = "config.toml", "plan.toml", "metrics.csv", "checkpoints"
 RUNS = Path("runs")
@@ -40,14 +37,42 @@ def open_run(settings: Settings) -> Path:
             f"run directory {where}: cannot be made or written: {error.strerror}; "
             "give another --run-dir"
         ) from None
-    config = path / CONFIG
-    before = parse([str(config)], "train", {}) if config.is_file() else settings
+    before = saved_settings(path) or config_settings(path) or settings
     if changed := differences(before, settings):
         raise UserError(
             f"run directory {path}: the run cannot go on with other settings ({'; '.join(changed)})"
-            "; give those it began with, or another --run-dir"
+            f"; give those it began with (without {CONFIG} its checkpoint's are taken), or another "
+            "--run-dir"
         )
     return path
+
+
+def saved_settings(directory: Path) -> Settings | None:
+    """Return the settings in the newest checkpoint of a run, None where none can be read."""
+    for path in Checkpoints(directory / CHECKPOINTS, 1).paths():
+        try:
+            meta = read_meta(path)
+        except UserError:
+            continue  # damaged: named, and passed over, when its tensors are to be loaded
+        return Settings.from_json(meta["settings"])
+    return None
+
+
+def config_settings(directory: Path) -> Settings | None:
+    """Return the settings in a run's file of settings, None where there is none."""
+    path = directory / CONFIG
+    return parse([str(path)], "train", {}) if path.is_file() else None
+
+
+def settings_file(directory: Path) -> Path | None:
+    """Return the file of a run's settings, None where the run has none.
+
+    One that is lost is written anew from the newest checkpoint, which holds the settings too.
+    """
+    path = directory / CONFIG
+    if not path.is_file() and (saved := saved_settings(directory)):
+        write_text(path, saved.to_toml())
+    return path if path.is_file() else None
 
 
 def _fresh(name: str) -> Path:

@@ -16,7 +16,7 @@ from mpicnn.run.terminal import width as terminal_width
 from mpicnn.text import duration, figure
 
 if TYPE_CHECKING:
-    from mpicnn.run.trainer import Score
+    from mpicnn.run.testing import Score
 
 LOGS_PER_EPOCH = 10
 

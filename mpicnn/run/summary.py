@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mpicnn.text import align, counted, duration, figure
 
 if TYPE_CHECKING:
-    from mpicnn.run.trainer import Score
+    from mpicnn.run.testing import Score
 
 HOSTS_NAMED = 3
 

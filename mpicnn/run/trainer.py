@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
 from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -17,8 +16,8 @@ from mpicnn.data.loader import Batches
 from mpicnn.division.planfile import plan_toml
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import from_root
+from mpicnn.run.testing import Score, TestSet, test
 from mpicnn.step import trace
-from mpicnn.step.executor import Totals
 from mpicnn.step.optimiser import Hyper, Optimiser, RateSchedule, scale
 from mpicnn.step.timing import CATEGORIES, StepTimer
 
@@ -26,16 +25,6 @@ if TYPE_CHECKING:
     from mpicnn.job.signals import Signals
     from mpicnn.run.distributed import DistributedModel
     from mpicnn.settings.definitions import Settings
-    from mpicnn.step.state import State
-
-
-@dataclass(frozen=True)
-class Score:
-    """Hold the mean loss per example, and top-1 and top-5 accuracy as fractions."""
-
-    loss: float
-    top1: float
-    top5: float
 
 
 class Callback(Protocol):
@@ -79,32 +68,6 @@ def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
         settings.schedule, settings.drops, settings.drop_factor, settings.warmup * steps_per_epoch
     )
     return Hyper(rate, settings.momentum, decay, settings.bias_rate, schedule)
-
-
-def test(
-    distributed: DistributedModel, state: State, data: Dataset, augment: Augment, batch: int
-) -> Score:
-    """Return the score on all test examples. Collective."""
-    totals, count = Totals(), 0
-    with Batches(
-        data.split("test"),
-        batch,
-        distributed.seed,
-        lambda n: distributed.program(n).positions,
-        mean=data.mean,
-        std=data.std,
-        augment=augment.for_evaluation(),
-        shuffle=False,
-        epochs=1,
-        dtype=distributed.dtype,
-        ops=distributed.ops,
-    ) as batches:
-        for item in batches:
-            program = distributed.program(item.count)
-            totals += distributed.executor.evaluate(program, state, item.x, item.labels)
-            count += item.count
-    loss, top1, top5 = distributed.mesh.sum(totals.read()).wait()
-    return Score(float(loss) / count, float(top1) / count, float(top5) / count)
 
 
 class Trainer:
@@ -246,7 +209,9 @@ class Trainer:
 
     def test(self) -> Score:
         """Return the score on the test examples. Collective."""
-        return test(self.distributed, self.state, self.data, self.augment, self.settings.eval_batch)
+        data, batch = self.data, self.settings.eval_batch
+        examples = TestSet(data, self.augment, batch, data.mean, data.std)
+        return test(self.distributed, self.state, examples)
 
     def _period(self, epochs: float) -> int:
         """Return a number of epochs as a number of steps, at least 1; 0 epochs as the whole run."""

@@ -26,7 +26,8 @@ from mpicnn.run.metrics import Metrics
 from mpicnn.run.progress import ProgressDisplay, Reporter, write_lines
 from mpicnn.run.setup import make_plan, progress_of
 from mpicnn.run.summary import summary
-from mpicnn.run.trainer import Callback, NoCallback, Score, Trainer, augmentation
+from mpicnn.run.testing import Score
+from mpicnn.run.trainer import Callback, NoCallback, Trainer, augmentation
 from mpicnn.settings.definitions import Settings
 from mpicnn.step.trace import merged
 

@@ -1,0 +1,81 @@
+"""How good a network is on examples that it was not trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpicnn.data.augment import Augment
+from mpicnn.data.file import Dataset
+from mpicnn.data.layout import Array, Index
+from mpicnn.data.loader import Batches
+from mpicnn.step.executor import Totals
+
+if TYPE_CHECKING:
+    from mpicnn.run.distributed import DistributedModel
+    from mpicnn.step.state import State
+
+
+@dataclass(frozen=True)
+class Score:
+    """Hold the mean loss per example, and top-1 and top-5 accuracy as fractions."""
+
+    loss: float
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Describe test examples as a network wants them.
+
+    `mean` and `std` (channels,) are those that it was trained with, whatever the file's own are.
+    `labels` maps the file's labels to the network's classes; None where they are the same.
+    """
+
+    data: Dataset
+    augment: Augment
+    batch: int
+    mean: Array
+    std: Array
+    labels: Index | None = None
+
+
+def test(distributed: DistributedModel, state: State, examples: TestSet) -> Score:
+    """Return the score on all test examples. Collective."""
+    totals, count = Totals(), 0
+    with Batches(
+        examples.data.split("test"),
+        examples.batch,
+        distributed.seed,
+        lambda n: distributed.program(n).positions,
+        mean=examples.mean,
+        std=examples.std,
+        augment=examples.augment.for_evaluation(),
+        shuffle=False,
+        epochs=1,
+        dtype=distributed.dtype,
+        ops=distributed.ops,
+    ) as batches:
+        for item in batches:
+            program = distributed.program(item.count)
+            labels = item.labels if examples.labels is None else examples.labels[item.labels]
+            totals += distributed.executor.evaluate(program, state, item.x, labels)
+            count += item.count
+    loss, top1, top5 = distributed.mesh.sum(totals.read()).wait()
+    return Score(float(loss) / count, float(top1) / count, float(top5) / count)
+
+
+def label_map(found: tuple[str, ...], known: tuple[str, ...]) -> Index | None:
+    """Return which of the `known` classes each of the `found` ones is; None if all are in order.
+
+    Raises ValueError, naming them, where a class found is not known.
+    """
+    if found == known:
+        return None
+    odd = [name for name in found if name not in known]
+    if odd:
+        raise ValueError(", ".join(odd[:3]) + (", …" if len(odd) > 3 else ""))
+    return np.array([known.index(name) for name in found], np.int64)
