@@ -15,29 +15,31 @@ from typing import Literal, overload
 
 from mpicnn.errors import UserError
 from mpicnn.job.environment import Environ
+from mpicnn.settings.command_groups import (
+    Checkpoint,
+    ClassNames,
+    Evaluated,
+    FolderImages,
+    ImageFile,
+    Planned,
+    Predicted,
+    Run,
+    SourceAndTarget,
+    Storage,
+)
 from mpicnn.settings.groups import (
     Augmentation,
     Batch,
-    Checkpoint,
-    ClassNames,
     DataChoice,
     DeviceChoice,
     Display,
-    Evaluated,
     Evaluation,
-    FolderImages,
-    ImageFile,
     Length,
     ModelChoice,
     OptimiserChoice,
     PlanChoice,
-    Planned,
     Precision,
-    Predicted,
-    Run,
     RunDirectory,
-    SourceAndTarget,
-    Storage,
 )
 from mpicnn.settings.option import Options
 from mpicnn.settings.option import differences as differences

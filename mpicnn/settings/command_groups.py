@@ -1,0 +1,115 @@
+"""The settings of all commands but training, in groups (see `mpicnn.settings.groups`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpicnn.settings.checks import counts_text, extents, names_text
+from mpicnn.settings.option import Options, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Options):
+    """Say which trained network."""
+
+    heading = "what to run"
+    checkpoint: str = option(None, "run directory or checkpoint file", "RUN", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Options):
+    """Say what a trained network is evaluated on."""
+
+    heading = "what to run"
+    data: str = option("", "image file", "FILE.h5", unset="that of the run")
+    plan: str = option("", "plan, as in training", "PLAN", unset="that of the run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted(Options):
+    """Say which images to classify."""
+
+    heading = "what to run"
+    images: tuple[str, ...] = option(None, "image files", "IMAGE", positional=True)
+    top: int = option(5, "how many classes to name per image", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Options):
+    """Say what to plan for, without data and without ranks if need be."""
+
+    heading = "what to plan for"
+    ranks: int = option(0, "number of ranks", ge=0, unset="those running")
+    input: str = option(
+        "", "shape of one image", "CxHxW", unset="that of data", check=extents("3x224x224")
+    )
+    classes: int = option(0, "number of classes", ge=0, unset="that of data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Options):
+    """Say which run."""
+
+    heading = "what to report"
+    run_dir: str = option(None, "run directory", "RUN", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile(Options):
+    """Say which image file."""
+
+    heading = "what to show"
+    file: str = option(None, "image file, or embedded: the packaged one", "FILE", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceAndTarget(Options):
+    """Say what to read and what to write."""
+
+    heading = "files"
+    source: str = option(None, "directory to read", "SOURCE", positional=True)
+    file: str = option(None, "image file (HDF5) to write", "OUT", positional=True)
+    overwrite: bool = option(False, "replace OUT if it exists")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassNames(Options):
+    """Say what the classes are called."""
+
+    heading = "images"
+    classes: str = option(
+        "", "names of the classes, in the order of their labels", "A,B,…", unset="0, 1, 2, …",
+        check=names_text,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderImages(Options):
+    """Say how image files become images, and which of them are for testing."""
+
+    heading = "images"
+    size: int = option(
+        0, "cut out the centred square and scale it to this size, pixels", "PIXELS", gt=0,
+        unset="as they are: all must be of one size",
+    )  # fmt: skip
+    gray: bool = option(False, "one channel instead of red, green and blue")
+    test_fraction: float = option(
+        0.0, "part of each class for testing, where SOURCE has no test/ or val/", "F", gt=0, lt=1,
+        unset="0.1",
+    )  # fmt: skip
+    seed: int = option(0, "seed of that random choice", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage(Options):
+    """Say how much is taken, and how it is stored."""
+
+    heading = "images"
+    per_class: str = option(
+        "", "take only the first images of each class, for training and for testing",
+        "TRAIN,TEST", unset="all", check=counts_text,
+    )  # fmt: skip
+    gzip: int = option(
+        -1, "compress, level 0 to 9 (for small sets: each rank unpacks them)", "LEVEL", ge=0,
+        le=9, unset="not compressed",
+    )  # fmt: skip
