@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ from data_samples import CLASSES, Sample, replace, sample
 
 from mpicnn.data import store
 from mpicnn.data.file import open_dataset
+from mpicnn.data.write import writing
 from mpicnn.errors import UserError
 
 ROWS = [
@@ -126,6 +128,35 @@ def test_digest_tells_files_apart(plain: Sample, tmp_path: Path) -> None:
     labels[-1] = (labels[-1] + 1) % len(CLASSES)
     replace(plain.path, "test/labels", data=labels)
     assert digest(plain.path) != first
+
+
+def test_the_digest_is_of_the_images_too(plain: Sample, tmp_path: Path) -> None:
+    """By their digests where the file has them; without, by those few that it reads."""
+    bare, other = sample(tmp_path / "bare.h5").path, tmp_path / "other.h5"
+    with h5py.File(bare, "r+") as file:
+        del file["train/sha256"], file["test/sha256"]
+    plain.images["test"][2, 0, 0, 0] ^= 1
+    with writing(other, CLASSES, (3, 5, 4), plain.labels) as writer:
+        for split, images in plain.images.items():
+            writer.append(split, images)
+    digests = set()
+    for path in (plain.path, other, bare):
+        with open_dataset(path) as data:
+            digests.add(data.digest)
+    with h5py.File(bare, "r+") as file:
+        file["test/images"][-1, 0, 0, 0] ^= 1
+    with open_dataset(bare) as data:
+        digests.add(data.digest)
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize(
+    "how", [{"data": np.zeros((2, 32), np.uint8)}, {"data": np.zeros((1, 32))}, {"data": 1}]
+)
+def test_wrong_digests_are_refused(plain: Sample, how: dict[str, Any]) -> None:
+    replace(plain.path, "test/sha256", **how)
+    with pytest.raises(UserError, match="/test/sha256: expected"):
+        open_dataset(plain.path)
 
 
 def test_embedded() -> None:

@@ -1,4 +1,4 @@
-"""Prepare image files, and show what is in them."""
+"""Prepare image files, check them, and show what is in them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpicnn.data.cifar import CIFAR10, CIFAR100, open_cifar
-from mpicnn.data.file import open_dataset
+from mpicnn.data.file import Dataset, open_dataset
 from mpicnn.data.folder import Decoding, open_folder
 from mpicnn.data.idx import open_idx
 from mpicnn.data.layout import SPLITS, class_counts
 from mpicnn.data.prepare import prepare
 from mpicnn.data.source import Source
+from mpicnn.data.verify import verify
+from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree
 from mpicnn.job.output import say
 from mpicnn.run.setup import read_command
@@ -24,6 +26,7 @@ from mpicnn.settings.definitions import (
     FolderSettings,
     IdxSettings,
     InfoSettings,
+    VerifySettings,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +41,13 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     Raises UserError on every rank for whatever is wrong on one, and SystemExit after --help.
     """
     _, settings = read_command(comm, argv)
-    assert isinstance(settings, InfoSettings | Prepared)
+    assert isinstance(settings, InfoSettings | VerifySettings | Prepared)
+    if isinstance(settings, VerifySettings):
+        with agree(comm, open_dataset, settings.file) as data:
+            text = verified(comm, data)
+        if comm.rank == 0:
+            say(None, text, fd=1)
+        return
     if not isinstance(settings, InfoSettings):
         prepare(
             comm,
@@ -51,6 +60,17 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     text = agree(comm, lambda: "" if comm.rank else info(settings.file))
     if comm.rank == 0:
         say(None, text, fd=1)
+
+
+def verified(comm: MPI.Intracomm, data: Dataset) -> str:
+    """Return that all images are as they were prepared. Collective; raises UserError if not."""
+    if not verify(comm, data):
+        raise UserError(
+            f"{data.path}: has no digests of its images to check them by; make the file anew with "
+            "'python -m mpicnn.data prepare'"
+        )
+    count = sum(len(data.split(split)) for split in SPLITS)
+    return f"{data.path}: all {count} images are as they were prepared, digest {data.digest}"
 
 
 def opener(settings: Prepared) -> Callable[[], Source]:

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mpicnn.data.digests import Digests
 from mpicnn.data.layout import (
     FORMAT,
     MOST_CHUNK_BYTES,
@@ -73,6 +74,20 @@ class Checker:
             at = int(wrong[0])
             raise self.fail(data.name, f"0 to {classes - 1}, found {labels[at]} at row {at}")
         return np.asarray(labels)
+
+    def digests(self, split: str, count: int) -> Digests | None:
+        """Return the digests of a split's `count` images; None where the file has none."""
+        group = self.file[split]
+        if not group.id.links.exists(b"sha256"):
+            return None
+        data = self._dataset(f"{split}/sha256", 2)
+        rows = data.attrs.get("rows")
+        if not isinstance(rows, np.integer) or rows < 1:
+            raise self.fail(data.name, "an attribute 'rows', how many images a digest is of")
+        shape = (-(-count // int(rows)), 32)
+        if data.dtype != np.uint8 or data.shape != shape:
+            raise self.fail(data.name, f"uint8 {shape}, found {data.dtype} {data.shape}")
+        return Digests(int(rows), np.asarray(data[()]))
 
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes, in the order of the labels."""

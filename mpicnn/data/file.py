@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +13,7 @@ import h5py
 import numpy as np
 
 from mpicnn.data.check import Checker, check_equal_images
+from mpicnn.data.digests import SAMPLED, Digests
 from mpicnn.data.layout import SPLITS, Array, ImageShape, Index
 from mpicnn.data.store import Store, open_store
 from mpicnn.errors import UserError
@@ -21,13 +23,17 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class Split:
-    """Hold one split: its labels, int64 (n,), and the way to its images, each of `shape`."""
+    """Hold one split: its labels, int64 (n,), and the way to its images, each of `shape`.
+
+    `digests` are of the images as they were prepared, None where the file has none.
+    """
 
     name: str
     path: str
     shape: ImageShape
     labels: Index
     store: Store
+    digests: Digests | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -75,14 +81,28 @@ class Dataset:
         """Return the split "train" or "test"."""
         return self.splits[name]
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Return a SHA-256 of all but the images, for ranks to compare what they opened."""
+        """Return a SHA-256 of the whole set, for ranks and resumed runs to compare.
+
+        It is of all images by their digests; where the file has none, of a few images only.
+        """
         digest = hashlib.sha256(repr((self.shape, self.classes)).encode())
-        for values in (self.mean, self.std, *(self.splits[name].labels for name in SPLITS)):
+        splits = [self.splits[name] for name in SPLITS]
+        for values in (self.mean, self.std, *(split.labels for split in splits)):
             digest.update(repr(values.shape).encode())
             digest.update(np.ascontiguousarray(values).tobytes())
+        for split in splits:
+            few = np.unique(np.linspace(0, len(split) - 1, SAMPLED).astype(np.int64))
+            pixels = split.read(few) if split.digests is None else split.digests.values
+            digest.update(pixels.tobytes())
         return digest.hexdigest()
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Return the file's size in bytes and the time of its last change in ns."""
+        found = os.stat(self.path)
+        return found.st_size, found.st_mtime_ns
 
     def close(self) -> None:
         """Close the file; its splits cannot be read from then on."""
@@ -150,6 +170,7 @@ def _checked(file: h5py.File, path: Path) -> Dataset:
             shape,
             checker.labels(name, len(data), len(classes)),
             open_store(data),
+            checker.digests(name, len(data)),
         )
         for name, data in images.items()
     }

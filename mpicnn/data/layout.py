@@ -26,6 +26,9 @@ MOST_CHUNK_BYTES = 64 * 2**20
 # Compressed (or chunked) splits up to this size are unpacked once and kept by each rank.
 MOST_MEMORY_BYTES = 256 * 2**20
 
+# Of the images that one digest is of: few digests, and a check of some of them is quick.
+DIGEST_BYTES = 2**20
+
 # Of the images that one compressed chunk holds: beyond this the file hardly gets smaller.
 CHUNK_BYTES = 256 * 2**10
 

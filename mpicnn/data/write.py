@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mpicnn.data.digests import BlockHasher
 from mpicnn.data.file import one_line, open_dataset
 from mpicnn.data.layout import (
     CHUNK_BYTES,
@@ -53,6 +54,8 @@ class Writer:
         self._done = dict.fromkeys(SPLITS, 0)
         # How often each value occurs in each channel: exact however many images there are.
         self._histogram = np.zeros((shape[0], 256), np.int64)
+        self._hashers = {split: BlockHasher(shape) for split in SPLITS}
+        self._digests: dict[str, list[bytes]] = {split: [] for split in SPLITS}
         packing = {} if gzip is None else {"compression": gzip}
         with reporting(path):
             file.attrs["format"] = FORMAT
@@ -63,6 +66,10 @@ class Writer:
             for split in SPLITS:
                 data = labels[split].astype(np.int64)
                 file.create_dataset(f"{split}/labels", data=data, **packing)
+                hasher = self._hashers[split]
+                blocks = -(-len(data) // hasher.rows)
+                file[f"{split}/sha256"] = np.zeros((blocks, 32), np.uint8)
+                file[f"{split}/sha256"].attrs["rows"] = hasher.rows
             for split in SPLITS:
                 count = len(labels[split])
                 rows = min(count, max(1, CHUNK_BYTES // math.prod(shape)))
@@ -79,12 +86,13 @@ class Writer:
         self._done[split] = hi = lo + len(images)
         with reporting(self._path):
             self._file[f"{split}/images"][lo:hi] = images
+        self._digests[split] += self._hashers[split].add(images)
         if split == "train":
             for channel, counts in enumerate(self._histogram):
                 counts += np.bincount(images[:, channel].reshape(-1), minlength=256)
 
     def finish(self) -> None:
-        """Write mean and standard deviation of the training images, per channel.
+        """Write the images' digests, and the training images' mean and deviation per channel.
 
         A channel of one value everywhere gets the deviation 1, so that it normalizes to zero.
         """
@@ -96,6 +104,11 @@ class Writer:
         with reporting(self._path):
             self._file["mean"][...] = mean
             self._file["std"][...] = np.where(std > 0, std, 1.0)
+            for split, found in self._digests.items():
+                found += self._hashers[split].rest()
+                self._file[f"{split}/sha256"][...] = np.frombuffer(
+                    b"".join(found), np.uint8
+                ).reshape(-1, 32)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from mpicnn.checkpoint import Checkpoints
 from mpicnn.data.augment import Augment
 from mpicnn.data.file import Dataset
 from mpicnn.data.loader import Batches
+from mpicnn.data.verify import verify
 from mpicnn.division.planfile import plan_toml
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import from_root
@@ -129,6 +130,8 @@ class Trainer:
                 f"data {self.data.path}: not the data set that the run began with; "
                 "give that one, or begin a new run"
             )
+        if from_root(comm, lambda: "" if meta.get("stamp") == list(self.data.stamp) else "other"):
+            verify(comm, self.data)  # written anew since, copied or moved: it may be another
         before, now = (
             tomllib.loads(text) for text in (meta["plan"], plan_toml(self.distributed.plan))
         )
@@ -161,6 +164,7 @@ class Trainer:
             "std": self.data.std.tolist(),
             "plan": plan_toml(self.distributed.plan),
             "data": self.data.digest,
+            "stamp": list(self.data.stamp),
         }
         comm = self.distributed.mesh.world.comm
         self.last_saved = self.checkpoints.save(comm, self.distributed.tensors(self.state), meta)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mpicnn import models
 from mpicnn.checkpoint import Checkpoints
 from mpicnn.data.file import Dataset, open_dataset
+from mpicnn.data.verify import verify_sample
 from mpicnn.devices.choice import choose_device
 from mpicnn.division.planfile import plan_toml
 from mpicnn.errors import UserError
@@ -54,7 +55,8 @@ def train(comm: MPI.Intracomm, settings: Settings) -> Trained:
     Raises UserError on all ranks where settings, files and ranks do not fit together.
     """
     with Signals() as signals, agree(comm, open_dataset, settings.data) as data:
-        same(comm, f"data {settings.data}", data.digest.encode())
+        same(comm, f"data {settings.data}", agree(comm, lambda: data.digest).encode())
+        verify_sample(comm, data)
         distributed = open_distributed(comm, settings, data)
         directory = Path(from_root(comm, lambda: str(open_run(settings))))
         checkpoints = Checkpoints(directory / CHECKPOINTS, settings.keep, warn)

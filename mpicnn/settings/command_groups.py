@@ -58,7 +58,7 @@ class Run(Options):
 class ImageFile(Options):
     """Say which image file."""
 
-    heading = "what to show"
+    heading = "file"
     file: str = option(None, "image file, or embedded: the packaged one", "FILE", positional=True)
 
 

@@ -108,6 +108,16 @@ class InfoSettings(ImageFile):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifySettings(ImageFile):
+    """Hold the settings of checking an image file."""
+
+    purpose = (
+        "Check that all images in a file are those that were prepared, by their digests. Ranks "
+        "share the work."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class IdxSettings(SourceAndTarget, ClassNames, Storage):
     """Hold the settings of preparing MNIST's format."""
 
@@ -156,6 +166,7 @@ COMMANDS: Mapping[str, type[Options]] = MappingProxyType(
         "plan": PlanSettings,
         "report": ReportSettings,
         "data info": InfoSettings,
+        "data verify": VerifySettings,
         "data prepare folder": FolderSettings,
         "data prepare idx": IdxSettings,
         "data prepare cifar10": Cifar10Settings,
