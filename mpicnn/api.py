@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mpi4py import MPI
 
 from mpicnn.job.agreement import agree
+from mpicnn.job.signals import Signals
 from mpicnn.run.load import TrainedModel, load_trained
 from mpicnn.run.training import Trained, train
 from mpicnn.settings.definitions import DeviceSettings, Settings
@@ -31,7 +32,8 @@ def fit(
         settings = agree(comm, checked, Settings, named)
     elif named:
         raise TypeError("give settings or single options, not both")
-    return train(comm, settings)
+    with Signals() as signals:
+        return train(comm, settings, signals)
 
 
 def load(

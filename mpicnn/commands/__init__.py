@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from mpicnn.job.launch import launch
+from mpicnn.job.signals import Signals
 
 
 def start(name: str) -> NoReturn:
     """Run `main(comm, argv)` of `mpicnn.commands.<name>` on all ranks and exit with its code.
 
     `argv` are the command's words and arguments. The command is imported under `launch`, so that a
-    rank that fails to import it ends the job.
+    rank that fails to import it ends the job. A training gets `signals` too, which note from the
+    first moment on that it is to stop.
     """
     argv = [name, *sys.argv[1:]]
-    launch(lambda comm: import_module(f"mpicnn.commands.{name}").main(comm, argv))
+    if name != "train":
+        _launch(name, argv)
+    signals = Signals()
+    with signals.held():
+        from mpicnn.job import launch  # noqa: F401  (it starts MPI)
+    _launch(name, argv, signals)
+
+
+def _launch(name: str, *arguments: Any) -> NoReturn:
+    from mpicnn.job.launch import launch
+
+    launch(lambda comm: import_module(f"mpicnn.commands.{name}").main(comm, *arguments))
 
 
 def console() -> NoReturn:

@@ -31,6 +31,7 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
         examples = agree(comm, test_set, trained, data, settings.eval_batch)
         since = perf_counter()
         score = test(trained.distributed, trained.state, examples)
+        assert score is not None, "nothing stops it"
         seconds = perf_counter() - since
         count = len(data.split("test"))
     if comm.rank == 0:

@@ -12,10 +12,12 @@ from mpicnn.settings.definitions import Settings
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpicnn.job.signals import Signals
+
 STOPPED = 75
 """Exit code of a run that a signal ended early, after saving: it can go on (EX_TEMPFAIL)."""
 
 
-def main(comm: MPI.Intracomm, argv: Sequence[str]) -> int:
+def main(comm: MPI.Intracomm, argv: Sequence[str], signals: Signals) -> int:
     """Train as the settings say; return the exit code. Collective."""
-    return 0 if train(comm, read_settings(comm, Settings, argv)).finished else STOPPED
+    return 0 if train(comm, read_settings(comm, Settings, argv), signals).finished else STOPPED

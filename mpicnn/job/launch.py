@@ -27,6 +27,7 @@ from mpicnn.errors import UserError
 from mpicnn.job.agreement import first_failure
 from mpicnn.job.environment import environment
 from mpicnn.job.output import say
+from mpicnn.job.signals import STOPS
 from mpicnn.job.waiting import wait
 
 GRACE_S: Final = 2.0  # a rank that failed waits this long for the others to fail likewise
@@ -53,9 +54,10 @@ def launch(
         meeting, duplicated = world.Idup()
         wait(duplicated)
         code = _leave(meeting, main)
-        if code:
-            # A launcher that ends the other ranks when the first leaves must not change their code.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # Neither another request to stop nor a launcher that ends the other ranks when the first
+        # one leaves may change the code.
+        for number in STOPS if code else (signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
     except BaseException as error:
         _abort_on(error)
     sys.exit(code)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
+
+STOPS: Final = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)
+"""What schedulers, launchers and closed terminals send; Ctrl-C is SIGINT."""
 
 
 class Signals:
-    """Turn SIGUSR1, SIGTERM and SIGINT into `requested`, the signal's name, while entered.
+    """Turn SIGUSR1, SIGTERM, SIGHUP and SIGINT into `requested`, the signal's name, while entered.
 
     Each rank sees its own flag, which travels with the sums of losses of every step. A SIGINT after
     another request raises `KeyboardInterrupt`.
@@ -19,9 +24,12 @@ class Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
+        self._before = self._listen()
         return self
+
+    def _listen(self) -> dict[signal.Signals, Any]:
+        """Put our handlers in place; return those that were there."""
+        return {each: signal.signal(each, self._note) for each in (*STOPS, signal.SIGINT)}
 
     def __exit__(
         self,
@@ -31,6 +39,24 @@ class Signals:
     ) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+
+    def stopping(self) -> bool:
+        """Return whether a signal has asked this rank to stop."""
+        return self.requested is not None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Note signals from now on to the end of the process, the first ones after MPI has started.
+
+        They wait meanwhile: MPICH puts a handler of its own in place of that for SIGUSR1.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        self._listen()
+        try:
+            yield
+        finally:
+            self._listen()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,15 @@ class TestSet:
     labels: Index | None = None
 
 
-def test(distributed: DistributedModel, state: State, examples: TestSet) -> Score:
-    """Return the score on all test examples. Collective."""
+def test(
+    distributed: DistributedModel,
+    state: State,
+    examples: TestSet,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Score | None:
+    """Return the score on all test examples, None if a rank is `stopping` before. Collective."""
     totals, count = Totals(), 0
+    wanted = distributed.mesh.sum(np.zeros(1))
     with Batches(
         examples.data.split("test"),
         examples.batch,
@@ -64,6 +71,10 @@ def test(distributed: DistributedModel, state: State, examples: TestSet) -> Scor
             labels = item.labels if examples.labels is None else examples.labels[item.labels]
             totals += distributed.executor.evaluate(program, state, item.x, labels)
             count += item.count
+            if wanted.wait()[0]:
+                return None
+            wanted = distributed.mesh.sum(np.array([float(stopping())]))
+    wanted.wait()
     loss, top1, top5 = distributed.mesh.sum(totals.read()).wait()
     return Score(float(loss) / count, float(top1) / count, float(top5) / count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -98,6 +99,7 @@ class Trainer:
         self.last_saved: Path | None = None
         self.images = 0
         self.score: Score | None = None
+        self.test_due = False
         self.spent = dict.fromkeys(CATEGORIES, 0.0)
         self.unread: StepTimer | None = None
         self.begun = 0
@@ -143,6 +145,7 @@ class Trainer:
                 f"grid {before['grid']}, shares {before['shares']}"
             )
         self.step = int(meta["step"])
+        self.test_due = bool(meta.get("test_due"))
 
     def save(self, watcher: Callback) -> None:
         """Write a checkpoint; refuse to where a parameter is not finite. Collective."""
@@ -152,6 +155,7 @@ class Trainer:
             self._diverged("a parameter")
         meta = {
             "step": self.step,
+            "test_due": self.test_due,
             "epoch": self.step / self.steps_per_epoch,
             "seed": self.settings.seed,
             "settings": self.settings.to_json(),
@@ -173,7 +177,8 @@ class Trainer:
     def run(self, watcher: Callback, signals: Signals) -> bool:
         """Train to the end; return False where a signal on any rank ended the run early.
 
-        Saves a checkpoint at either. Collective.
+        Saves a checkpoint at either; a test that was not finished is made when the run goes on.
+        Collective.
         """
         settings = self.settings
         self.begun = self.step
@@ -194,35 +199,46 @@ class Trainer:
             dtype=self.distributed.dtype,
             ops=self.distributed.ops,
         ) as batches:
-            while self.step < self.steps:
-                stop = self._one(batches, watcher, signals)
+            stop = bool(self.distributed.mesh.sum(np.array([signals.stopping()], float)).wait()[0])
+            stop = stop or not self._test(watcher, signals)
+            while not stop and self.step < self.steps:
+                stop = self._one(batches, watcher, signals.stopping())
                 last = self.step == self.steps
                 if stop or last:
                     self._book()
-                if stop and not last:
+                self.test_due = last or self.step % test_every == 0
+                stop = stop or not self._test(watcher, signals)
+                if not stop and (last or self.step % save_every == 0):
                     self.save(watcher)
-                    return False
-                if last or self.step % test_every == 0:
-                    self.score = self.test()
-                    watcher.tested(self.step, self.score)
-                if last or self.step % save_every == 0:
-                    self.save(watcher)
+            if stop:
+                self.save(watcher)
+                return False
         if self.score is None:
             self.score = self.test()
         return True
 
-    def test(self) -> Score:
-        """Return the score on the test examples. Collective."""
+    def _test(self, watcher: Callback, signals: Signals) -> bool:
+        """Make the test that is due, if one is; return whether no rank was stopping. Collective."""
+        if self.test_due:
+            score = self.test(signals.stopping)
+            if score is None:
+                return False
+            self.score, self.test_due = score, False
+            watcher.tested(self.step, score)
+        return True
+
+    def test(self, stopping: Callable[[], bool] = lambda: False) -> Score | None:
+        """Return the score on all test examples, None if a rank is `stopping` before."""
         data, batch = self.data, self.settings.eval_batch
         examples = TestSet(data, self.augment, batch, data.mean, data.std)
-        return test(self.distributed, self.state, examples)
+        return test(self.distributed, self.state, examples, stopping)
 
     def _period(self, epochs: float) -> int:
         """Return a number of epochs as a number of steps, at least 1; 0 epochs as the whole run."""
         return max(1, round(epochs * self.steps_per_epoch)) if epochs else self.steps
 
-    def _one(self, batches: Batches, watcher: Callback, signals: Signals) -> bool:
-        """Do one step; return whether a rank wants to stop."""
+    def _one(self, batches: Batches, watcher: Callback, stopping: bool) -> bool:
+        """Do one step; return whether a rank is `stopping`."""
         distributed = self.distributed
         number = self.step - self.begun
         traced = self.trace and trace.FIRST <= number < trace.FIRST + trace.COUNT
@@ -234,9 +250,8 @@ class Trainer:
         program = distributed.program(batch.count)
         rate = self.optimiser.rate_at(self.step)
         loss, top1, top5, stop = distributed.executor.step(
-            program, self.optimiser, batch.x, batch.labels, self.step,
-            signals.requested is not None,
-        ).tolist()  # fmt: skip
+            program, self.optimiser, batch.x, batch.labels, self.step, stopping
+        ).tolist()
         if not isfinite(loss):
             self._diverged("the loss")
         self.step += 1

@@ -49,12 +49,13 @@ class Trained:
     finished: bool
 
 
-def train(comm: MPI.Intracomm, settings: Settings) -> Trained:
-    """Train as the settings say, with output on rank 0. Collective.
+def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
+    """Train as the settings say, or until `signals` ask for a stop. Collective.
 
-    Raises UserError on all ranks where settings, files and ranks do not fit together.
+    Rank 0 shows how it goes. Raises UserError on all ranks where settings, files and ranks do not
+    fit together.
     """
-    with Signals() as signals, agree(comm, open_dataset, settings.data) as data:
+    with agree(comm, open_dataset, settings.data) as data:
         same(comm, f"data {settings.data}", agree(comm, lambda: data.digest).encode())
         verify_sample(comm, data)
         distributed = open_distributed(comm, settings, data)
