@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,10 @@ import mpi_jobs
 import pytest
 
 from mpicnn.errors import UserError
+from mpicnn.run.directory import write_text
 from mpicnn.run.metrics import COLUMNS, Metrics, MetricsRow, plot_run, read_rows
-from mpicnn.run.progress import ProgressDisplay, Reporter, duration, figure, write_lines
+from mpicnn.run.output import Output, write_lines
+from mpicnn.run.progress import ProgressDisplay, Reporter, duration, figure
 from mpicnn.run.summary import Memory, Rank, RunSummary, TimeSplit, startup, summary
 
 
@@ -82,12 +85,74 @@ def test_metrics_begin_anew_without_resume_and_where_none_were(tmp_path: Path) -
 @pytest.mark.parametrize(
     "content", [b"", b"a,b\n1,2\n", b"\xff\xfe", f"{','.join(COLUMNS)}\n1,x\n".encode()]
 )
-def test_foreign_metrics_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_damaged_metrics_are_set_aside(tmp_path: Path, content: bytes) -> None:
+    """They do not stop the run from going on, and none of those before is lost."""
     path = tmp_path / "metrics.csv"
+    for number in (1, 2):
+        path.write_bytes(content)
+        with Metrics(path, resumed=1) as metrics:
+            assert metrics.damaged == tmp_path / f"metrics-damaged-{number}.csv"
+            assert metrics.damaged.read_bytes() == content
+            metrics.write(row(2))
+        assert read_rows(path) == [row(2)]
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"metrics\.csv: not a run's metrics"):
-        Metrics(path, resumed=1)
-    assert path.read_bytes() == content
+        read_rows(path)
+
+
+def test_a_disk_that_is_full_keeps_no_unfinished_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match=r"config\.toml: cannot be written: No space"):
+        write_text(tmp_path / "config.toml", "batch = 1")
+    assert not list(tmp_path.iterdir())
+
+
+class Failing(io.StringIO):
+    """A stream that cannot be written from its second line on."""
+
+    def write(self, text: str) -> int:
+        if self.getvalue():
+            raise OSError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
+def test_output_goes_on_in_the_log_where_nobody_reads_it(tmp_path: Path) -> None:
+    stream, path = Failing(), tmp_path / "log.txt"
+    path.write_text("before\n")
+    with Output(path, stream) as output:
+        for text in ("one", "two\nthree", "four"):
+            output.show(text)
+        output.log("five")
+    assert stream.getvalue() == "one\n"
+    before, when, *rest = path.read_text().splitlines()
+    assert before == "before" and re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", when)
+    note = "note: standard output cannot be written: Broken pipe; it goes on here"
+    assert rest == ["one", "two", "three", note, "four", "five"]
+
+
+def test_output_goes_on_without_a_log(tmp_path: Path) -> None:
+    stream, path = io.StringIO(), tmp_path / "none" / "log.txt"
+    with Output(path, stream) as output:
+        output.show("one")
+        output.log("for the log alone")
+    note = f"note: {path} cannot be written: No such file or directory; the run goes on without"
+    assert stream.getvalue().splitlines() == [note, "one"]
+
+
+def test_the_log_has_every_line_whatever_is_shown() -> None:
+    for mode in ("bar", "off", "lines"):
+        lines: list[str] = []
+        with ProgressDisplay(mode, 40, 0, io.StringIO(), Time(), lines.append) as progress:
+            progress.show(row(4))
+            progress.show(row(4, "test"))
+            progress.note("saved")
+        assert [line[:14] for line in lines] == ["step  4/40 epo"] * 2 + ["saved"], mode
 
 
 def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:

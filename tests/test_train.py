@@ -60,7 +60,7 @@ def test_a_run_leaves_what_evaluation_and_prediction_need(train, tmp_path, image
         2 * STEPS_PER_EPOCH,
     ]
     assert {p.name for p in run.iterdir()} == {
-        "checkpoints", "config.toml", "plan.toml", "metrics.csv",
+        "checkpoints", "config.toml", "plan.toml", "metrics.csv", "log.txt",
     }  # fmt: skip
 
     job = mpi_jobs.run(3, "-m", "mpicnn.evaluate", run)

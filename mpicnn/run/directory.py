@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from mpicnn.checkpoint import Checkpoints, read_meta
 from mpicnn.errors import UserError
 from mpicnn.settings.definitions import Settings, differences, parse
 
-CONFIG, PLAN, METRICS, CHECKPOINTS = "config.toml", "plan.toml", "metrics.csv", "checkpoints"
+CONFIG, PLAN, METRICS, LOG = "config.toml", "plan.toml", "metrics.csv", "log.txt"
+CHECKPOINTS = "checkpoints"
 RUNS = Path("runs")
 
 
@@ -96,7 +98,9 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file of the run whole. Raises UserError where that is not possible."""
     unfinished = path.with_name(f".{path.name}.part")
     try:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8", newline="")
         unfinished.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import Self
 
 from mpicnn.errors import UserError
+from mpicnn.run.directory import write_text
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,35 @@ class Metrics:
     def __init__(self, path: Path, resumed: int | None = None) -> None:
         """Begin a file, or go on with one after step `resumed`: later rows are dropped.
 
-        Raises UserError where it cannot be written or holds something else.
+        One that cannot be read is set aside under the name `damaged`, and a new one begun.
+        Raises UserError where it cannot be written.
         """
+        self.damaged: Path | None = None
         try:
-            kept = [] if resumed is None or not path.exists() else read_rows(path)
+            kept = [] if resumed is None else self._rows_before(path, resumed)
+            text = io.StringIO(newline="")
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(asdict(row).values() for row in kept)
             # Whole or not at all: the rows before are all there is to tell of the run before.
-            unfinished = path.with_name(f".{path.name}.part")
-            with unfinished.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(COLUMNS)
-                writer.writerows(asdict(row).values() for row in kept if row.step <= (resumed or 0))
-            os.replace(unfinished, path)
+            write_text(path, text.getvalue())
             self._file = path.open("a", buffering=1, newline="", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from None
         self._path = path
         self._writer = csv.writer(self._file, lineterminator="\n")
+
+    def _rows_before(self, path: Path, resumed: int) -> list[MetricsRow]:
+        """Return the rows up to step `resumed`; set a file that is damaged aside."""
+        if not path.exists():
+            return []
+        try:
+            return [row for row in read_rows(path) if row.step <= resumed]
+        except UserError:
+            names = (path.with_name(f"{path.stem}-damaged-{n}{path.suffix}") for n in count(1))
+            self.damaged = next(name for name in names if not name.exists())
+            path.rename(self.damaged)
+            return []
 
     def write(self, row: MetricsRow) -> None:
         """Add a row. Raises UserError where that fails, as on a full disk."""

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from mpicnn.run.metrics import Metrics, MetricsRow
+from mpicnn.run.output import write_lines
 from mpicnn.run.terminal import width as terminal_width
 from mpicnn.text import duration, figure
 
@@ -21,17 +22,11 @@ if TYPE_CHECKING:
 LOGS_PER_EPOCH = 10
 
 
-def write_lines(text: str, stream: TextIO) -> None:
-    """Write lines in one piece and at once, with escapes for what the stream cannot encode."""
-    encoding = stream.encoding or "utf-8"
-    stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
-    stream.flush()
-
-
 class ProgressDisplay:
     """Show how far a run is: a bar on a terminal, a line per row elsewhere.
 
-    `mode` is "auto", "bar", "lines" or "off"; the run goes from step `start` to step `steps`.
+    `mode` is "auto", "bar", "lines" or "off"; the run goes from step `start` to step `steps`. `log`
+    gets every line, whatever is shown.
     """
 
     def __init__(
@@ -41,8 +36,9 @@ class ProgressDisplay:
         start: int = 0,
         stream: TextIO | None = None,
         time: Callable[[], float] = monotonic,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._stream = stream or sys.stdout
+        self._stream, self._log = stream or sys.stdout, log
         self._steps, self._start = steps, start
         self._time, self._since = time, time()
         self._quiet = mode == "off"
@@ -68,15 +64,18 @@ class ProgressDisplay:
         if row.split == "test":
             accuracy = f"test {accuracy} top5 {100 * row.top5:.1f} %"
         speed = f"{figure(row.images_per_second)} images/s"
-        if self._bar is not None and row.split == "train":
-            self._bar.set_description_str(f" epoch {row.epoch:.2f} {accuracy} {speed}")
-            return
         where = f"step {row.step:>{len(str(self._steps))}}/{self._steps} epoch {row.epoch:.2f}"
         left = f" left {self._left(row.step)}" if row.split == "train" else ""
-        self.note(f"{where} {accuracy} {speed}{left}")
+        line = f"{where} {accuracy} {speed}{left}"
+        if self._bar is not None and row.split == "train":
+            self._bar.set_description_str(f" epoch {row.epoch:.2f} {accuracy} {speed}")
+            self._log(line)
+        else:
+            self.note(line)
 
     def note(self, text: str) -> None:
         """Write a line, above the bar if there is one."""
+        self._log(text)
         if self._bar is not None:
             self._bar.clear()
         if not self._quiet:

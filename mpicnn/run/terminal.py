@@ -22,7 +22,7 @@ def width(stream: TextIO | None = None) -> int | None:
     try:
         if stream.isatty():
             return os.get_terminal_size(stream.fileno()).columns
-        if stream is not sys.stdout:
+        if stream.fileno() != sys.stdout.fileno():
             return None
         return _launcher_width(os.getppid())
     except (OSError, ValueError):

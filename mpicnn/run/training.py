@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,12 +18,14 @@ from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root, same
 from mpicnn.job.environment import environment
 from mpicnn.job.signals import Signals
-from mpicnn.run.directory import CHECKPOINTS, CONFIG, METRICS, PLAN, open_run, write_text
+from mpicnn.run.directory import CHECKPOINTS, CONFIG, LOG, METRICS, PLAN, open_run, write_text
 from mpicnn.run.distributed import DistributedModel
 from mpicnn.run.gather import first_lines, gather_summary
 from mpicnn.run.load import warn
+from mpicnn.run.lock import RunLock
 from mpicnn.run.metrics import Metrics
-from mpicnn.run.progress import ProgressDisplay, Reporter, write_lines
+from mpicnn.run.output import Output
+from mpicnn.run.progress import ProgressDisplay, Reporter
 from mpicnn.run.setup import make_plan, progress_of
 from mpicnn.run.summary import summary
 from mpicnn.run.testing import Score
@@ -55,11 +56,13 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
     Rank 0 shows how it goes. Raises UserError on all ranks where settings, files and ranks do not
     fit together.
     """
-    with agree(comm, open_dataset, settings.data) as data:
+    with ExitStack() as stack, agree(comm, open_dataset, settings.data) as data:
         same(comm, f"data {settings.data}", agree(comm, lambda: data.digest).encode())
         verify_sample(comm, data)
         distributed = open_distributed(comm, settings, data)
         directory = Path(from_root(comm, lambda: str(open_run(settings))))
+        lock = nullcontext() if comm.rank else RunLock(directory, environment())
+        agree(comm, stack.enter_context, lock)
         checkpoints = Checkpoints(directory / CHECKPOINTS, settings.keep, warn)
         trainer = Trainer(distributed, settings, data, checkpoints)
         if settings.resume:
@@ -120,31 +123,38 @@ def watch(trainer: Trainer, directory: Path, signals: Signals) -> bool:
     begun = trainer.step
     opening = first_lines(trainer, directory)
     mesh = trainer.distributed.mesh
-    root = mesh.world.rank == 0
-    with ExitStack() as stack:
-        watcher: Callback = NoCallback()
-        if root:
-            write_lines(opening, sys.stdout)
-            watcher = reporter(trainer, directory, stack)
-        since = perf_counter()
-        finished = trainer.run(watcher, signals)
-        seconds = perf_counter() - since
-    if trainer.trace:
-        timelines = mesh.texts(trainer.trace.text())
-        from_root(mesh.world.comm, write_text, Path(trainer.settings.trace), merged(timelines))
-    ending = summary(gather_summary(trainer, directory, begun, seconds))
-    if root:
-        write_lines(ending, sys.stdout)
+    output: Output | None = None
+    with ExitStack() as outer:
+        if mesh.world.rank == 0:
+            output = outer.enter_context(Output(directory / LOG))
+            output.show(opening)
+        with ExitStack() as stack:
+            watcher = reporter(trainer, directory, output, stack) if output else NoCallback()
+            since = perf_counter()
+            finished = trainer.run(watcher, signals)
+            seconds = perf_counter() - since
+        if trainer.trace:
+            timelines = mesh.texts(trainer.trace.text())
+            from_root(mesh.world.comm, write_text, Path(trainer.settings.trace), merged(timelines))
+        ending = summary(gather_summary(trainer, directory, begun, seconds))
         if not finished:
-            write_lines(f"stopped by {signals.requested or 'another rank'}, saved", sys.stdout)
+            ending += f"\nstopped by {signals.requested or 'another rank'}, saved"
+        if output:
+            output.show(ending)
     return finished
 
 
-def reporter(trainer: Trainer, directory: Path, stack: ExitStack) -> Reporter:
+def reporter(trainer: Trainer, directory: Path, output: Output, stack: ExitStack) -> Callback:
     """Return what shows the run and writes its metrics; `stack` closes it."""
     resumed = trainer.step if trainer.settings.resume else None
     metrics = stack.enter_context(Metrics(directory / METRICS, resumed))
-    progress = ProgressDisplay(trainer.settings.progress, trainer.steps, trainer.step)
+    if metrics.damaged:
+        output.show(f"note: {METRICS} was damaged, and is {metrics.damaged} now; a new one begins")
+    progress = ProgressDisplay(
+        trainer.settings.progress, trainer.steps, trainer.step,
+        output,  # type: ignore[arg-type]  # as much of a stream as is needed
+        log=output.log,
+    )  # fmt: skip
     return Reporter(
         stack.enter_context(progress),
         metrics,
