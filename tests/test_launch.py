@@ -53,6 +53,15 @@ FAULTS = {
         1,
         ["[rank 1] mpicnn: error: left with exit code 0 while other ranks were still at work"],
     ),
+    "no memory while others are at work": (
+        f"if comm.rank == 1: import numpy; numpy.empty(2**57)\n{BLOCKED}",
+        2,
+        [
+            "[rank 1] mpicnn: error: not enough memory: Unable to allocate 1.00 EiB for an array "
+            "with shape (144115188075855872,) and data type float64; use a smaller batch or "
+            "network, or more ranks"
+        ],
+    ),
     "exit with a message": (
         "sys.exit('enough')",
         1,

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.work import whole_layer_work
+from mpicnn.documents import read_json
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Context, Layer, Shape
 from mpicnn.ops.interface import Backend
@@ -57,7 +58,7 @@ class Calibration:
     def from_json(cls, text: str, where: str) -> Calibration:
         """Return what `to_json` wrote. Raises UserError for anything else."""
         try:
-            found = json.loads(text)
+            found = read_json(text)
             made = cls(
                 str(found["model"]),
                 tuple(int(n) for n in found["input_shape"]),
@@ -70,7 +71,7 @@ class Calibration:
                 len(row) == len(made.layers) and all(0 < t < float("inf") for t in row)
                 for row in made.seconds
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             sound = False
         if not sound:
             raise UserError(f"calibration {where}: not a calibration; delete it to measure anew")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from mpicnn.division.plan import LayerPlan, Plan, Shares, equal_shares
 from mpicnn.division.presets import preset
 from mpicnn.division.stages import cut
 from mpicnn.division.strategy import all_letters
+from mpicnn.documents import read_toml
 from mpicnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ _TOP = {
     "order": str,
     "layers": dict,
 }
+MOST_SHARE = 1e100
+"""Shares are relative; sums and products of larger ones may not be finite."""
+
 _LAYER = {"split": str, "shares": list, "home": str}
 
 
@@ -72,10 +76,11 @@ def parse_plan(
 ) -> Plan:
     """Return the plan that a TOML text says; see `load_plan`."""
     try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        found = read_toml(text)
+    except ValueError as error:
         raise UserError(f"plan {where}: not valid TOML: {error}") from None
     _check(where, found, _TOP)
+    _check_items(where, found)
     start = _divide(found, found.get("preset", "data"), asked, model, ranks, speeds, where)
     layers = dict(start.layers)
     for layer, entry in found.get("layers", {}).items():
@@ -152,18 +157,42 @@ def _check(where: str, found: Mapping[str, Any], known: Mapping[str, type]) -> N
     for key, value in found.items():
         if key not in known:
             raise UserError(f"plan {where}: unknown key {key!r}; expected {', '.join(known)}")
-        if not isinstance(value, known[key]):
+        if not isinstance(value, known[key]) or isinstance(value, bool):
             kinds: dict[type, str] = {
                 str: "text", int: "a whole number", list: "a list", dict: "a table"
             }  # fmt: skip
-            raise UserError(f"plan {where}: {key} = {value!r}, expected {kinds[known[key]]}")
+            raise UserError(f"plan {where}: {key} = {short(value)}, expected {kinds[known[key]]}")
+
+
+def _check_items(where: str, found: Mapping[str, Any]) -> None:
+    """Check the entries of the lists that a file's table holds."""
+    if not all(type(n) is int and n > 0 for n in found.get("grid", [])):
+        raise UserError(
+            f"plan {where}: grid = {short(found['grid'])}, expected whole numbers above 0"
+        )
+    if not all(isinstance(name, str) for name in found.get("stages", [])):
+        raise UserError(
+            f"plan {where}: stages = {short(found['stages'])}, expected names of layers"
+        )
+    if found.get("micro_batches", 1) < 1:
+        raise UserError(
+            f"plan {where}: micro_batches = {found['micro_batches']}, expected 1 or more"
+        )
+
+
+def _is_share(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return not MOST_SHARE < abs(value) < inf
 
 
 def _shares(where: str, found: list[Any], grid: Sequence[int]) -> tuple[Shares, ...]:
     rows = found if found and isinstance(found[0], list) else [found]
-    numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for r in rows for n in r)
-    if not numbers:
-        raise UserError(f"plan {where}: shares = {found!r}, expected a number per rank")
+    if not all(isinstance(row, list) and all(map(_is_share, row)) for row in rows):
+        raise UserError(
+            f"plan {where}: shares = {short(found)}, expected a number per rank, at most "
+            f"{MOST_SHARE:g}"
+        )
     if len(rows) == 1 and len(grid) > 1:
         rows = [[1.0] * n for n in grid[:-1]] + rows
     return tuple(tuple(float(n) for n in row) for row in rows)

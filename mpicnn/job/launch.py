@@ -114,6 +114,10 @@ def _ending(main: Callable[[MPI.Intracomm], int | None]) -> tuple[int, str, floa
         return code, "", PATIENCE_S
     except UserError as error:
         return error.code, str(error), GRACE_S
+    except MemoryError as error:
+        need = str(error) or "there is no more"
+        text = f"not enough memory: {need}; use a smaller batch or network, or more ranks"
+        return UserError.code, text, GRACE_S
     except SystemExit as leave:
         if leave.code is None or isinstance(leave.code, int):
             return leave.code or 0, "", GRACE_S

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import runpy
-import tomllib
 import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from mpicnn.documents import read_toml
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Layer, Shape
 from mpicnn.models import entry
@@ -24,7 +24,7 @@ def python_layers(path: Path, input_shape: Shape, classes: int) -> list[entry.Na
         if not callable(model):
             raise UserError("defines no function model(input_shape, classes)")
         layers = list(model(input_shape, classes))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = " ".join(str(error).split())
         if not isinstance(error, UserError):
             message = f"{type(error).__name__}: {message}"
@@ -48,10 +48,10 @@ def toml_layers(path: Path, classes: int) -> list[entry.Named]:
     with the file's name and the number of the entry.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = read_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not TOML: {error}") from error
     tables = document.pop("layer", None)
     if document:
@@ -70,7 +70,7 @@ def toml_layers(path: Path, classes: int) -> list[entry.Named]:
     return layers
 
 
-def _place(path: Path, error: Exception) -> str:
+def _place(path: Path, error: BaseException) -> str:
     """Return the file, and the line of it in which `error` arose."""
     lines = [
         frame.lineno

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeVar
 
 from mpicnn.errors import UserError
@@ -15,6 +16,10 @@ from mpicnn.layers.base import Param, Shape
 from mpicnn.models import entry
 
 T = TypeVar("T")
+
+
+MOST_NUMBERS = 2**40
+"""In one array: above, bytes and FLOP are no longer exact numbers everywhere."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,25 @@ class Model:
                     f"network {self.name}: layer name {name!r}, expected a letter and then "
                     "letters, digits, '_' or '-'"
                 )
+        self._check_sizes()
         last = self.shapes()[-1]
         if len(last) != 1:
             raise UserError(
                 f"network {self.name}: ends in examples of shape {last}, expected one number per "
                 "class; end it with a fully connected layer"
             )
-        self.param_specs()
+
+    def _check_sizes(self) -> None:
+        """Raise UserError for a layer whose output or parameters no machine can hold."""
+        shapes = self.shapes()
+        held = {name: shape for (name, _), shape in zip(self.layers, shapes[1:], strict=True)}
+        held |= {name: param.shape for name, param in self.param_specs().items()}
+        for name, shape in held.items():
+            if prod(shape) > MOST_NUMBERS:
+                raise UserError(
+                    f"network {self.name}: {name}: {' x '.join(map(str, shape))} numbers, expected "
+                    f"at most {MOST_NUMBERS}"
+                )
 
     @property
     def classes(self) -> int:

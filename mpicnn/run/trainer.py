@@ -103,6 +103,7 @@ class Trainer:
         self.spent = dict.fromkeys(CATEGORIES, 0.0)
         self.unread: StepTimer | None = None
         self.begun = 0
+        self.tracing = bool(settings.trace)
         self.trace: trace.Trace | None = None
 
     def _optimiser(self) -> Optimiser:
@@ -182,7 +183,7 @@ class Trainer:
         """
         settings = self.settings
         self.begun = self.step
-        if settings.trace:
+        if self.tracing:
             self.distributed.mesh.collect(np.zeros(1))
             self.trace = trace.Trace()
         test_every = self._period(settings.evaluate_every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,10 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
         directory = Path(from_root(comm, lambda: str(open_run(settings))))
         lock = nullcontext() if comm.rank else RunLock(directory, environment())
         agree(comm, stack.enter_context, lock)
+        tracing = bool(from_root(comm, traced, settings))
         checkpoints = Checkpoints(directory / CHECKPOINTS, settings.keep, warn)
         trainer = Trainer(distributed, settings, data, checkpoints)
+        trainer.tracing = tracing
         if settings.resume:
             trainer.restore()
         from_root(comm, note, trainer, directory)
@@ -76,15 +79,16 @@ def open_distributed(comm: MPI.Intracomm, settings: Settings, data: Dataset) -> 
     """Divide the network over the ranks as the settings say. Collective."""
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
     model = agree(comm, models.load, settings.model, shape, len(data.classes))
+    batch = min(settings.batch, len(data.split("train")))
     device = choose_device(comm, settings, settings.precision, environment())
-    plan = make_plan(comm, device.ops, model, settings, settings.batch, settings.precision)
+    plan = make_plan(comm, device.ops, model, settings, batch, settings.precision)
     distributed = DistributedModel(
         comm, device, model, plan, settings.precision, settings.seed,
         bucket=int(settings.bucket_mb * 1e6),
         progress=agree(comm, progress_of, comm, settings.progress_thread),
     )  # fmt: skip
     if settings.fc_update == "round":
-        agree(comm, check_rounds, distributed, settings.batch)
+        agree(comm, check_rounds, distributed, batch)
     return distributed
 
 
@@ -110,6 +114,22 @@ def check_rounds(distributed: DistributedModel, batch: int) -> None:
             f"fc-update round: batch {batch} leaves {ranks - rounds} of the {ranks} rounds of "
             "scheme (c) without examples; use a larger batch, fewer ranks or scheme b"
         )
+
+
+def traced(settings: Settings) -> str:
+    """Return the file for the timeline, "" for none. Raises UserError where it cannot be written.
+
+    A run that goes on leaves the timeline of its first part as it is.
+    """
+    path = Path(settings.trace)
+    if settings.trace and (path.exists() or path.is_symlink()):
+        if settings.resume:
+            warn(f"trace {path}: is there already, so no other is made")
+            return ""
+        raise UserError(f"trace {path}: exists already; remove it, or give another name")
+    if settings.trace and not os.access(path.parent, os.W_OK):
+        raise UserError(f"trace {path}: no directory that can be written; give another name")
+    return settings.trace
 
 
 def note(trainer: Trainer, directory: Path) -> None:

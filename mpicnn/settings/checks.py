@@ -5,10 +5,20 @@ Each returns the value as it is to be kept, or raises ValueError("what was expec
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import inf
+
+
+def path(value: object) -> str:
+    """Return a path with ~ at its beginning as the user's home directory; shells leave it so in
+    `--run-dir=~/r`.
+    """
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("text: a path")
+    return os.path.expanduser(value)
 
 
 def shares_text(value: object) -> str:

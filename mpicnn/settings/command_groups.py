@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpicnn.settings.checks import counts_text, extents, names_text
+from mpicnn.settings.checks import counts_text, extents, names_text, path
 from mpicnn.settings.option import Options, option
 
 
@@ -13,7 +13,9 @@ class Checkpoint(Options):
     """Say which trained network."""
 
     heading = "what to run"
-    checkpoint: str = option(None, "run directory or checkpoint file", "RUN", positional=True)
+    checkpoint: str = option(
+        None, "run directory or checkpoint file", "RUN", positional=True, check=path
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +23,8 @@ class Evaluated(Options):
     """Say what a trained network is evaluated on."""
 
     heading = "what to run"
-    data: str = option("", "image file", "FILE.h5", unset="that of the run")
-    plan: str = option("", "plan, as in training", "PLAN", unset="that of the run")
+    data: str = option("", "image file", "FILE.h5", unset="that of the run", check=path)
+    plan: str = option("", "plan, as in training", "PLAN", unset="that of the run", check=path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Planned(Options):
     """Say what to plan for, without data and without ranks if need be."""
 
     heading = "what to plan for"
-    ranks: int = option(0, "number of ranks", ge=0, unset="those running")
+    ranks: int = option(0, "number of ranks", ge=0, le=10**6, unset="those running")
     input: str = option(
         "", "shape of one image", "CxHxW", unset="that of data", check=extents("3x224x224")
     )
@@ -51,7 +53,7 @@ class Run(Options):
     """Say which run."""
 
     heading = "what to report"
-    run_dir: str = option(None, "run directory", "RUN", positional=True)
+    run_dir: str = option(None, "run directory", "RUN", positional=True, check=path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,9 @@ class ImageFile(Options):
     """Say which image file."""
 
     heading = "file"
-    file: str = option(None, "image file, or embedded: the packaged one", "FILE", positional=True)
+    file: str = option(
+        None, "image file, or embedded: the packaged one", "FILE", positional=True, check=path
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +71,8 @@ class SourceAndTarget(Options):
     """Say what to read and what to write."""
 
     heading = "files"
-    source: str = option(None, "directory to read", "SOURCE", positional=True)
-    file: str = option(None, "image file (HDF5) to write", "OUT", positional=True)
+    source: str = option(None, "directory to read", "SOURCE", positional=True, check=path)
+    file: str = option(None, "image file (HDF5) to write", "OUT", positional=True, check=path)
     overwrite: bool = option(False, "replace OUT if it exists")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mpicnn.precision import Name as PrecisionName
-from mpicnn.settings.checks import devices_text, extents, rising, shares_text, stages_text
+from mpicnn.settings.checks import devices_text, extents, path, rising, shares_text, stages_text
 from mpicnn.settings.choices import FcUpdate, Order, RateScheduleName, Scaling, Scheme, Sync
 from mpicnn.settings.option import Options, option
 
@@ -20,7 +20,7 @@ class ModelChoice(Options):
 
     heading = "model and data"
     fixed = True
-    model: str = option("default", "network: a name, FILE.py or FILE.toml", "MODEL")
+    model: str = option("default", "network: a name, FILE.py or FILE.toml", "MODEL", check=path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,10 @@ class DataChoice(Options):
     heading = "model and data"
     fixed = True
     data: str = option(
-        "embedded", "image file FILE.h5, or embedded: the small set in the package", "DATA"
+        "embedded",
+        "image file FILE.h5, or embedded: the small set in the package",
+        "DATA",
+        check=path,
     )
 
 
@@ -40,7 +43,11 @@ class RunDirectory(Options):
 
     heading = "run directory"
     run_dir: str = option(
-        "", "where checkpoints, metrics and settings are kept", "DIR", unset="a new runs/MODEL-N"
+        "",
+        "where checkpoints, metrics and settings are kept",
+        "DIR",
+        unset="a new runs/MODEL-N",
+        check=path,
     )
     resume: bool = option(False, "continue from the last checkpoint in run-dir")
     checkpoint_every: float = option(
@@ -116,7 +123,7 @@ class Augmentation(Options):
     heading = "augmentation of training images"
     fixed = True
     crop: int = option(0, "size of random square crops, pixels", ge=0, unset="off")
-    pad: int = option(0, "zeros added around images before the crop, pixels", ge=0)
+    pad: int = option(0, "zeros added around images before the crop, pixels", ge=0, le=4096)
     flip: bool = option(False, "mirror half of the images left to right, at random")
 
 
@@ -135,14 +142,18 @@ class PlanChoice(Options):
     heading = "how the work is divided over ranks"
     plan: str = option(
         "data", "preset data, owt, filter, fc-output, fc-input or master-worker, or FILE.toml",
-        "PLAN",
+        "PLAN", check=path,
     )  # fmt: skip
     shares: str = option(
         "equal", "share of the work per rank: equal, measured, or numbers like 2,1,1", "SHARES",
         check=shares_text,
     )  # fmt: skip
     calibration: str = option(
-        "", "file of measured speeds: read if it exists, else written", "FILE", unset="none"
+        "",
+        "file of measured speeds: read if it exists, else written",
+        "FILE",
+        unset="none",
+        check=path,
     )
     grid: str = option(
         "", "ranks as a data x model grid, like 2x4", "DxM", unset="one axis",
@@ -174,7 +185,7 @@ class DeviceChoice(Options):
         check=devices_text,
     )  # fmt: skip
     backend: Literal["auto", "numpy", "native"] = option("auto", "kernels of CPU ranks")
-    threads: int = option(0, "threads per rank", ge=0, unset="cores / ranks on the host")
+    threads: int = option(0, "threads per rank", ge=0, le=4096, unset="cores / ranks on the host")
     pin: bool = option(False, "give each rank of a host cores of its own")
     convolution: Literal["auto", "direct"] = option(
         "auto", "CPU convolutions: the fastest method, or direct: none that transforms its input"
@@ -192,7 +203,11 @@ class Display(Options):
     evaluate_every: float = option(1.0, "epochs between tests; 0: at the end only", ge=0)
     log_every: int = option(0, "steps between log lines", ge=0, unset="ten an epoch")
     trace: str = option(
-        "", "write a timeline of ten steps, for Perfetto or chrome://tracing", "FILE", unset="none"
+        "",
+        "write a timeline of ten steps, for Perfetto or chrome://tracing",
+        "FILE",
+        unset="none",
+        check=path,
     )
     progress: Literal["auto", "bar", "lines", "off"] = option(
         "auto", "progress as a bar or as lines; auto: a bar on a terminal"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import Field, dataclass
 from typing import Any, NoReturn, get_origin, get_type_hints
 
+from mpicnn.documents import read_toml
 from mpicnn.errors import UserError
 from mpicnn.settings import recipes
 from mpicnn.settings.option import Options, describe, kebab, version
@@ -209,13 +209,13 @@ def file_values(
 ) -> dict[str, Any]:
     """Return the settings in a TOML file by field name, without those in `skipped`."""
     try:
-        with open(path, "rb") as file:
-            found = tomllib.load(file)
+        with open(path, encoding="utf-8") as file:
+            found = read_toml(file.read())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a TOML file of settings") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not text in UTF-8; expected a TOML file of settings") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path}: {error}; expected lines like batch = 128") from None
     values: dict[str, Any] = {}
     for key, value in found.items():

@@ -22,6 +22,9 @@ LIMITS = {
     "lt": ("below", operator.lt),
     "le": ("of at most", operator.le),
 }
+MOST = 10**18
+"""No number is larger where a setting has no bound of its own: what follows from it is finite."""
+
 NOUNS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -68,6 +71,8 @@ def kept(value: Any, each: Field[Any], hint: Any) -> Any:
             _demand(isinstance(value, hint))
     except ValueError:
         raise ValueError(expected(each, hint)) from None
+    if hint in (int, float) and value > (most := each.metadata.get("le", MOST)):
+        raise ValueError(f"{NOUNS[hint]} of at most {most}: {each.metadata['description']}")
     return check(value) if check else value
 
 
@@ -84,9 +89,9 @@ def _number(kind: type, value: Any) -> Any:
     _demand(kind is not str and (not isinstance(value, str) or value.isascii()))
     try:
         number = kind(value)
+        _demand(math.isfinite(number) and (number == value or isinstance(value, str)))
     except OverflowError:
         raise ValueError from None
-    _demand(math.isfinite(number) and (number == value or isinstance(value, str)))
     return number
 
 

@@ -1,0 +1,180 @@
+"""Inputs that are nearly right, by seed: what a parser must accept or refuse in one line."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mpicnn import models
+from mpicnn.devices.calibration import Calibration
+from mpicnn.division.planfile import load_plan, plan_toml
+from mpicnn.division.propagation import check_batch
+from mpicnn.division.verify import all_programs
+from mpicnn.errors import UserError
+from mpicnn.models.entry import TYPES
+from mpicnn.settings.definitions import Settings, parse
+from mpicnn.settings.groups import PlanChoice
+
+MODEL = models.load("cuda-convnet", (3, 32, 32), 10)
+ODD = [
+    0, -1, 1, 2, 3, 10**9, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, True, False,
+    0.0, -0.0, 0.5, 1.0, 1e-308, 1e9, 1e308, -1e308, float("inf"), float("nan"),
+    "", "a", "auto", "equal", "measured", "classes", "n", "nn", "o", "m", "c", "mm", "0", "1,1",
+    "2x2", "-1", "../..", "~", "\x00", "\x1b[31m", "é\u202e", "x" * 5000, "1" * 5000,
+    [], [0], [1, 1], [1, 2, 3], [[1], 2], [[1, 1]], [[[1]]], ["a"], [True], [1e308, 1e308],
+    [10**400], {}, {"a": 1}, {"split": "n"}, {"split": 3}, {"shares": [0, 0]},
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parser:
+    """What is fuzzed: how an input is written, and what reads it."""
+
+    write: Callable[[random.Random], str]
+    read: Callable[[Path], object]
+    suffix: str = ".toml"
+
+
+def toml(table: dict[str, Any]) -> str:
+    """Return a table of tables and values as TOML, in which keys may be odd too."""
+    lines, inner = [], []
+    for key, value in table.items():
+        name = json.dumps(key)
+        if isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()) and value:
+            inner += [f"[{name}.{json.dumps(k)}]\n{toml(v)}" for k, v in value.items()]
+        elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+            inner += [f"[[{name}]]\n{toml(v)}" for v in value]
+        else:
+            lines.append(f"{name} = {literal(value)}")
+    return "\n".join([*lines, *inner])
+
+
+def literal(value: Any) -> str:
+    """Return a value as TOML writes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value)
+
+
+def spoiled(draw: random.Random, text: str) -> str:
+    """Return a text, often as it is, else cut, repeated, or with a character changed."""
+    at, to = sorted(draw.randrange(len(text) + 1) for _ in range(2))
+    return draw.choice(
+        [text] * 6
+        + [
+            text[:at],
+            text[:at] + draw.choice('[]{}"\\=\n\x00é,.0-') + text[at + 1 :],
+            text[:to] + text[at:],
+            text[:at] + text[to:],
+            text + "[" * draw.choice([1, 2000, 100_000]),
+        ]
+    )
+
+
+def settings_text(draw: random.Random) -> str:
+    """Return a file of settings."""
+    default = Settings()
+    names = [each.name for _, each in Settings.options()]
+    table = {name: getattr(default, name) for name in draw.sample(names, draw.randint(0, 8))}
+    return spoiled(draw, toml(odd(draw, table)))
+
+
+def odd(draw: random.Random, table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table in which some values and keys are odd."""
+    table = dict(table)
+    for key in list(table):
+        if draw.random() < 0.3:
+            table[key] = draw.choice(ODD)
+        if draw.random() < 0.03:
+            table[draw.choice(["", "a b", "é", key.upper(), f"{key}s"])] = table.pop(key)
+    return table
+
+
+def plan_text(draw: random.Random) -> str:
+    """Return a plan for up to six ranks."""
+    layers = {
+        name: odd(draw, {"split": draw.choice("nocm"), "shares": [1, 2], "home": "use"})
+        for name, _ in draw.sample(MODEL.layers, draw.randint(0, 3))
+    }
+    table = {
+        "name": "mine", "preset": draw.choice(["data", "owt", "filter", "fc-input"]),
+        "scheme": draw.choice("abc"), "sync": "allreduce", "grid": [2], "shares": [2, 1],
+        "stages": draw.choice([[], ["conv2"], ["conv2", "conv3"]]), "micro_batches": 2,
+        "order": "1f1b", "layers": layers,
+    }  # fmt: skip
+    keys = draw.sample(list(table), draw.randint(0, len(table)))
+    return spoiled(draw, toml(odd(draw, {key: table[key] for key in keys})))
+
+
+def network_text(draw: random.Random) -> str:
+    """Return a network of a few layers."""
+    layers = []
+    for _ in range(draw.randint(0, 5)):
+        kind = draw.choice(list(TYPES))
+        known = [f.name for f in fields(TYPES[kind]) if f.init]  # type: ignore[arg-type]
+        values = {name: draw.choice([1, 2, 3, 5, 0.5, [2, 2]]) for name in known}
+        layers.append(odd(draw, {"type": kind} | values))
+    ending = [{"type": "flatten"}, {"type": "linear", "o": "classes"}]
+    return spoiled(draw, toml({"layer": layers + ending}))
+
+
+def calibration_text(draw: random.Random) -> str:
+    """Return a file of measured speeds."""
+    made = Calibration("default", (1, 28, 28), "float32", ("native",), ("conv1",), ((0.5,),))
+    return spoiled(draw, json.dumps(odd(draw, json.loads(made.to_json()))))
+
+
+def read_plan(path: Path) -> object:
+    """Read a plan and compile it for all of its ranks, wherever it fits their number."""
+    refusals = []
+    for ranks in (1, 2, 4):
+        try:
+            plan = load_plan(PlanChoice(plan=str(path)), MODEL, ranks)
+            check_batch(MODEL, plan, 8)
+            all_programs(MODEL, plan, 8)
+            plan_toml(plan)
+        except UserError as error:
+            check_line(error)
+            refusals.append(error)
+    if len(refusals) == 3:
+        raise refusals[0]
+
+
+def check_line(error: UserError) -> None:
+    """Check that a refusal is one line of sensible length that shows on any terminal."""
+    text = str(error)
+    assert text and "\n" not in text and len(text) < 1000, text[:2000]
+    assert text.isprintable(), repr(text)
+
+
+PARSERS = {
+    "settings": Parser(settings_text, lambda path: parse([str(path)], "train", {})),
+    "plan": Parser(plan_text, read_plan),
+    "network": Parser(network_text, lambda path: models.load(path, (3, 16, 16), 10)),
+    "calibration": Parser(
+        calibration_text, lambda path: Calibration.from_json(path.read_text(), str(path)), ".json"
+    ),
+}
+
+
+def refused(kind: str, seeds: range, folder: Path) -> Iterator[bool]:
+    """Yield for each seed whether the input was refused; raise what is raised otherwise."""
+    parser = PARSERS[kind]
+    for seed in seeds:
+        draw = random.Random(f"{kind} {seed}")
+        path = folder / f"input{parser.suffix}"
+        path.write_text(parser.write(draw), encoding="utf-8", errors="surrogateescape")
+        try:
+            parser.read(path)
+            yield False
+        except UserError as error:
+            check_line(error)
+            yield True
