@@ -58,7 +58,8 @@ def test_disk_that_gets_full(tmp_path: Path) -> None:
     (source / "train-images-idx3-ubyte").write_bytes(idx_bytes(big))
     labels = np.arange(20_000, dtype=np.uint64) % 3
     (source / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels.astype(np.uint8)))
-    limit = "import resource, signal, sys\nfrom mpicnn.commands import start\n"
+    limit = "import resource, signal\nimport mpicnn.job.launch\n"  # MPI starts without the limit
+    limit += "from mpicnn.commands import start\n"
     limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000,) * 2)\nstart('data')\n"
     job = mpi_jobs.run(0, "-c", limit, "prepare", "idx", source, out)

@@ -169,7 +169,15 @@ def warn(process):
 
 @each_script
 @pytest.mark.parametrize(
-    "code, calls", [(STOPPED, ["requeue 17"]), (138, ["requeue 17"]), (0, []), (1, []), (143, [])]
+    "code, calls",
+    [
+        (STOPPED, ["requeue 17"]),
+        (138, ["requeue 17"]),
+        (10, ["requeue 17"]),
+        (0, []),
+        (1, []),
+        (143, []),
+    ],
 )
 def test_what_the_time_limit_cuts_is_requeued(script, code, calls, tmp_path):
     (tmp_path / "saved").touch()

@@ -1,11 +1,9 @@
 """Plans that nobody picked by hand: equal to one rank, or refused in one line before they run."""
 
-import numpy as np
 import pytest
 from oracle import run_ranks
-from plan_cases import BATCH, RAGGED, compare, network, train, whole
-from random_cases import alone, draw, refusal
-from random_cases import train as train_case
+from plan_cases import BATCH, RAGGED, compare, network, train
+from random_cases import compare_with_one_rank, draw, refusal
 
 from mpicnn.division.plan import LayerPlan, Plan, equal_shares
 from mpicnn.division.presets import preset
@@ -15,20 +13,7 @@ SEEDS = range(250)
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_plan_trains_as_one_rank_or_is_refused_in_one_line(seed):
-    case = draw(seed)
-    if line := refusal(case):
-        assert "\n" not in line
-        return
-    reference = run_ranks(1, lambda comm: train_case(comm, case, alone(case)))
-    results = run_ranks(case.plan.ranks, lambda comm: train_case(comm, case, case.plan))
-    for losses, _, _, sent, predicted in results:
-        np.testing.assert_allclose(losses, reference[0][0], rtol=1e-12)
-        assert sent == pytest.approx(predicted)
-    ours = whole(results)
-    for name, array in whole(reference).items():
-        # a bias in front of batch normalisation has no gradient: its noise is not compared
-        error = np.linalg.norm(ours[name] - array) / max(1.0, np.linalg.norm(array))
-        assert error <= 1e-12, f"{name}: {error:.2e}"
+    compare_with_one_rank(draw(seed))
 
 
 def test_most_random_plans_are_accepted():

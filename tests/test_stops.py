@@ -96,7 +96,10 @@ def test_a_signal_during_the_start_of_mpi_is_kept(number: signal.Signals) -> Non
 def test_no_signal_is_lost_while_a_job_starts(
     ranks: int, number: signal.Signals, tmp_path: Path, images: Path
 ) -> None:
-    """Either it saves and says so with its code, or it dies of the signal before Python starts."""
+    """Either it saves and says so with its code, or it dies of the signal before Python starts.
+
+    MPICH's mpirun gives the number of a signal that a rank died of as its own code.
+    """
     options = ("--data", images, "--epochs", 100_000, "--evaluate-every", 0, "--threads", 1)
     for delay in (0.1, 0.25, 0.5, 0.8):
         directory = tmp_path / f"{delay}"
@@ -104,5 +107,5 @@ def test_no_signal_is_lost_while_a_job_starts(
         time.sleep(delay)
         job.send_signal(number)
         ended = mpi_jobs.finish(job, 25)
-        assert ended.code in (75, -number), ended.err
+        assert ended.code in (75, -number, number), ended.err
         assert (directory / "checkpoints").is_dir() == (ended.code == 75)

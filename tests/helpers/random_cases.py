@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from oracle import run_ranks
+from plan_cases import whole
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.compile import compile
@@ -171,3 +173,20 @@ def refusal(case):
 def alone(case):
     """Return the plan of one rank that cuts the batch into the same micro-batches."""
     return preset("data", case.model, (1,))
+
+
+def compare_with_one_rank(case):
+    """Check that a case trains as one rank does, or is refused in one line."""
+    if line := refusal(case):
+        assert "\n" not in line
+        return
+    reference = run_ranks(1, lambda comm: train(comm, case, alone(case)))
+    results = run_ranks(case.plan.ranks, lambda comm: train(comm, case, case.plan))
+    for losses, _, _, sent, predicted in results:
+        np.testing.assert_allclose(losses, reference[0][0], rtol=1e-12)
+        np.testing.assert_allclose(sent, predicted, rtol=1e-12)
+    ours = whole(results)
+    for name, array in whole(reference).items():
+        # a bias in front of batch normalisation has no gradient: its noise is not compared
+        error = np.linalg.norm(ours[name] - array) / max(1.0, np.linalg.norm(array))
+        assert error <= 1e-12, f"{name}: {error:.2e}"

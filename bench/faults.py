@@ -1,0 +1,185 @@
+"""Do to mpicnn what happens to it: kills, signals, damage, absurd input; count what it survives.
+
+Every fault is drawn from its number, so that `--seed N --count 1` does one again. A fault is
+survived if what follows is right: a killed, stopped or damaged run goes on to the very weights of
+a run that nothing happened to, and input is accepted or refused in one line, in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
+
+import fuzz
+import mpi_jobs
+import random_cases
+
+from mpicnn.checkpoint import read_tensors
+from mpicnn.errors import UserError
+
+SECONDS = 120
+INPUT_S = 1.0
+STEPS = 158
+TRAIN = ("-m", "mpicnn.train", "--epochs", 2, "--checkpoint-every", 0.1, "--threads", 1, "--keep",
+         3, "--progress", "off", "--precision", "float64", "--evaluate-every", 1)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a fault happens: a scratch folder, and the weights of a run without faults."""
+
+    folder: Path
+    weights: dict[str, np.ndarray]
+
+
+def plan(draw: random.Random, place: Place) -> None:
+    """Train under a random plan, against one rank."""
+    random_cases.compare_with_one_rank(random_cases.draw(draw.randrange(10**9)))
+
+
+def parser(kind: str) -> Callable[[random.Random, Place], None]:
+    """Return a fault: an input of that kind that is nearly right."""
+
+    def read(draw: random.Random, place: Place) -> None:
+        seed = draw.randrange(10**9)
+        since = time.perf_counter()
+        list(fuzz.refused(kind, range(seed, seed + 1), place.folder))
+        seconds = time.perf_counter() - since
+        assert seconds < INPUT_S, f"took {seconds:.1f} s"
+
+    return read
+
+
+def killed(draw: random.Random, place: Place) -> None:
+    """Kill a job at any moment, twice, and let it go on."""
+    run = place.folder / "run"
+    for _ in range(2):
+        job = mpi_jobs.start(2, *TRAIN, "--run-dir", run, "--resume")
+        time.sleep(draw.uniform(0.2, 2.5))
+        os.killpg(job.pid, signal.SIGKILL)
+        job.communicate(timeout=SECONDS)
+        assert job.returncode in (0, -signal.SIGKILL)
+        time.sleep(0.2)  # the launcher's helpers see that it is gone, and end the ranks
+    complete(run, place)
+
+
+def signalled(draw: random.Random, place: Place) -> None:
+    """Ask a job to stop at any moment, and let it go on."""
+    run = place.folder / "run"
+    number = draw.choice([signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+    job = mpi_jobs.start(2, *TRAIN, "--run-dir", run)
+    time.sleep(draw.uniform(0.1, 3))
+    job.send_signal(number)
+    ended = mpi_jobs.finish(job, SECONDS)
+    early = (number, -number)  # of mpirun, which the signal reached before Python started
+    assert ended.code in (0, 75, *early), f"code {ended.code}: {ended.err}"
+    assert ended.code in early or (run / "checkpoints").is_dir(), "nothing was saved"
+    complete(run, place)
+
+
+def damaged(draw: random.Random, place: Place) -> None:
+    """Damage the newest checkpoint: a bit, a block of zeros, or its end; let the run go on."""
+    run = place.folder / "run"
+    job = mpi_jobs.run(2, *TRAIN, "--run-dir", run, "--epochs", 1, seconds=SECONDS)
+    assert job.code == 0, job.err
+    newest = max((run / "checkpoints").iterdir())
+    data = bytearray(newest.read_bytes())
+    at = draw.randrange(len(data))
+    match draw.randrange(3):
+        case 0:
+            data[at] ^= 1 << draw.randrange(8)
+        case 1:
+            data[at : at + 512] = bytes(len(data[at : at + 512]))
+        case _:
+            del data[at:]
+    newest.write_bytes(data)
+    complete(run, place)
+
+
+def complete(run: Path, place: Place) -> None:
+    """Resume a run to its end; its weights must be those of a run that nothing happened to."""
+    job = mpi_jobs.run(2, *TRAIN, "--run-dir", run, "--resume", seconds=SECONDS)
+    assert job.code == 0, f"code {job.code}: {job.err}"
+    for name, array in read_tensors(run / "checkpoints" / f"step-{STEPS:08d}.h5").items():
+        expected = place.weights[name]
+        error = np.linalg.norm(array - expected) / max(np.linalg.norm(expected), 1e-300)
+        assert error < 1e-12, f"{name}: {error:.1e} from the run without faults"
+
+
+FAULTS: dict[str, tuple[float, Callable[[random.Random, Place], None]]] = {
+    "random plans": (1, plan),
+    **{f"{kind} files": (5, parser(kind)) for kind in fuzz.PARSERS},
+    "kill -9, twice": (0.05, killed),
+    "USR1, TERM, Ctrl-C": (0.05, signalled),
+    "damaged checkpoints": (0.05, damaged),
+}
+"""How many of each family there are for each of `--count`, and what is done."""
+TRAINING = {"kill -9, twice", "USR1, TERM, Ctrl-C", "damaged checkpoints"}
+
+
+def main() -> int:
+    """Print a line per family: tried, survived, and the numbers of those that were not."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--count", type=int, default=200, help="of random plans; others follow")
+    options.add_argument("--seed", type=int, default=0, help="of the first fault")
+    options.add_argument("--only", choices=FAULTS, action="append", help="families [all]")
+    asked = options.parse_args()
+    failed = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        names = asked.only or list(FAULTS)
+        weights = whole(Path(scratch)) if TRAINING & set(names) else {}
+        print(f"{'family':<22}{'tried':>8}{'survived':>10}{'s':>8}", flush=True)
+        for name in names:
+            share, _ = FAULTS[name]
+            seeds = range(asked.seed, asked.seed + max(1, int(asked.count * share)))
+            failed += family(name, seeds, Path(scratch), weights)
+    return 1 if failed else 0
+
+
+def whole(scratch: Path) -> dict[str, np.ndarray]:
+    """Return the weights of a run that nothing happens to."""
+    job = mpi_jobs.run(2, *TRAIN, "--run-dir", scratch / "whole", seconds=SECONDS)
+    assert job.code == 0, job.err
+    return read_tensors(scratch / "whole" / "checkpoints" / f"step-{STEPS:08d}.h5")
+
+
+def family(name: str, seeds: range, scratch: Path, weights: dict[str, np.ndarray]) -> int:
+    """Do the faults of a family and print how they went; return how many were not survived."""
+    _, fault = FAULTS[name]
+    since, lost = time.perf_counter(), []
+    for seed in seeds:
+        folder = scratch / "fault"
+        folder.mkdir()
+        try:
+            fault(random.Random(f"{name} {seed}"), Place(folder, weights))
+        except UserError as error:
+            lost.append(f"  {name}, --seed {seed}: UserError: {error}")
+        except (Exception, pytest.fail.Exception) as error:
+            said = " ".join(str(error).split())[:300]
+            lost.append(f"  {name}, --seed {seed}: {type(error).__name__}: {said}")
+        shutil.rmtree(folder)
+    seconds = time.perf_counter() - since
+    print(f"{name:<22}{len(seeds):>8}{len(seeds) - len(lost):>10}{seconds:>8.0f}", flush=True)
+    for line in lost:
+        print(line)
+    return len(lost)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
