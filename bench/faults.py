@@ -82,7 +82,7 @@ def signalled(draw: random.Random, place: Place) -> None:
     run = place.folder / "run"
     number = draw.choice([signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
     job = mpi_jobs.start(2, *TRAIN, "--run-dir", run)
-    time.sleep(draw.uniform(0.1, 3))
+    time.sleep(draw.uniform(0.3, 3))
     job.send_signal(number)
     ended = mpi_jobs.finish(job, SECONDS)
     early = (number, -number)  # of mpirun, which the signal reached before Python started
