@@ -15,11 +15,11 @@ from data_samples import Sample, sample
 
 from mpicnn.data.augment import Augment
 from mpicnn.data.file import Dataset, open_dataset
-from mpicnn.data.loader import AHEAD, Batch, Batches
+from mpicnn.data.loader import AHEAD, Batch, Batches, Inputs, Order
 from mpicnn.data.store import Store
 
 N, BATCH = 23, 7  # Four steps to an epoch, the last of two examples.
-VARIED = Augment(crop=(4, 4), pad=1, flip=True)
+VARIED, PLAIN = Augment(crop=(4, 4), pad=1, flip=True), Augment(random=False)
 DIVISIONS = [(1,), (1, 1), (3, 1), (0, 2, 1), (1, 0, 0, 1), (1,) * 9]
 
 
@@ -41,8 +41,10 @@ def everything(count: int) -> np.ndarray:
 
 
 def batches(data: Dataset, rows: Any = everything, **how: Any) -> Batches:
-    settings = {"batch": BATCH, "seed": 3, "mean": data.mean, "std": data.std, "augment": VARIED}
-    return Batches(data.split("train"), rows=rows, **settings | how)
+    images = {"mean": data.mean, "std": data.std, "augment": VARIED}
+    images |= {key: how.pop(key) for key in ("augment", "dtype", "ops") if key in how}
+    order = Order(**{"batch": BATCH, "seed": 3} | how)
+    return Batches(data.split("train"), order, rows, Inputs(**images))
 
 
 def take(data: Dataset, count: int, rows: Any = everything, **how: Any) -> list[Batch]:
@@ -73,7 +75,7 @@ def test_epochs_and_ragged_batches(data: Dataset) -> None:
 
 
 def test_every_example_once_an_epoch_in_another_order(made: Sample, data: Dataset) -> None:
-    plain = take(data, 8, augment=None, dtype=np.float64)
+    plain = take(data, 8, augment=PLAIN, dtype=np.float64)
     orders = []
     for epoch in (plain[:4], plain[4:]):
         x = np.concatenate([batch.x for batch in epoch])
@@ -91,7 +93,7 @@ def test_every_example_once_an_epoch_in_another_order(made: Sample, data: Datase
 
 
 def test_values_are_normalized(made: Sample, data: Dataset) -> None:
-    (batch,) = take(data, 1, augment=None, shuffle=False)
+    (batch,) = take(data, 1, augment=PLAIN, shuffle=False)
     pixels = made.images["train"][:BATCH].astype(np.float64)
     expected = (pixels - data.mean[:, None, None]) / data.std[:, None, None]
     assert batch.x.dtype == np.float32

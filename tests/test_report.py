@@ -19,7 +19,7 @@ from mpicnn.run.directory import write_text
 from mpicnn.run.metrics import COLUMNS, Metrics, MetricsRow, plot_run, read_rows
 from mpicnn.run.output import Output, write_lines
 from mpicnn.run.progress import ProgressDisplay, Reporter, duration, figure
-from mpicnn.run.summary import Memory, Rank, RunSummary, TimeSplit, startup, summary
+from mpicnn.run.summary import Memory, Opening, Rank, RunSummary, TimeSplit, startup, summary
 
 
 @dataclass(frozen=True)
@@ -311,10 +311,11 @@ def test_reporter_leaves_tests_and_checkpoints_out_of_the_speed(
 
 
 def start(ranks: list[Rank], notes: Sequence[str] = ()) -> list[str]:
-    return startup(
+    opening = Opening(
         "0.1.0", ranks, "MPICH 5.0.2", "default", 1234567, "embedded", "owt", "runs/default-001",
         notes,
-    ).splitlines()  # fmt: skip
+    )  # fmt: skip
+    return startup(opening).splitlines()
 
 
 def test_startup_of_one_rank() -> None:

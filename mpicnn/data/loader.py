@@ -37,48 +37,60 @@ class Batch:
     step: int
 
 
-class Batches:
-    """Iterate over the batches of a split, read ahead by a thread of its own.
+@dataclass(frozen=True)
+class Order:
+    """Say which examples make a batch, and which batch is the first.
 
     Step s of epoch e takes the next `batch` of the examples in the order
     `rng.permutation(n, seed, e)` (in file order without `shuffle`); the last batch of an epoch
     is whatever is left, so that an epoch has ceil(n / batch) steps and every example once.
+    The first batch is of `start_step`, whichever that is, at no extra cost. They end after epoch
+    `epochs` - 1, or never if `epochs` is None. `seed` is of the augmentation too.
+    """
+
+    batch: int
+    seed: int
+    start_step: int = 0
+    shuffle: bool = True
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.start_step < 0:
+            raise ValueError(
+                f"batch {self.batch} must be positive, start_step {self.start_step} at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Say what becomes of images: varied, normalised by `mean` and `std` (c,), arrays of `ops`."""
+
+    mean: Array
+    std: Array
+    augment: Augment = Augment(random=False)
+    dtype: DTypeLike = np.float32
+    ops: Backend = plain
+
+
+class Batches:
+    """Iterate over the batches of a split, read ahead by a thread of its own.
+
     `rows` maps the number of examples in a global batch to the positions in it (int64, each in
-    0 … count-1) that this rank needs; it is called in the reading thread. The first batch is of
-    step `start_step`, whichever that is, at no extra cost. The iteration ends after epoch
-    `epochs` - 1, or never if `epochs` is None. `ops` is the backend whose arrays the images become.
+    0 … count-1) that this rank needs; it is called in the reading thread.
 
     An exception in the reading thread is raised by `next()` in place of the batch that failed.
     Use as a context manager, or call `close()`, to end the thread.
     """
 
     def __init__(
-        self,
-        split: Split,
-        batch: int,
-        seed: int,
-        rows: Callable[[int], Index],
-        *,
-        mean: Array,
-        std: Array,
-        augment: Augment | None = None,
-        shuffle: bool = True,
-        epochs: int | None = None,
-        start_step: int = 0,
-        dtype: DTypeLike = np.float32,
-        ops: Backend = plain,
+        self, split: Split, order: Order, rows: Callable[[int], Index], inputs: Inputs
     ) -> None:
-        if batch < 1 or start_step < 0:
-            raise ValueError(f"batch {batch} must be positive, start_step {start_step} at least 0")
-        self.split, self.batch, self.seed, self.rows = split, batch, seed, rows
-        self.mean, self.std, self.dtype, self.shuffle = mean, std, dtype, shuffle
-        self.ops, self.feed = ops, ops.Feed()
-        self.augment = augment or Augment(random=False)
-        self.shape = self.augment.out_shape(split.shape)
-        self.steps_per_epoch = -(-len(split) // batch)
-        self._start = start_step
-        self._stop = None if epochs is None else epochs * self.steps_per_epoch
-        self._order: tuple[int, Index] = (-1, np.empty(0, np.int64))
+        self.split, self.order, self.rows, self.inputs = split, order, rows, inputs
+        self.feed = inputs.ops.Feed()
+        self.shape = inputs.augment.out_shape(split.shape)
+        self.steps_per_epoch = -(-len(split) // order.batch)
+        self._stop = None if order.epochs is None else order.epochs * self.steps_per_epoch
+        self._permuted: tuple[int, Index] = (-1, np.empty(0, np.int64))
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
         self._end: BaseException | None = None
         self._closing = threading.Event()
@@ -122,7 +134,7 @@ class Batches:
         self.close()
 
     def _read_ahead(self) -> None:
-        step = self._start
+        step = self.order.start_step
         try:
             while not self._closing.is_set() and (self._stop is None or step < self._stop):
                 self._ready.put(self._read(step))
@@ -136,22 +148,23 @@ class Batches:
 
     def _read(self, step: int) -> Batch:
         epoch, place = divmod(step, self.steps_per_epoch)
-        index = self._epoch_order(epoch)[place * self.batch : (place + 1) * self.batch]
+        batch, inputs = self.order.batch, self.inputs
+        index = self._epoch_order(epoch)[place * batch : (place + 1) * batch]
         positions = np.asarray(self.rows(len(index)), np.int64)
         if positions.size and not 0 <= positions.min() <= positions.max() < len(index):
             raise ValueError(f"rows: positions outside 0 to {len(index) - 1}: {positions}")
         mine = index[positions]
-        windows = self.augment.windows(self.split.shape, self.seed, epoch, mine)
+        windows = inputs.augment.windows(self.split.shape, self.order.seed, epoch, mine)
         make = partial(
-            self.augment.apply, self.ops,
-            windows=windows, mean=self.mean, std=self.std, dtype=self.dtype,
+            inputs.augment.apply, inputs.ops,
+            windows=windows, mean=inputs.mean, std=inputs.std, dtype=inputs.dtype,
         )  # fmt: skip
         x = self.feed.put(self.split.read(mine), make)
         return Batch(x, self.split.labels[index], len(index), epoch, step)
 
     def _epoch_order(self, epoch: int) -> Index:
-        if self._order[0] != epoch:
-            n = len(self.split)
-            order = rng.permutation(n, self.seed, epoch) if self.shuffle else np.arange(n)
-            self._order = (epoch, order)
-        return self._order[1]
+        if self._permuted[0] != epoch:
+            n, order = len(self.split), self.order
+            index = rng.permutation(n, order.seed, epoch) if order.shuffle else np.arange(n)
+            self._permuted = (epoch, index)
+        return self._permuted[1]

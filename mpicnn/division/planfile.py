@@ -56,7 +56,7 @@ def load_plan(
     Raises UserError for anything that is not so, or does not suit the number of ranks.
     """
     if not asked.plan.endswith(".toml"):
-        return _divide({}, asked.plan, asked, model, ranks, speeds)
+        return _divide({"preset": asked.plan}, asked, model, ranks, speeds)
     try:
         text = Path(asked.plan).read_text()
     except OSError as error:
@@ -81,7 +81,7 @@ def parse_plan(
         raise UserError(f"plan {where}: not valid TOML: {error}") from None
     _check(where, found, _TOP)
     _check_items(where, found)
-    start = _divide(found, found.get("preset", "data"), asked, model, ranks, speeds, where)
+    start = _divide({"preset": "data"} | found, asked, model, ranks, speeds, where)
     layers = dict(start.layers)
     for layer, entry in found.get("layers", {}).items():
         at = f"{where}: layers.{layer}"
@@ -103,7 +103,6 @@ def parse_plan(
 
 def _divide(
     found: Mapping[str, Any],
-    preset_name: str,
     asked: PlanChoice,
     model: Model,
     ranks: int,
@@ -140,7 +139,7 @@ def _divide(
     parts = found.get("micro_batches") or asked.micro_batches
     return replace(
         preset(
-            preset_name,
+            found["preset"],
             model,
             grid,
             shares,

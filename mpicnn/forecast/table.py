@@ -39,13 +39,32 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
     Parameters are items; GFLOP and MB are of one training step, forward and backward, MB the
     most that one rank sends.
     """
-    itemsize = dtype_of(precision).itemsize
-    costs = all_costs(model, plan, batch, itemsize)
+    costs = all_costs(model, plan, batch, dtype_of(precision).itemsize)
+    rows = _layer_rows(model, plan, batch, costs)
+    if plan.stages:
+        rows = _with_stages(model, plan, rows)
+    grid = " x ".join(map(str, (plan.depth, *plan.grid) if plan.stages else plan.grid))
+    title = (
+        f"{model.name} under plan {plan.name} on {grid} rank(s), batch {batch}, {precision}, "
+        f"scheme ({plan.scheme}), {plan.sync}"
+    )
+    if plan.micro_batches > 1:
+        title += f", {plan.micro_batches} micro-batches"
+    if plan.stages:
+        title += f" ({plan.order})"
+    left = 4 if plan.stages else 3
+    return "\n".join([title, "", *_table(rows, left), "", *_table(_rank_rows(costs), 1)])
+
+
+def _layer_rows(
+    model: Model, plan: Plan, batch: int, costs: list[list[LayerCost]]
+) -> list[tuple[str, ...]]:
+    """Return the head and a row for each layer, input and loss."""
     divisions = propagate(model, plan)
-    names = list(dict.fromkeys(cost.name for rank in costs for cost in rank))
+    names = {cost.name for rank in costs for cost in rank} | {INPUT}
     order = [INPUT, *(name for name, _ in model.layers), LOSS]
     rows: list[tuple[str, ...]] = [("layer", "split", "shares", "parameters", "GFLOP", "MB sent")]
-    for name in sorted(set(names) | {INPUT}, key=order.index):
+    for name in sorted(names, key=order.index):
         work = [cost.work for rank in costs for cost in rank if cost.name == name]
         params = sum(prod(p.shape) for p in _params(model, name))
         rows.append(
@@ -58,10 +77,15 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
                 _blank(sent := max((w.bytes_sent for w in work), default=0.0), f"{sent / 1e6:.3f}"),
             )
         )
-    summary = [("rank", "parameters", "GFLOP", "MB sent", "messages")]
+    return rows
+
+
+def _rank_rows(costs: list[list[LayerCost]]) -> list[tuple[str, ...]]:
+    """Return the head and a row for each rank, or for several that are alike."""
+    rows: list[tuple[str, ...]] = [("rank", "parameters", "GFLOP", "MB sent", "messages")]
     for rank, layers in _listed(costs):
         total = [c.work for c in layers]
-        summary.append(
+        rows.append(
             (
                 rank,
                 f"{sum(c.held for c in layers):,}",
@@ -70,24 +94,19 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
                 str(sum(w.messages for w in total)),
             )
         )
-    grid = " x ".join(map(str, (plan.depth, *plan.grid) if plan.stages else plan.grid))
-    title = (
-        f"{model.name} under plan {plan.name} on {grid} rank(s), batch {batch}, {precision}, "
-        f"scheme ({plan.scheme}), {plan.sync}"
-    )
-    if plan.micro_batches > 1:
-        title += f", {plan.micro_batches} micro-batches"
-    if plan.stages:
-        title += f" ({plan.order})"
-        names = [name for name, _ in model.layers]
-        starts = [names.index(name) for name in plan.stages]
-        stage_of = {name: bisect(starts, at) for at, name in enumerate(names)}
-        stage_of |= {INPUT: 0, LOSS: len(starts)}
-        rows = [
-            ("stage" if at == 0 else str(stage_of[row[0]]), *row) for at, row in enumerate(rows)
-        ]
-    left = 4 if plan.stages else 3
-    return "\n".join([title, "", *_table(rows, left), "", *_table(summary, 1)])
+    return rows
+
+
+def _with_stages(
+    model: Model, plan: Plan, rows: Sequence[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """Return the rows of layers with the number of their pipeline stage in front."""
+    names = [name for name, _ in model.layers]
+    starts = [names.index(name) for name in plan.stages]
+    stage_of = {name: bisect(starts, at) for at, name in enumerate(names)}
+    stage_of |= {INPUT: 0, LOSS: len(starts)}
+    head, *others = rows
+    return [("stage", *head), *((str(stage_of[row[0]]), *row) for row in others)]
 
 
 def _params(model: Model, name: str) -> list[Param]:

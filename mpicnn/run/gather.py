@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpicnn.run.summary import Memory, Rank, RunSummary, TimeSplit, startup
+from mpicnn.run.summary import Memory, Opening, Rank, RunSummary, TimeSplit, startup
 from mpicnn.settings.option import version
 from mpicnn.step.timing import CATEGORIES
 
@@ -36,7 +36,7 @@ def first_lines(trainer: Trainer, directory: Path) -> str:
     shape = " x ".join(map(str, data.shape))
     went_on = f", from step {trainer.step}" if trainer.step else ""
     notes = {note for text in mesh.texts("\n".join(device.notes)) for note in text.splitlines()}
-    return startup(
+    opening = Opening(
         version(),
         ranks,
         library,
@@ -47,6 +47,7 @@ def first_lines(trainer: Trainer, directory: Path) -> str:
         f"{directory}{went_on}",
         sorted(notes),
     )
+    return startup(opening)
 
 
 def describe(plan: Plan) -> str:

@@ -29,28 +29,33 @@ class Rank:
     threads: int
 
 
-def startup(
-    version: str,
-    ranks: Sequence[Rank],
-    library: str,
-    model: str,
-    parameters: int,
-    data: str,
-    plan: str,
-    run_dir: str,
-    notes: Sequence[str] = (),
-) -> str:
-    """Return the first lines of a run. `library` is the MPI library's name and version."""
-    lines = [f"mpicnn {version}: {counted(len(ranks), 'rank')}, {library}"]
-    lines += [f"  {'hosts':<6} {line}" for line in _hosts(ranks)]
+@dataclass(frozen=True)
+class Opening:
+    """Say what a run begins with. `library` is the MPI library's name and version."""
+
+    version: str
+    ranks: Sequence[Rank]
+    library: str
+    model: str
+    parameters: int
+    data: str
+    plan: str
+    run_dir: str
+    notes: Sequence[str] = ()
+
+
+def startup(run: Opening) -> str:
+    """Return the first lines of a run."""
+    lines = [f"mpicnn {run.version}: {counted(len(run.ranks), 'rank')}, {run.library}"]
+    lines += [f"  {'hosts':<6} {line}" for line in _hosts(run.ranks)]
     for name, value in (
-        ("model", f"{model}, {parameters:,} parameters"),
-        ("data", data),
-        ("plan", plan),
-        ("run", run_dir),
+        ("model", f"{run.model}, {run.parameters:,} parameters"),
+        ("data", run.data),
+        ("plan", run.plan),
+        ("run", run.run_dir),
     ):
         lines.append(f"  {name:<6} {value}")
-    lines += [f"note: {note}" for note in notes]
+    lines += [f"note: {note}" for note in run.notes]
     return "\n".join(lines)
 
 

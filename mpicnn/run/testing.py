@@ -11,7 +11,7 @@ import numpy as np
 from mpicnn.data.augment import Augment
 from mpicnn.data.file import Dataset
 from mpicnn.data.layout import Array, Index
-from mpicnn.data.loader import Batches
+from mpicnn.data.loader import Batches, Inputs, Order
 from mpicnn.step.executor import Totals
 
 if TYPE_CHECKING:
@@ -53,18 +53,15 @@ def test(
     """Return the score on all test examples, None if a rank is `stopping` before. Collective."""
     totals, count = Totals(), 0
     wanted = distributed.mesh.sum(np.zeros(1))
+    inputs = Inputs(
+        examples.mean, examples.std, examples.augment.for_evaluation(), distributed.dtype,
+        distributed.ops,
+    )  # fmt: skip
     with Batches(
         examples.data.split("test"),
-        examples.batch,
-        distributed.seed,
+        Order(examples.batch, distributed.seed, shuffle=False, epochs=1),
         lambda n: distributed.program(n).positions,
-        mean=examples.mean,
-        std=examples.std,
-        augment=examples.augment.for_evaluation(),
-        shuffle=False,
-        epochs=1,
-        dtype=distributed.dtype,
-        ops=distributed.ops,
+        inputs,
     ) as batches:
         for item in batches:
             program = distributed.program(item.count)

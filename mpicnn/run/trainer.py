@@ -13,7 +13,7 @@ import numpy as np
 from mpicnn.checkpoint import Checkpoints
 from mpicnn.data.augment import Augment
 from mpicnn.data.file import Dataset
-from mpicnn.data.loader import Batches
+from mpicnn.data.loader import Batches, Inputs, Order
 from mpicnn.data.verify import verify
 from mpicnn.division.planfile import plan_toml
 from mpicnn.errors import UserError
@@ -190,16 +190,13 @@ class Trainer:
         save_every = self._period(settings.checkpoint_every)
         with Batches(
             self.data.split("train"),
-            settings.batch,
-            settings.seed,
+            Order(settings.batch, settings.seed, self.step),
             lambda n: self.distributed.program(n).positions,
-            mean=self.data.mean,
-            std=self.data.std,
-            augment=self.augment,
-            start_step=self.step,
-            dtype=self.distributed.dtype,
-            ops=self.distributed.ops,
-        ) as batches:
+            Inputs(
+                self.data.mean, self.data.std, self.augment, self.distributed.dtype,
+                self.distributed.ops,
+            ),
+        ) as batches:  # fmt: skip
             stop = bool(self.distributed.mesh.sum(np.array([signals.stopping()], float)).wait()[0])
             stop = stop or not self._test(watcher, signals)
             while not stop and self.step < self.steps:

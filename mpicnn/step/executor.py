@@ -117,7 +117,7 @@ class Executor:
                 continue
             final = at + 1 == len(program.order)
             if micro.rounds:
-                totals += self._head(program, micro, cursor, interpreter, labels, final, learn)
+                totals += self._head(micro, cursor, interpreter, labels, final, learn)
             assert interpreter.home is not None
             interpreter.home.last = final
             interpreter.backward(cursor, micro.body.back_to)
@@ -165,7 +165,6 @@ class Executor:
 
     def _head(
         self,
-        program: Program,
         micro: MicroBatch,
         cursor: Cursor,
         interpreter: Interpreter,
@@ -195,15 +194,15 @@ class Executor:
             since = self.timer.now()
             some, saved = self._lose(head.value, labels[part.labels])
             totals += some
-            head.value = self._loss.backward(self.ops, saved, program.count)
+            head.value = self._loss.backward(self.ops, saved, interpreter.count)
             self.timer.add("loss", "other", since)
             home.last = learn is not None or (final and number + 1 == len(heads))
             interpreter.backward(head, part.chain.back_to if stop is None else stop, to_feed=True)
             if learn is not None:
                 grads = home.finish()
-                learn({name: g * (program.count / part.count) for name, g in grads.items()})
+                learn({name: g * (interpreter.count / part.count) for name, g in grads.items()})
                 interpreter.weights.refresh(grads)
-                home = interpreter.home = self._reducer(program)
+                home = interpreter.home = home.another()
             if returning is not None:
                 _return_gradient(*returning, interpreter, stop, dy)
             returning = (part, head)

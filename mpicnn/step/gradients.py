@@ -35,6 +35,10 @@ class GradientReducer:
         self.redistributions: dict[str, Redistribution] = {}
         self.buckets: list[tuple[list[str], Pending]] = []
 
+    def another(self) -> GradientReducer:
+        """Return one for the next gradients of the same parameters."""
+        return GradientReducer(self.mesh, self.timer, self.weights.values(), self.limit)
+
     def sums(self, names: Mapping[str, str]) -> Arrays:
         """Return the gradients accumulated so far of these parameters, by the keys of `names`."""
         return {key: self.waiting[name] for key, name in names.items() if name in self.waiting}
