@@ -7,8 +7,7 @@ import operator
 from typing import Any, overload
 
 from mpicnn.errors import UserError
-
-Pair = tuple[int, int]
+from mpicnn.ops.interface import Pair
 
 
 class PairField:

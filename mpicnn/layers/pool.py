@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from mpicnn.errors import UserError
-from mpicnn.layers._fields import Pair, PairField, check_image
+from mpicnn.layers._fields import PairField, check_image
 from mpicnn.layers.base import Array, Context, Layer, Shape
-from mpicnn.ops.interface import Backend
+from mpicnn.ops.interface import Backend, Pair
 from mpicnn.ops.window import Window
 
 

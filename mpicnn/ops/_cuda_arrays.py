@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 Array = Any
-Pair = tuple[int, int]
-Shape4 = tuple[int, int, int, int]
+"""An array of CuPy: its address and copies have no counterpart in NumPy's types."""
 
 FLOATS = {"float32": "float", "float64": "double"}
 # Blocks that are started at most: they fill the largest cards several times over, and every kernel

@@ -16,12 +16,13 @@ from numpy.typing import DTypeLike
 
 from mpicnn.ops import _cuda_columns as columns
 from mpicnn.ops import _cudnn
-from mpicnn.ops._cuda_arrays import Array, Shape4, cells, empty_cells, zero_cells
+from mpicnn.ops._cuda_arrays import Array, cells, empty_cells, zero_cells
 from mpicnn.ops._cuda_gemm import finish
 from mpicnn.ops._cuda_precision import precision_of, settings
 from mpicnn.ops._cuda_shape import ConvShape
-from mpicnn.ops._native_check import shape4
-from mpicnn.ops.window import Window, even_out, even_shape, inside
+from mpicnn.ops._native_check import wide_shape, widened
+from mpicnn.ops.interface import Shape4
+from mpicnn.ops.window import Window, inside
 
 CANDIDATES = 8
 _RUNS = 5  # that are timed together
@@ -44,7 +45,7 @@ def conv2d(
     relu: bool = False,
 ) -> Array:
     """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,)."""
-    x, window = even_out(cupy, x, window)
+    x, window = widened(cupy, x, window)
     shape = ConvShape.of("x", x.shape, w.shape, window)
     _check(w, shape.w, x.dtype)
     if b is not None:
@@ -67,8 +68,7 @@ def conv2d_dx(
 ) -> Array:
     """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
     if not window.even:
-        wide_shape = shape4("x_shape", even_shape(x_shape, window))
-        wide = conv2d_dx(dy, w, wide_shape, window.evened)
+        wide = conv2d_dx(dy, w, wide_shape(x_shape, window), window.evened)
         return cells(wide[inside(x_shape, window)])
     shape = ConvShape.of("x_shape", x_shape, w.shape, window)
     _check(dy, shape.y, w.dtype)
@@ -86,7 +86,7 @@ def conv2d_dw(
     window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
-    x, window = even_out(cupy, x, window)
+    x, window = widened(cupy, x, window)
     shape = ConvShape.of("w_shape", x.shape, w_shape, window)
     _check(dy, shape.y, x.dtype)
     if shape.empty:
@@ -107,7 +107,7 @@ def conv2d_methods(
     "columns" makes products of columns, another name is that of an engine of cuDNN, and "none" says
     that there is nothing to multiply. What was not used yet is tried out now.
     """
-    shape = ConvShape.of("x_shape", even_shape(x_shape, window), w_shape, window.evened)
+    shape = ConvShape.of("x_shape", wide_shape(x_shape, window), w_shape, window.evened)
     if shape.empty:
         return "none", "none", "none"
     x, w, y = (zero_cells(dims, dtype) for dims in (shape.x, shape.w, shape.y))

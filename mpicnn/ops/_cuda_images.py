@@ -8,7 +8,8 @@ import cupy
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mpicnn.ops._cuda_arrays import THREADS, Array, Pair, blocks, empty_cells, launch
+from mpicnn.ops._cuda_arrays import THREADS, Array, blocks, empty_cells, launch
+from mpicnn.ops.interface import Pair
 
 
 def images(

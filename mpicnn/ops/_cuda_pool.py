@@ -12,9 +12,10 @@ import cupy
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mpicnn.ops._cuda_arrays import Array, Pair, Shape4, blocks, cells, empty_cells, launch
+from mpicnn.ops._cuda_arrays import Array, blocks, cells, empty_cells, launch
 from mpicnn.ops._native_check import check_pool_window, pooled
-from mpicnn.ops.window import Window, even_out, even_shape, inside
+from mpicnn.ops.interface import Pair, Shape4
+from mpicnn.ops.window import Window, even_out, even_shape, first_places, inside
 
 _FILE = "pool.cu"
 
@@ -25,8 +26,12 @@ def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Ar
     index = _index(kernel)
     y, argmax = empty_cells(y_shape, x.dtype), empty_cells(y_shape, index)
     if y.size:
-        x, window = even_out(cupy, x, window, -math.inf)
-        _launch("maxpool", y, cells(x), y, argmax, *_sizes(x.shape, y_shape, kernel, window))
+        wide, even = even_out(cupy, x, window, -math.inf)
+        _launch("maxpool", y, cells(wide), y, argmax, *_sizes(wide.shape, y_shape, kernel, even))
+        if not window.even:
+            # of -inf alone the added padding is as large: the first value inside the image wins
+            first = first_places(cupy, (y_shape[2], y_shape[3]), kernel, window)
+            argmax = cells(cupy.where(y == -math.inf, first.astype(index), argmax))
     return y, argmax
 
 

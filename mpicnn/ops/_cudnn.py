@@ -19,9 +19,10 @@ from typing import Any
 
 import cupy
 
-from mpicnn.ops._cuda_arrays import Array, Shape4, empty_cells
+from mpicnn.ops._cuda_arrays import Array, empty_cells
 from mpicnn.ops._cuda_gemm import bf16_rows, finish
 from mpicnn.ops._cuda_shape import ConvShape
+from mpicnn.ops.interface import Shape4
 
 with suppress(ImportError, RuntimeError):
     # pip, conda or the system may have put cuDNN where its frontend does not look

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpicnn.ops.interface import Array, Pair, Shape4
-from mpicnn.ops.window import Window
+from mpicnn.ops.window import Window, even_out, even_shape
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -77,6 +77,20 @@ def check_window(window: Window) -> None:
         raise ValueError(f"padding must be for 2 axes, not {window.padding}")
     for sides in window.padding:
         pair("padding", sides, 0)
+
+
+def widened(xp: Any, x: Array, window: Window) -> tuple[Array, Window]:
+    """Return `even_out` of x, padded with zeros; raises ValueError for a window without sense."""
+    if not window.even:
+        check_window(window)
+    return even_out(xp, x, window)
+
+
+def wide_shape(x_shape: tuple[int, ...], window: Window) -> Shape4:
+    """Return the shape of `widened`'s array; raises ValueError for what makes none."""
+    x_shape = shape4("x_shape", x_shape)
+    check_window(window)
+    return shape4("x_shape", even_shape(x_shape, window))
 
 
 def check_pool_window(kernel: Pair, window: Window) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mpicnn.ops._native_check import array, conv_y_shape, shape4
+from mpicnn.ops._native_check import array, conv_y_shape, wide_shape, widened
 from mpicnn.ops._native_core import HAS_BLAS, core
 from mpicnn.ops.interface import Array, Shape4
-from mpicnn.ops.window import Window, even_out, even_shape, inside
+from mpicnn.ops.window import Window, inside
 
 
 def conv2d(
@@ -22,7 +22,7 @@ def conv2d(
 ) -> Array:
     """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,)."""
     x = array("x", x, ndim=4)
-    x, window = even_out(np, x, window)
+    x, window = widened(np, x, window)
     w = array("w", w, like=x, ndim=4)
     b = b if b is None else array("b", b, like=x, shape=w.shape[:1])
     y_shape, geometry = _geometry("x", x.shape, w.shape, window)
@@ -41,7 +41,7 @@ def conv2d_dx(
 ) -> Array:
     """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
     if not window.even:
-        wide = conv2d_dx(dy, w, shape4("x_shape", even_shape(x_shape, window)), window.evened)
+        wide = conv2d_dx(dy, w, wide_shape(x_shape, window), window.evened)
         return np.ascontiguousarray(wide[inside(x_shape, window)])
     w = array("w", w, ndim=4)
     y_shape, geometry = _geometry("x_shape", x_shape, w.shape, window)
@@ -61,7 +61,7 @@ def conv2d_dw(
 ) -> Array:
     """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
     x = array("x", x, ndim=4)
-    x, window = even_out(np, x, window)
+    x, window = widened(np, x, window)
     y_shape, geometry = _geometry("w_shape", x.shape, w_shape, window)
     dy = array("dy", dy, like=x, shape=y_shape)
     if geometry is None:
@@ -87,7 +87,7 @@ def conv2d_methods(
     """
     if not HAS_BLAS:
         return "numpy", "numpy", "numpy"
-    wide = shape4("x_shape", even_shape(x_shape, window))
+    wide = wide_shape(x_shape, window)
     _, geometry = _geometry("x_shape", wide, w_shape, window.evened)
     if geometry is None:
         return "none", "none", "none"

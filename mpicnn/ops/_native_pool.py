@@ -13,7 +13,7 @@ import numpy as np
 from mpicnn.ops._native_check import array, check_pool_window, integers, pooled, shape4
 from mpicnn.ops._native_core import core
 from mpicnn.ops.interface import Array, Pair, Shape4
-from mpicnn.ops.window import Window, even_out, even_shape, inside
+from mpicnn.ops.window import Window, even_out, even_shape, first_places, inside
 
 
 def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Array, Array]:
@@ -26,8 +26,12 @@ def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Ar
     y = np.empty(y_shape, x.dtype)
     argmax = np.empty(y_shape, np.uint8 if taps <= 256 else np.uint16)
     if y.size:
-        x, window = even_out(np, x, window, -math.inf)
-        core.maxpool(_shape(x.shape, y_shape, kernel, window), x, y, argmax)
+        wide, even = even_out(np, x, window, -math.inf)
+        core.maxpool(_shape(wide.shape, y_shape, kernel, even), wide, y, argmax)
+        if not window.even:
+            # of -inf alone the added padding is as large: the first value inside the image wins
+            first = first_places(np, (y_shape[2], y_shape[3]), kernel, window)
+            argmax = np.where(y == -math.inf, first.astype(argmax.dtype), argmax)
     return y, argmax
 
 

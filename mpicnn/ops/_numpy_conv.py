@@ -13,11 +13,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
 
-from mpicnn.ops.interface import Array
+from mpicnn.ops.interface import Array, Pair, Shape4
 from mpicnn.ops.window import Window, overlap
-
-Pair = tuple[int, int]
-Shape4 = tuple[int, int, int, int]
 
 COLUMN_BYTES = 4 << 20
 

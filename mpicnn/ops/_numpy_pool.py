@@ -7,23 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from mpicnn.ops.interface import Array
-from mpicnn.ops.window import Window, overlap
-
-Pair = tuple[int, int]
-Shape4 = tuple[int, int, int, int]
+from mpicnn.ops.interface import Array, Pair, Shape4
+from mpicnn.ops.window import Window, first_places, overlap
 
 
 def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Array, Array]:
     """Return the largest value of every window of x (n, c, h, w), and where in the window it is."""
     oh, ow = window.pool_shape(x.shape[2:], kernel, ceil_mode)
     y = np.full((*x.shape[:2], oh, ow), -np.inf, x.dtype)
-    # where all values are -inf no comparison succeeds: the first one inside the image wins
-    first_h = np.maximum(0, window.padding[0][0] - np.arange(oh) * window.stride[0])
-    first_w = np.maximum(0, window.padding[1][0] - np.arange(ow) * window.stride[1])
     index = np.uint8 if kernel[0] * kernel[1] <= 256 else np.uint16
     argmax = np.empty(y.shape, index)
-    argmax[...] = first_h[:, None] * kernel[1] + first_w
+    # where all values are -inf no comparison succeeds: the first one inside the image wins
+    argmax[...] = first_places(np, (oh, ow), kernel, window)
     for place, to, at in _taps(x.shape, (oh, ow), kernel, window):
         value, best, won = x[at], y[to], argmax[to]
         # ones or zeros in every bit: bitwise arithmetic is several times faster than where=

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-Array = Any
+from mpicnn.ops.interface import Array
 
 
 @dataclass(frozen=True)

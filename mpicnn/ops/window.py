@@ -103,6 +103,15 @@ def inside(shape: tuple[int, ...], window: Window) -> tuple[slice, ...]:
     return (slice(None), slice(None), *(slice(front, front + n) for n, (front, _) in space))
 
 
+def first_places(xp: Any, out: tuple[int, int], kernel: tuple[int, int], window: Window) -> Any:
+    """Return the first place of each window that lies inside the image, i * kw + j: (oh, ow)."""
+    rows, columns = (
+        xp.maximum(0, front - xp.arange(outputs) * stride)
+        for outputs, stride, (front, _) in zip(out, window.stride, window.padding, strict=True)
+    )
+    return rows[:, None] * kernel[1] + columns
+
+
 def conv_size(size: int, kernel: int, stride: int, padding: Sides, dilation: int) -> int:
     """Return the number of outputs along an axis of `size` values (below 1: nothing fits)."""
     return (size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
