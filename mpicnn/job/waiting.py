@@ -13,7 +13,7 @@ _NAP_S = 200e-6
 
 
 class Request(Protocol):
-    """Describe what has begun and can be tested for its end."""
+    """Describe a request that has begun: it can be tested for its end."""
 
     def Test(self) -> bool:  # noqa: N802  (mpi4py's name)
         """Let it make progress; return whether it has ended."""
@@ -22,7 +22,7 @@ class Request(Protocol):
 
 @runtime_checkable
 class Ordered(Protocol):
-    """Describe what has begun and what the device itself can wait for."""
+    """Describe a request for which the device can wait instead of the host."""
 
     def order(self) -> None:
         """Let the device's further work depend on it; the host does not wait."""

@@ -1,1 +1,1 @@
-"""A training run: its loop, what it shows and what it leaves."""
+"""A training run: the loop, the output, and the files in the run directory."""

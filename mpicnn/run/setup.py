@@ -74,7 +74,7 @@ def read_command(comm: MPI.Intracomm, argv: Sequence[str]) -> tuple[str, Options
 
 
 def _parse(argv: list[str], command: str) -> Options:
-    """Read the settings; a run that is resumed starts from what it was run with before."""
+    """Read the settings; a resumed run starts from its own `config.toml`."""
     prog = f"{CONSOLE} {command}".rstrip() if sys.argv[0] == CONSOLE else ""
     settings = parse(argv, command, environment(), prog)
     if isinstance(settings, Settings) and settings.resume and not _names_file(argv):
