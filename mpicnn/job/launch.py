@@ -2,8 +2,8 @@
 
 The entry module imports this module first, after the handlers of signals at most, and everything
 else inside its `main`: MPI is then initialized before anything can fail, and what fails on one rank
-is seen by `launch`. (Launchers
-wait for ever for a rank that dies before MPI is initialized, or finds no partner to finalize with.)
+is seen by `launch`. (Launchers wait for ever for a rank that dies before MPI is initialized, or
+finds no partner to finalize with.)
 mpi4py's default thread level (multiple) is kept: below it MPICH's blocking calls spin without
 yielding the core, and a failing thread could not legally abort the job.
 """
