@@ -8,6 +8,7 @@ a run that nothing happened to, and input is accepted or refused in one line, in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -91,6 +92,28 @@ def signalled(draw: random.Random, place: Place) -> None:
     complete(run, place)
 
 
+def stalled(draw: random.Random, place: Place) -> None:
+    """Stop a rank at any moment; it is named, and goes on, or the job is ended and resumed."""
+    run = place.folder / "run"
+    job = mpi_jobs.start(2, *TRAIN, "--run-dir", run, "--stall-warning", 1, "--stall-abort", 8)
+    rank = draw.randrange(2)
+    process = mpi_jobs.processes(job, 2)[rank]
+    time.sleep(draw.uniform(1, 2.5))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGSTOP)
+        time.sleep(6)
+        match draw.randrange(3):
+            case 0:
+                os.kill(process, signal.SIGCONT)
+            case 1:
+                job.send_signal(signal.SIGINT)
+    ended = mpi_jobs.finish(job, SECONDS)
+    assert ended.code in (0, 1, 75, 130), f"code {ended.code}: {ended.err}"
+    named = f"rank {rank} on " in ended.err and "does not answer" in ended.err
+    assert ended.code == 0 or named, f"not named: {ended.err}"
+    complete(run, place)
+
+
 def damaged(draw: random.Random, place: Place) -> None:
     """Damage the newest checkpoint: a bit, a block of zeros, or its end; let the run go on."""
     run = place.folder / "run"
@@ -125,10 +148,11 @@ FAULTS: dict[str, tuple[float, Callable[[random.Random, Place], None]]] = {
     **{f"{kind} files": (5, parser(kind)) for kind in fuzz.PARSERS},
     "kill -9, twice": (0.05, killed),
     "USR1, TERM, Ctrl-C": (0.05, signalled),
+    "stopped ranks": (0.05, stalled),
     "damaged checkpoints": (0.05, damaged),
 }
 """How many of each family there are for each of `--count`, and what is done."""
-TRAINING = {"kill -9, twice", "USR1, TERM, Ctrl-C", "damaged checkpoints"}
+TRAINING = {"kill -9, twice", "USR1, TERM, Ctrl-C", "stopped ranks", "damaged checkpoints"}
 
 
 def main() -> int:

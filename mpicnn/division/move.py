@@ -43,6 +43,15 @@ class Move:
             or (isinstance(self.src, Split) and isinstance(self.dst, Partial))
         )
 
+    @cached_property
+    def collective(self) -> str:
+        """Return what MPI calls it."""
+        if self.local:
+            return "local copy"
+        if isinstance(self.dst, Split):
+            return "reduce-scatter" if isinstance(self.src, Partial) else "all-to-all"
+        return "all-reduce" if isinstance(self.src, Partial) else "all-gather"
+
     def items_sent(self, shape: Shape, ranks: int, rank: int) -> float:
         """Return the number of items that `rank` sends to other ranks.
 

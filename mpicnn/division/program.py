@@ -32,6 +32,11 @@ class Redistribute:
     name: str
     hop: Hop
 
+    def detail(self, forward: bool) -> str:
+        """Return its collective and direction in words."""
+        move = self.hop.move if forward else self.hop.move.adjoint
+        return f"{move.collective}, {'forward' if forward else 'backward'}"
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -75,6 +80,11 @@ class Transfer:
     name: str
     shape: Shape
     out: bool
+
+    def detail(self, forward: bool) -> str:
+        """Return its direction in words."""
+        verb = "send" if self.out == forward else "receive"
+        return f"{verb} between stages, {'forward' if forward else 'backward'}"
 
 
 Step = Compute | Redistribute | Transfer

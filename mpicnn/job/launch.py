@@ -101,7 +101,7 @@ def _leave(meeting: MPI.Intracomm, main: Callable[[MPI.Intracomm], int | None]) 
         code, text = first_failure(meeting, code, text, patience + 0.1 * meeting.rank)
     except TimeoutError:
         alone = f"left with exit code {code} while other ranks were still at work"
-        _abort(f"mpicnn: error: {text or alone}", code or 1)
+        abort(f"mpicnn: error: {text or alone}", code or 1)
     if text and meeting.rank == 0:
         say(None, f"mpicnn: error: {text}")
     return code
@@ -145,13 +145,14 @@ def _abort_from_thread(args: threading.ExceptHookArgs) -> None:
 
 def _abort_on(error: BaseException) -> NoReturn:
     if isinstance(error, UserError):
-        _abort(f"mpicnn: error: {error}", error.code)
+        abort(f"mpicnn: error: {error}", error.code)
     if isinstance(error, KeyboardInterrupt):
-        _abort("mpicnn: error: interrupted", INTERRUPTED)
-    _abort("".join(traceback.format_exception(error)), 1)
+        abort("mpicnn: error: interrupted", INTERRUPTED)
+    abort("".join(traceback.format_exception(error)), 1)
 
 
-def _abort(text: str, code: int) -> NoReturn:
+def abort(text: str, code: int) -> NoReturn:
+    """Say why on stderr and end the whole job with this code."""
     world = MPI.COMM_WORLD
     with contextlib.suppress(Exception):
         sys.stdout.flush()

@@ -16,11 +16,12 @@ class Signals:
     """Turn SIGUSR1, SIGTERM, SIGHUP and SIGINT into `requested`, the signal's name, while entered.
 
     Each rank sees its own flag, which travels with the sums of losses of every step. A SIGINT after
-    another request raises `KeyboardInterrupt`.
+    another request, or while the ranks are `stalled`, raises `KeyboardInterrupt`.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self.stalled = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -59,6 +60,6 @@ class Signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if number == signal.SIGINT and (self.requested or self.stalled):
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name

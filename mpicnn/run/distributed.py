@@ -17,6 +17,7 @@ from mpicnn.division.compile import compile
 from mpicnn.division.placement import box_shape, region
 from mpicnn.division.plan import Plan
 from mpicnn.division.program import Program
+from mpicnn.job.activity import Activity
 from mpicnn.job.agreement import agree, same
 from mpicnn.ops.interface import Backend
 from mpicnn.precision import dtype_of
@@ -44,6 +45,7 @@ class DistributedModel:
     seed: int = 0
     bucket: int = 1 << 20
     progress: ProgressMode = "poll"
+    activity: Activity = field(default_factory=Activity)
     ops: Backend = field(init=False)
     mesh: Mesh = field(init=False)
     executor: Executor = field(init=False)
@@ -53,7 +55,7 @@ class DistributedModel:
         self.mesh = Mesh(
             self.comm, self.plan.grid, self.plan.depth, self.progress, self.device.wires
         )
-        self.executor = Executor(self.mesh, self.ops, self.seed, self.bucket)
+        self.executor = Executor(self.mesh, self.ops, self.seed, self.bucket, self.activity)
         self.program = lru_cache(maxsize=8)(self._compile)
         self.weights = agree(self.mesh.world.comm, self.program, 1).weights
         text = f"{self.model.describe()} {self.plan} {self.precision} {self.seed} {np.__version__}"

@@ -20,6 +20,12 @@ def write_lines(text: str, stream: TextIO) -> None:
     stream.flush()
 
 
+def append_lines(path: Path, text: str) -> None:
+    """Add lines to a file that another rank may be writing too; give up where that fails."""
+    with suppress(OSError), path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+        write_lines(text, stream)
+
+
 class Output:
     """Show lines on a stream and keep them in the file `log`; a context manager.
 

@@ -68,9 +68,11 @@ def test(
             labels = item.labels if examples.labels is None else examples.labels[item.labels]
             totals += distributed.executor.evaluate(program, state, item.x, labels)
             count += item.count
+            distributed.activity.begin("test", "sum over the ranks", waits=True)
             if wanted.wait()[0]:
                 return None
             wanted = distributed.mesh.sum(np.array([float(stopping())]))
+    distributed.activity.begin("test", "sum over the ranks", waits=True)
     wanted.wait()
     loss, top1, top5 = distributed.mesh.sum(totals.read()).wait()
     return Score(float(loss) / count, float(top1) / count, float(top5) / count)

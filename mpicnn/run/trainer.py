@@ -145,11 +145,13 @@ class Trainer:
                 f"ranks and shares it began with: scheme {before['scheme']}, "
                 f"grid {before['grid']}, shares {before['shares']}"
             )
-        self.step = int(meta["step"])
+        self.step = self.distributed.activity.step = int(meta["step"])
         self.test_due = bool(meta.get("test_due"))
 
     def save(self, watcher: Callback) -> None:
         """Write a checkpoint; refuse to where a parameter is not finite. Collective."""
+        comm = self.distributed.mesh.world.comm
+        self.distributed.activity.begin("checkpoint", waits=comm.rank != 0)  # rank 0 writes
         arrays = [*self.state.params.values(), *self.state.velocity.values()]
         broken = not all(bool(self.distributed.ops.xp.isfinite(a).all()) for a in arrays)
         if self.distributed.mesh.sum(np.array([float(broken)])).wait()[0]:
@@ -171,7 +173,6 @@ class Trainer:
             "data": self.data.digest,
             "stamp": list(self.data.stamp),
         }
-        comm = self.distributed.mesh.world.comm
         self.last_saved = self.checkpoints.save(comm, self.distributed.tensors(self.state), meta)
         watcher.saved(self.last_saved)
 
@@ -240,11 +241,12 @@ class Trainer:
         distributed = self.distributed
         number = self.step - self.begun
         traced = self.trace and trace.FIRST <= number < trace.FIRST + trace.COUNT
-        timer = StepTimer(distributed.executor.device_timer, self.trace if traced else None)
-        distributed.executor.timer = timer
-        since = timer.now()
+        executor, activity = distributed.executor, distributed.activity
+        timer = StepTimer(executor.device_timer, self.trace if traced else None, activity)
+        executor.timer = timer
+        reading = timer.begin("data", "other")
         batch = next(batches)
-        timer.add("data", "other", since)
+        timer.end(reading)
         program = distributed.program(batch.count)
         rate = self.optimiser.rate_at(self.step)
         loss, top1, top5, stop = distributed.executor.step(
@@ -252,12 +254,13 @@ class Trainer:
         ).tolist()
         if not isfinite(loss):
             self._diverged("the loss")
-        self.step += 1
+        self.step = activity.step = self.step + 1
         self.images += batch.count
         # a step late: to read it now would wait for the device, which has yet to update weights
         self._book()
         self.unread = timer
         score = Score(loss / batch.count, top1 / batch.count, top5 / batch.count)
+        activity.begin("progress display")
         watcher.step(self.step, score, batch.count, rate)
         return stop > 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -16,16 +18,18 @@ from mpicnn.data.verify import verify_sample
 from mpicnn.devices.choice import choose_device
 from mpicnn.division.planfile import plan_toml
 from mpicnn.errors import UserError
+from mpicnn.job.activity import Activity
 from mpicnn.job.agreement import agree, from_root, same
 from mpicnn.job.environment import environment
 from mpicnn.job.signals import Signals
+from mpicnn.job.watchdog import Limits, Watchdog
 from mpicnn.run.directory import CHECKPOINTS, CONFIG, LOG, METRICS, PLAN, open_run, write_text
 from mpicnn.run.distributed import DistributedModel
 from mpicnn.run.gather import first_lines, gather_summary
 from mpicnn.run.load import warn
 from mpicnn.run.lock import RunLock
 from mpicnn.run.metrics import Metrics
-from mpicnn.run.output import Output
+from mpicnn.run.output import Output, append_lines
 from mpicnn.run.progress import ProgressDisplay, Reporter
 from mpicnn.run.setup import make_plan, progress_of
 from mpicnn.run.summary import summary
@@ -57,13 +61,18 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
     Rank 0 shows how it goes. Raises UserError on all ranks where settings, files and ranks do not
     fit together.
     """
-    with ExitStack() as stack, agree(comm, open_dataset, settings.data) as data:
+    activity = Activity()
+    limits = Limits(settings.stall_warning or inf, settings.stall_abort or inf)
+    with ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(comm, activity, signals, limits))
+        data = stack.enter_context(agree(comm, open_dataset, settings.data))
         same(comm, f"data {settings.data}", agree(comm, lambda: data.digest).encode())
         verify_sample(comm, data)
-        distributed = open_distributed(comm, settings, data)
+        distributed = open_distributed(comm, settings, data, activity)
         directory = Path(from_root(comm, lambda: str(open_run(settings))))
         lock = nullcontext() if comm.rank else RunLock(directory, environment())
         agree(comm, stack.enter_context, lock)
+        watchdog.note = partial(append_lines, directory / LOG)
         tracing = bool(from_root(comm, traced, settings))
         checkpoints = Checkpoints(directory / CHECKPOINTS, settings.keep, warn)
         trainer = Trainer(distributed, settings, data, checkpoints)
@@ -75,17 +84,20 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
         return Trained(directory, trainer.step, trainer.score, finished)
 
 
-def open_distributed(comm: MPI.Intracomm, settings: Settings, data: Dataset) -> DistributedModel:
-    """Divide the network over the ranks as the settings say. Collective."""
+def open_distributed(
+    comm: MPI.Intracomm, settings: Settings, data: Dataset, activity: Activity
+) -> DistributedModel:
+    """Divide the network over the ranks as the settings say; `activity` follows it. Collective."""
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
     model = agree(comm, models.load, settings.model, shape, len(data.classes))
     batch = min(settings.batch, len(data.split("train")))
+    activity.begin("devices and plan", waits=True)
     device = choose_device(comm, settings, settings.precision, environment())
     plan = make_plan(comm, device.ops, model, settings, batch, settings.precision)
     distributed = DistributedModel(
         comm, device, model, plan, settings.precision, settings.seed,
         bucket=int(settings.bucket_mb * 1e6),
-        progress=agree(comm, progress_of, comm, settings.progress_thread),
+        progress=agree(comm, progress_of, comm, settings.progress_thread), activity=activity,
     )  # fmt: skip
     if settings.fc_update == "round":
         agree(comm, check_rounds, distributed, batch)

@@ -212,3 +212,7 @@ class Display(Options):
     progress: Literal["auto", "bar", "lines", "off"] = option(
         "auto", "progress as a bar or as lines; auto: a bar on a terminal"
     )
+    stall_warning: float = option(
+        60.0, "s without progress until the rank that the others wait for is named; 0: never", ge=0
+    )
+    stall_abort: float = option(0.0, "s without progress until the job is ended; 0: never", ge=0)

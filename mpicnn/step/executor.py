@@ -10,6 +10,7 @@ import numpy as np
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.program import MicroBatch, Program, Round
+from mpicnn.job.activity import Activity
 from mpicnn.layers.loss import SoftmaxCrossEntropy
 from mpicnn.ops.interface import Array, Backend
 from mpicnn.step.gradients import GradientReducer
@@ -42,7 +43,7 @@ class Executor:
     """Run programs on one rank's mesh and backend.
 
     `bucket` is the number of bytes of gradient that are summed together: large enough to pay for
-    a collective, small enough that the first one starts early.
+    a collective, small enough that the first one starts early. `activity` is told what is done.
     """
 
     def __init__(
@@ -51,13 +52,15 @@ class Executor:
         ops: Backend,
         seed: int,
         bucket: int = 1 << 20,
+        activity: Activity | None = None,
     ) -> None:
         self.mesh = mesh
         self.ops = ops
         self.seed = seed
         self.bucket = bucket
+        self.activity = activity or Activity()
         self.device_timer = ops.Timer()
-        self.timer = StepTimer(self.device_timer)
+        self.timer = StepTimer(self.device_timer, activity=self.activity)
         self._loss = SoftmaxCrossEntropy()
 
     def step(
@@ -76,17 +79,17 @@ class Executor:
         """
 
         def learn(grads: Arrays) -> None:
-            since = self.timer.now()
+            updating = self.timer.begin("update", "other")
             optimiser.apply(grads, number)
-            self.timer.add("update", "other", since)
+            self.timer.end(updating)
 
         by_round = learn if optimiser.by_round else None
         grads, totals = self.train(program, optimiser.state, x, labels, number, by_round)
         told = self.mesh.sum(np.append(totals.read(), stop))
         learn(grads)
-        since = self.timer.now()
+        waiting = self.timer.begin("totals", "communication", "sum over the ranks")
         sums = told.wait()
-        self.timer.add("totals", "communication", since)
+        self.timer.end(waiting)
         return sums
 
     def train(
@@ -191,11 +194,11 @@ class Executor:
             if number + 1 < len(heads):
                 interpreter.forward(heads[number + 1], to_feed=True)
             interpreter.forward(head)
-            since = self.timer.now()
+            losing = self.timer.begin("loss", "other")
             some, saved = self._lose(head.value, labels[part.labels])
             totals += some
             head.value = self._loss.backward(self.ops, saved, interpreter.count)
-            self.timer.add("loss", "other", since)
+            self.timer.end(losing)
             home.last = learn is not None or (final and number + 1 == len(heads))
             interpreter.backward(head, part.chain.back_to if stop is None else stop, to_feed=True)
             if learn is not None:

@@ -50,19 +50,19 @@ class GradientReducer:
         """
         if not grads:
             return
-        since = self.timer.now()
+        adding = self.timer.begin("gradients", "other")
         for name, g in grads.items():
             kept = self.waiting.pop(name, None)
             if kept is not None and kept is not g:
                 g += kept
-        self.timer.add("gradients", "other", since)
-        since = self.timer.now()
+        self.timer.end(adding)
+        sending = self.timer.begin("gradients", "communication")
         for name, g in grads.items():
             if self.last:
                 self._send(name, g)
             else:
                 self.waiting[name] = g
-        self.timer.add("gradients", "communication", since)
+        self.timer.end(sending)
 
     def _send(self, name: str, g: Array) -> None:
         weight = self.weights[name]
@@ -91,7 +91,7 @@ class GradientReducer:
 
     def finish(self) -> Arrays:
         """Wait for all gradients and return them by name, each lying as its parameter at home."""
-        since = self.timer.now()
+        waiting = self.timer.begin("gradients", "communication", "sum over the ranks")
         for axes in list(self.open):
             self._close(axes)
         for name, redistribution in self.redistributions.items():
@@ -101,5 +101,5 @@ class GradientReducer:
         for names, pending in self.buckets:
             pending.wait()
             self.timer.transferred(f"gradients of {names[0]} …", pending.began, pending.ended)
-        self.timer.add("gradients", "communication", since)
+        self.timer.end(waiting)
         return self.home

@@ -64,7 +64,7 @@ class Interpreter:
                     self._start(cursor, item, forward=True)
                     if to_feed and cursor.at == feed:
                         return
-                self._end(cursor, item)
+                self._end(cursor, item, forward=True)
                 cursor.tape.append(None)
             cursor.at += 1
 
@@ -80,7 +80,7 @@ class Interpreter:
                     self._start(cursor, item, forward=False)
                     if to_feed and at == cursor.chain.feed:
                         return
-                self._end(cursor, item)
+                self._end(cursor, item, forward=False)
             cursor.at = at
 
     def post_receives(self, cursors: Sequence[Cursor], turns: Sequence[tuple[str, int]]) -> None:
@@ -94,22 +94,22 @@ class Interpreter:
 
     def finish_sends(self) -> None:
         """Wait until all messages to other stages have been sent."""
-        since = self.timer.now()
+        waiting = self.timer.begin("stages", "communication", "messages to other stages")
         for pending in self.transfers:
             if not pending.poll():
                 pending.wait()
         self.transfers.clear()
-        self.timer.add("stages", "communication", since)
+        self.timer.end(waiting)
 
     def _start(self, cursor: Cursor, item: Redistribute | Transfer, forward: bool) -> None:
-        since = self.timer.now()
+        starting = self.timer.begin(item.name, "communication", item.detail(forward))
         if isinstance(item, Transfer):
             cursor.pending = self._transfer(cursor.value, item, forward)
         else:
             group = self.mesh.axes[item.hop.axis]
             move = item.hop.move if forward else item.hop.move.adjoint
             cursor.pending = redistribute(group, move, cursor.value, item.hop.shape)
-        self.timer.add(item.name, "communication", since)
+        self.timer.end(starting)
 
     def _transfer(self, value: Array, item: Transfer, forward: bool) -> Pending:
         """Begin to send `value` to another stage, or to receive its successor."""
@@ -122,41 +122,41 @@ class Interpreter:
         self.transfers.append(link.send(value))
         return Pending.done(value[:0])
 
-    def _end(self, cursor: Cursor, item: Redistribute | Transfer) -> None:
-        since = self.timer.now()
+    def _end(self, cursor: Cursor, item: Redistribute | Transfer, forward: bool) -> None:
+        waiting = self.timer.begin(item.name, "communication", item.detail(forward))
         assert cursor.pending is not None
         cursor.value = cursor.pending.wait()
         self.timer.transferred(item.name, cursor.pending.began, cursor.pending.ended)
         cursor.pending = None
-        self.timer.add(item.name, "communication", since)
+        self.timer.end(waiting)
 
     def _poll(self) -> None:
         """Let MPI make progress with what travels beside the computation."""
         if not (self.transfers or self.mesh.engine.busy):
             return
-        since = self.timer.now()
+        polling = self.timer.begin("progress", "communication")
         self.mesh.engine.poll()
         self.transfers = [pending for pending in self.transfers if not pending.poll()]
-        self.timer.add("progress", "communication", since)
+        self.timer.end(polling)
 
     def _layer_forward(self, item: Compute, cursor: Cursor) -> Any:
         """Run a layer on the cursor's value; return what its backward pass needs."""
         p = self.weights.of(item)
-        since = self.timer.now()
+        computing = self.timer.begin(item.name, item.category, "forward")
         saved = None
         if item.idle:
             cursor.value = self.ops.xp.empty(item.y_shape, cursor.value.dtype)
         else:
             run = self._run(item, need_dx=True)
             cursor.value, saved = item.layer.forward(self.ops, cursor.value, p, run)
-        self.timer.add(item.name, item.category, since)
+        self.timer.end(computing)
         self._poll()
         return saved
 
     def _layer_backward(self, item: Compute, cursor: Cursor) -> None:
         """Run a layer backward on the cursor's value and send its gradients home."""
         p = self.weights.of(item)
-        since = self.timer.now()
+        computing = self.timer.begin(item.name, item.category, "backward")
         dx: Array | None
         if item.idle:
             learnt = {s: a for s, a in p.items() if item.weights[s] not in self.weights.buffers}
@@ -172,7 +172,7 @@ class Interpreter:
         cursor.tape[cursor.at - 1] = None
         if dx is not None:
             cursor.value = dx
-        self.timer.add(item.name, item.category, since)
+        self.timer.end(computing)
         assert self.home is not None
         self.home.add({item.weights[short]: g for short, g in grads.items()})
         self._poll()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mpicnn.job.activity import Activity
 from mpicnn.ops.interface import DeviceTimer
 
 if TYPE_CHECKING:
@@ -11,27 +12,34 @@ if TYPE_CHECKING:
 
 CATEGORIES = ("communication", "convolution", "other")
 
+Mark = tuple[str, str, Any]
+"""What has begun: its name, its category, and when on the device."""
+
 
 class StepTimer:
     """Measure where a step's time goes, by category (as in Marques' figures 6 and 8).
 
     They are read from the device's timer only when asked for. With a `trace`, every interval goes
-    there too.
+    there too. `activity` is told what begins.
     """
 
-    def __init__(self, timer: DeviceTimer, trace: Trace | None = None) -> None:
+    def __init__(
+        self, timer: DeviceTimer, trace: Trace | None = None, activity: Activity | None = None
+    ) -> None:
         self.device_timer = timer
         self.trace = trace
+        self.activity = activity or Activity()
         self._seconds = dict.fromkeys(CATEGORIES, 0.0)
         self._open: list[tuple[str, str, Any, Any]] = []
 
-    def now(self) -> Any:
-        """Return a mark from which to measure."""
-        return self.device_timer.since()
+    def begin(self, name: str, category: str, detail: str = "") -> Mark:
+        """Begin an interval of a category; `detail` says more of it: a collective, a direction."""
+        self.activity.begin(name, detail, category == "communication")
+        return name, category, self.device_timer.since()
 
-    def add(self, name: str, category: str, since: Any) -> None:
-        """Add the time from the mark `since` until now to a category."""
-        self._open.append((name, category, since, self.device_timer.until()))
+    def end(self, mark: Mark) -> None:
+        """End the interval that `begin` returned."""
+        self._open.append((*mark, self.device_timer.until()))
 
     def transferred(self, name: str, start: float, end: float) -> None:
         """Record for the trace what travelled from `start` to `end` beside other work."""

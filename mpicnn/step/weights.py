@@ -40,11 +40,11 @@ class FetchedWeights:
         """Return a layer's parameters and buffers by their short names, waiting where needed."""
         for name in item.weights.values():
             if name in self.in_flight:
-                since = self.timer.now()
+                waiting = self.timer.begin(item.name, "communication", "its weights")
                 redistribution = self.in_flight.pop(name)
                 self.here[name] = redistribution.wait()
                 self.timer.transferred(
                     name, redistribution.pending.began, redistribution.pending.ended
                 )
-                self.timer.add(item.name, "communication", since)
+                self.timer.end(waiting)
         return {short: self.here[name] for short, name in item.weights.items()}

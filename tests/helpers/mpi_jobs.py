@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +46,39 @@ def start(ranks, *arguments, **extra):
         if mpirun is None:
             pytest.skip("no mpirun beside the interpreter or on PATH")
         launcher = [mpirun, "-n", str(ranks)]
-    return subprocess.Popen(
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
         [*launcher, sys.executable, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(**extra),
+        env=environment(JOB_MARK=mark, **extra),
         start_new_session=True,
     )
+    process.mark = mark
+    return process
+
+
+def processes(job, ranks, seconds=30):
+    """Return the process of each rank of a job that was started with `ranks`, once all run."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = {}
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                variables = dict(
+                    each.split("=", 1)
+                    for each in (place / "environ").read_text(errors="replace").split("\0")
+                    if "=" in each
+                )
+                rank = variables.get("PMI_RANK", variables.get("OMPI_COMM_WORLD_RANK"))
+                if rank is not None and variables.get("JOB_MARK") == job.mark:
+                    found[int(rank)] = int(place.name)
+        if len(found) == ranks:
+            return [found[rank] for rank in range(ranks)]
+        time.sleep(0.1)
+    pytest.fail(f"{len(found)} of {ranks} ranks run after {seconds} s")
 
 
 def finish(process, seconds):
