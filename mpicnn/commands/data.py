@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from mpicnn.data.cifar import CIFAR10, CIFAR100, open_cifar
 from mpicnn.data.file import Dataset, open_dataset
-from mpicnn.data.folder import Decoding, open_folder
+from mpicnn.data.folder import open_folder
 from mpicnn.data.idx import open_idx
+from mpicnn.data.images import Decoding
 from mpicnn.data.layout import SPLITS, class_counts
 from mpicnn.data.prepare import prepare
 from mpicnn.data.source import Source

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpicnn.data.folder import Decoding, decode
+from mpicnn.data.images import Decoding, decode
 from mpicnn.errors import UserError
 from mpicnn.job.output import say
 from mpicnn.layers.base import Array

@@ -1,30 +1,19 @@
-"""Find and decode image files in a directory for each class."""
+"""Find image files in a directory for each class."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from mpicnn import rng
+from mpicnn.data.images import ENDINGS, Decoding, decode
 from mpicnn.data.layout import SPLITS, Array, ImageShape, Index, some
 from mpicnn.errors import UserError
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow clips these to 8 bits.
 DEFAULT_TEST_FRACTION = 0.1
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """Say how files become images: `size` None takes them as they are, all of one size."""
-
-    size: int | None = None
-    gray: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,10 +93,10 @@ def class_files(root: Path, place: str = "") -> dict[str, list[str]]:
             str((Path(directory) / file).relative_to(root))
             for directory, _, found in os.walk(within / name)
             for file in found
-            if file[0] != "." and Path(file).suffix.lower() in SUFFIXES
+            if file[0] != "." and Path(file).suffix.lower() in ENDINGS
         )
         if not files[name]:
-            raise UserError(f"{within / name}: no images; expected {', '.join(sorted(SUFFIXES))}")
+            raise UserError(f"{within / name}: no images; expected {', '.join(sorted(ENDINGS))}")
     return files
 
 
@@ -124,34 +113,3 @@ def divide(
         parts["test"][name] = [p for i, p in enumerate(paths) if i in chosen]
         parts["train"][name] = [p for i, p in enumerate(paths) if i not in chosen]
     return parts
-
-
-def decode(path: Path, decoding: Decoding) -> Array:
-    """Return an image file as uint8 (3, h, w), or (1, h, w) if gray, the right way up.
-
-    With a size, the centred square of the shorter side is scaled to size x size by Pillow's
-    bilinear filter, which averages when it makes smaller. Of a moving image the first frame.
-    Raises UserError where the file is no whole 8-bit image.
-    """
-    try:
-        with warnings.catch_warnings(), Image.open(path) as file:
-            # Pillow warns of what may be a decompression bomb and refuses twice as much.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if file.mode in DEEP_MODES:
-                raise UserError(f"{path}: more than 8 bits a pixel; convert it to 8 bits first")
-            image = ImageOps.exif_transpose(file).convert("L" if decoding.gray else "RGB")
-    except UserError:
-        raise
-    # Decoders raise whatever a broken file leads them to: OSError, SyntaxError, ValueError, …
-    except Exception as error:
-        raise UserError(f"{path}: no whole image ({error})") from error
-    if decoding.size is not None:
-        short = min(image.size)
-        left, top = ((side - short) / 2 for side in image.size)
-        image = image.resize(
-            (decoding.size, decoding.size),
-            Image.Resampling.BILINEAR,
-            box=(left, top, left + short, top + short),
-        )
-    pixels = np.asarray(image)
-    return pixels[None] if decoding.gray else pixels.transpose(2, 0, 1)
