@@ -26,9 +26,16 @@ class DeviceError(UserError):
 def printable(message: str) -> str:
     """Return a text as one line of a sensible length that any terminal shows as it is."""
     if not message.isprintable():
-        plain = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        message = "".join(plain)
+        message = "".join(c if c.isprintable() else escaped(c) for c in message)
     if len(message) > MOST_CHARACTERS:
         half = MOST_CHARACTERS // 2
         message = f"{message[:half]} … {message[-half:]}"
     return message
+
+
+def escaped(character: str) -> str:
+    """Return the escape of a character that does not print: \\xNN for a byte of a file's name."""
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # what Python makes of a byte that its encoding lacks
+        return f"\\x{number - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

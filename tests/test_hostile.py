@@ -36,6 +36,7 @@ def test_documents_that_python_gives_up_on(read: Any) -> None:
 
 def test_messages_are_one_line_that_any_terminal_shows() -> None:
     assert str(UserError("é: a\nb\x1b[31m\u202e\x00")) == r"é: a\nb\x1b[31m\u202e\x00"
+    assert str(UserError(b"caf\xe9".decode("utf-8", "surrogateescape"))) == r"caf\xe9"
     long = str(UserError(f"begin {'x' * 10**6} end"))
     assert (
         len(long) < MOST_CHARACTERS + 10 and long.startswith("begin x") and long.endswith("x end")

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
+from mpicnn.job.output import escape_what_cannot_be_shown
 from mpicnn.job.signals import Signals
 
 
@@ -16,6 +17,7 @@ def start(name: str) -> NoReturn:
     rank that fails to import it ends the job. A training gets `signals` too, which note from the
     first moment on that it is to stop.
     """
+    escape_what_cannot_be_shown()
     argv = [name, *sys.argv[1:]]
     if name != "train":
         _launch(name, argv)

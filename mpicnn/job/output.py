@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import os
+import sys
+from io import TextIOWrapper
 from typing import Final
 
 STDERR: Final = 2
 
 
+def escape_what_cannot_be_shown() -> None:
+    """Have both streams write escapes for what their encoding, as that of ASCII terminals, lacks.
+
+    Python would end in an error: after the work is done, where it is the result that is printed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def say(rank: int | None, text: str, fd: int = STDERR) -> None:
-    """Write `text` in one piece, each line marked with `rank`, so that ranks' lines stay whole."""
+    """Write `text` in one piece, each line marked with `rank`, so that ranks' lines stay whole.
+
+    What the stream's encoding lacks is escaped.
+    """
     mark = "" if rank is None else f"[rank {rank}] "
+    stream = sys.__stderr__ if fd == STDERR else sys.__stdout__
     data = "".join(f"{mark}{line}\n" for line in text.splitlines()).encode(
-        "utf-8", "backslashreplace"
+        stream.encoding if stream else "utf-8", "backslashreplace"
     )
     try:
         while data:

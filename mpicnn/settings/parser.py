@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import Field, dataclass
 from typing import Any, NoReturn, get_origin, get_type_hints
@@ -74,7 +75,9 @@ def read(
     try:
         "".join(argv).encode()
     except UnicodeEncodeError:
-        raise UserError("command line: not text in UTF-8; rename what is not") from None
+        encoding = sys.getfilesystemencoding()
+        remedy = "rename what is not" if encoding == "utf-8" else "set PYTHONUTF8=1"
+        raise UserError(f"command line: not text in {encoding.upper()}; {remedy}") from None
     options = {each.name: each for _, each in kind.options()}
     types = get_type_hints(kind)
     usage = f"{' '.join(arguments(kind, options.values()))} [--option value ...]"
