@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,7 +115,22 @@ def test_more_bad_idx(tmp_path: Path) -> None:
         packed.write_bytes(damaged)
         refused("t10k-images-idx3-ubyte.gz: could not be read", out, "idx", source, out)
     packed.unlink()
-    refused("t10k-images-idx3-ubyte: no such file", out, "idx", source, out)
+    message = "has no t10k-images-idx3-ubyte; expected it, or t10k-images.idx3-ubyte, plain or"
+    refused(message, out, "idx", source, out)
+
+
+def test_idx_names_with_a_dot(tmp_path: Path) -> None:
+    """As on Kaggle, where there are folders with the other names beside."""
+    source, out = idx_directory(tmp_path / "in"), tmp_path / "a.h5"
+    command("prepare", "idx", source, out)
+    for path in list(source.iterdir()):
+        path.rename(source / path.name.replace("-idx", ".idx"))
+        path.mkdir()
+    command("prepare", "idx", source, tmp_path / "b.h5")
+    assert out.read_bytes() == (tmp_path / "b.h5").read_bytes()
+    (source / "train-labels-idx1-ubyte.gz").write_bytes(b"")
+    message = "labels-idx1-ubyte.gz: there is train-labels.idx1-ubyte too; keep one of them"
+    refused(message, tmp_path / "c.h5", "idx", source, tmp_path / "c.h5")
 
 
 def cifar_directory(path: Path, kind: str) -> tuple[Path, Arrays, Arrays]:
@@ -173,5 +189,20 @@ def test_bad_cifar(tmp_path: Path) -> None:
         refused(message, out, "cifar10", source, out)
     batch.unlink()
     refused("data_batch_3.bin: could not be read", out, "cifar10", source, out)
+    os.mkfifo(batch)
+    refused("data_batch_3.bin: not a regular file", out, "cifar10", source, out)
     names.write_text("one\ntwo\n")
     refused("batches.meta.txt: 2 names; expected 10", out, "cifar10", source, out)
+
+
+def test_what_is_not_the_binary_version_of_cifar(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "a.h5"
+    wanted = "expected the binary version of CIFAR-100, unpacked: https://.*cifar-100-binary.tar.gz"
+    refused(f"in: no such directory; {wanted}", out, "cifar100", source, out)
+    (source / "cifar-100-binary").mkdir(parents=True)
+    refused(f"in: has no fine_label_names.txt; {wanted}", out, "cifar100", source, out)
+    (source / "cifar-100-binary/fine_label_names.txt").touch()
+    refused("txt; give .*in/cifar-100-binary$", out, "cifar100", source, out)
+    (source / "meta").touch()
+    refused(f"in: the version for Python or Matlab; {wanted}", out, "cifar100", source, out)
+    refused(f"in/meta: a file; {wanted}", out, "cifar100", source / "meta", out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,12 @@ PIXELS = 3 * 32 * 32
 class Version:
     """Say where a version keeps what: files by split, names, label bytes before each image.
 
-    The last label byte is the one used (CIFAR-100 has the coarse label first).
+    The last label byte is the one used (CIFAR-100 has the coarse label first). `title` is what the
+    data set is called, `archive` where its binary version comes from.
     """
 
+    title: str
+    archive: str
     files: dict[str, Sequence[str]]
     names: str
     classes: int
@@ -30,12 +34,24 @@ class Version:
 
 
 CIFAR10 = Version(
+    "CIFAR-10",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]},
     "batches.meta.txt",
     10,
     1,
 )
-CIFAR100 = Version({"train": ["train.bin"], "test": ["test.bin"]}, "fine_label_names.txt", 100, 2)
+CIFAR100 = Version(
+    "CIFAR-100",
+    "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    {"train": ["train.bin"], "test": ["test.bin"]},
+    "fine_label_names.txt",
+    100,
+    2,
+)
+
+# In the versions for Python (pickles) and Matlab, beside data in files of other names.
+OTHER_VERSIONS = ("batches.meta", "meta", "batches.meta.mat", "meta.mat")
 
 
 def open_cifar(directory: Path, version: Version) -> ArraySource:
@@ -44,6 +60,8 @@ def open_cifar(directory: Path, version: Version) -> ArraySource:
     Raises UserError for a file that is missing, cut short or has a label that is no class.
     """
     path = directory / version.names
+    if not os.path.exists(path):
+        raise UserError(f"{directory}: {explained(directory, version)}")
     names = tuple(line.strip() for line in read_bytes(path).decode(errors="replace").split("\n"))
     names = tuple(name for name in names if name)
     if len(names) != version.classes or len(set(names)) != len(names):
@@ -54,6 +72,19 @@ def open_cifar(directory: Path, version: Version) -> ArraySource:
         images[split] = np.concatenate([part[0] for part in parts])
         labels[split] = np.concatenate([part[1] for part in parts])
     return ArraySource(str(directory), names, labels, images)
+
+
+def explained(directory: Path, version: Version) -> str:
+    """Return what a directory is instead of the unpacked binary version, and where to get that."""
+    expected = f"expected the binary version of {version.title}, unpacked: {version.archive}"
+    if os.path.isfile(directory):
+        return f"a file; {expected}"
+    if not os.path.isdir(directory):
+        return f"no such directory; {expected}"
+    if any(os.path.exists(directory / name) for name in OTHER_VERSIONS):
+        return f"the version for Python or Matlab; {expected}"
+    below = sorted(path.parent.name for path in directory.glob(f"*/{version.names}"))
+    return f"has no {version.names}; {f'give {directory / below[0]}' if below else expected}"
 
 
 def read_records(path: Path, version: Version) -> tuple[Array, Index]:
@@ -71,6 +102,8 @@ def read_records(path: Path, version: Version) -> tuple[Array, Index]:
 
 def read_bytes(path: Path) -> bytes:
     """Return the content of a file; raise UserError where it cannot be read."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: not a regular file")
     try:
         return path.read_bytes()
     except OSError as error:

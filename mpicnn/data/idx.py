@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -51,11 +52,22 @@ def open_idx(directory: Path, classes: Sequence[str] | None = None) -> ArraySour
 
 
 def find(directory: Path, name: str) -> Path:
-    """Return the file `name` or `name`.gz in `directory`."""
-    for path in (directory / name, directory / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise UserError(f"{directory / name}: no such file, and none with .gz either")
+    """Return the file `name` in `directory`, plain or .gz, or with a dot: train-images.idx3-ubyte.
+
+    Raises UserError where there is none, or one of each spelling.
+    """
+    spellings = (name, name.replace("-idx", ".idx"))
+    found = []
+    for each in spellings:
+        paths = (directory / each, directory / f"{each}.gz")
+        found += [path for path in paths if os.path.isfile(path)][:1]
+    if len(found) > 1:
+        raise UserError(f"{found[0]}: there is {found[1].name} too; keep one of them")
+    if not found:
+        raise UserError(
+            f"{directory}: has no {name}; expected it, or {spellings[1]}, plain or with .gz"
+        )
+    return found[0]
 
 
 def read_idx(path: Path, rank: int) -> Array:

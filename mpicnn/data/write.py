@@ -173,11 +173,11 @@ def reporting(path: Path) -> Iterator[None]:
 
 def check_target(path: Path, overwrite: bool) -> None:
     """Raise UserError where `path` cannot become the new file."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path}: a directory; expected the name of the file to write")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UserError(f"{path.parent}: no such directory; make it first")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise UserError(f"{path}: exists; give --overwrite to replace it, or another name")
 
 
