@@ -52,7 +52,7 @@ def test_val_is_for_testing_where_there_is_no_test(folder: Path, tmp_path: Path)
             "--test-fraction", 0.5)  # fmt: skip
     # With both, val is not looked at.
     (folder / "test").mkdir()
-    refused("in/test: expected a directory for each class", tmp_path / "a.h5", "folder", folder,
+    refused("in/test: expected a folder for each class", tmp_path / "a.h5", "folder", folder,
             tmp_path / "a.h5")  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def test_more_bad_folders(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.h5"
     refused("in: has test/", out, "folder", folder, out, "--test-fraction", 0.5)
     refused("in/test/a: one image", out, "folder", folder / "test", out)
-    refused("in/train/a: expected a directory for each", out, "folder", folder / "train/a", out)
+    refused("in/train/a: expected a folder for each", out, "folder", folder / "train/a", out)
     refused("nowhere: could not be read", out, "folder", folder / "nowhere", out)
 
 

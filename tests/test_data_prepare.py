@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 import mpi_jobs
@@ -17,6 +19,7 @@ from data_samples import (
     picture_folder,
     refused,
 )
+from PIL import Image
 
 from mpicnn.data import prepare as preparing
 from mpicnn.data import write
@@ -93,13 +96,73 @@ def test_ranks_share_the_work(folder: Path, tmp_path: Path) -> None:
     assert one.read_bytes() == three.read_bytes()
 
 
-def test_what_one_rank_finds_broken_ends_all(folder: Path, tmp_path: Path) -> None:
+def test_all_broken_images_are_named_or_skipped(folder: Path, tmp_path: Path) -> None:
+    """Two of them on different ranks; without them, the file is as if they were removed."""
+    removed, out = tmp_path / "removed.h5", tmp_path / "a.h5"
+    broken = [folder / "train/B/0.png", folder / "train/a/3.png"]
+    shutil.copytree(folder, tmp_path / "whole")
+    for path in broken:
+        path.unlink()
+    command("prepare", "folder", folder, removed)
+    shutil.rmtree(folder)
+    (tmp_path / "whole").rename(folder)
+    broken[0].write_bytes(b"")
     cut_one(folder)  # The eighth of nine: in the last rank's share.
-    job = mpi_jobs.run(3, "-m", "mpicnn.data", "prepare", "folder", folder, tmp_path / "a.h5")
+    prepare = ("-m", "mpicnn.data", "prepare", "folder", folder, out)
+    job = mpi_jobs.run(3, *prepare)
     assert job.code == 2
-    assert job.err.count("train/a/3.png: no whole image") == 1
-    assert "Traceback" not in job.err
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert job.err.splitlines() == [
+        f"mpicnn: broken: {broken[0]}: no whole image (an empty file)",
+        f"mpicnn: broken: {broken[1]}: no whole image (image file is truncated)",
+        f"mpicnn: error: {folder}: 2 of 12 images cannot be read, named above;"
+        " mend or remove them, or give --skip-broken to go on without",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "removed.h5"]
+    job = mpi_jobs.run(3, *prepare, "--skip-broken")
+    assert (job.code, job.err) == (0, "")
+    assert "read    10 images\n" in job.out
+    assert f"skipped 2 that cannot be read: listed in {out}.broken.txt\n" in job.out
+    assert out.read_bytes() == removed.read_bytes()
+    listed = Path(f"{out}.broken.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed] == [str(path) for path in broken]
+    for path in broken:
+        path.unlink()
+    command("prepare", "folder", folder, out, "--overwrite")
+    assert not Path(f"{out}.broken.txt").exists()  # it would be about images that are not missed
+
+
+def test_many_broken_images_are_listed_in_a_file(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for k in range(10):
+        (folder / f"train/a/x{k}.png").write_bytes(b"no image")
+    odd = os.fsencode(folder) + b"/test/a/x\xe9\n.png"
+    Path(os.fsdecode(odd)).touch()
+    out, listed = tmp_path / "a.h5", tmp_path / "a.h5.broken.txt"
+    with pytest.raises(UserError, match=f"11 of 23 images cannot be read, all in {listed}; mend"):
+        command("prepare", "folder", folder, out)
+    shown = capfd.readouterr().err
+    assert shown.count("mpicnn: broken: ") == shown.count("\n") == 10
+    assert r"a/x\xe9\n.png: no whole image (an empty file)" in shown
+    lines = listed.read_bytes().splitlines()
+    assert lines[0].split(b"\t")[0] == odd.replace(b"\n", b"\\n") and len(lines) == 11
+    assert not out.exists()
+
+
+def test_skipping_does_not_empty_a_class(folder: Path, tmp_path: Path) -> None:
+    (folder / "test/a/0.png").write_bytes(b"")
+    out = tmp_path / "a.h5"
+    refused("test/a: no images that can be read", out, "folder", folder, out, "--skip-broken")
+
+
+def test_skipped_images_are_replaced_where_there_are_more(folder: Path, tmp_path: Path) -> None:
+    """--per-class and --test-fraction choose among the images that can be read."""
+    (folder / "train/B/0.png").write_bytes(b"")
+    command("prepare", "folder", folder, tmp_path / "a.h5", "--per-class", "3,1", "--skip-broken")
+    images, _ = contents(tmp_path / "a.h5")
+    assert len(images["train"]) == 6
+    expected = [np.asarray(Image.open(folder / f"train/B/{k}.png")) for k in (1, 2, 3)]
+    np.testing.assert_array_equal(images["train"][:3], np.transpose(expected, (0, 3, 1, 2)))
 
 
 def test_info(capfd: pytest.CaptureFixture[str]) -> None:

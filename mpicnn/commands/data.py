@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpicnn.data.cifar import CIFAR10, CIFAR100, open_cifar
 from mpicnn.data.file import Dataset, open_dataset
-from mpicnn.data.folder import open_folder
+from mpicnn.data.folder import Division, open_folder
 from mpicnn.data.idx import open_idx
 from mpicnn.data.images import Decoding
 from mpicnn.data.layout import SPLITS, class_counts
-from mpicnn.data.prepare import prepare
-from mpicnn.data.source import Source
+from mpicnn.data.prepare import Opener, Taking, prepare
 from mpicnn.data.verify import verify
-from mpicnn.errors import UserError
-from mpicnn.job.agreement import agree
+from mpicnn.errors import UserError, printable
+from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.output import say
 from mpicnn.run.setup import read_command
 from mpicnn.settings.definitions import (
@@ -49,18 +48,18 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
         if comm.rank == 0:
             say(None, text, fd=1)
         return
+    account: list[str] = []
     if not isinstance(settings, InfoSettings):
-        prepare(
-            comm,
-            Path(settings.file),
-            opener(settings),
+        taking = Taking(
             per_class=_two(settings.per_class),
             gzip=None if settings.gzip < 0 else settings.gzip,
             overwrite=settings.overwrite,
+            skip_broken=isinstance(settings, FolderSettings) and settings.skip_broken,
         )
-    text = agree(comm, lambda: "" if comm.rank else info(settings.file))
+        account = prepare(comm, Path(settings.file), opener(settings), taking)
+    text = from_root(comm, info, settings.file)
     if comm.rank == 0:
-        say(None, text, fd=1)
+        say(None, "\n".join([*map(printable, account), text]), fd=1)
 
 
 def verified(comm: MPI.Intracomm, data: Dataset) -> str:
@@ -74,17 +73,18 @@ def verified(comm: MPI.Intracomm, data: Dataset) -> str:
     return f"{data.path}: all {count} images are as they were prepared, digest {data.digest}"
 
 
-def opener(settings: Prepared) -> Callable[[], Source]:
+def opener(settings: Prepared) -> Opener:
     """Return what opens the source that the settings name."""
     source = Path(settings.source)
     if isinstance(settings, IdxSettings):
-        return partial(open_idx, source, tuple(filter(None, settings.classes.split(","))) or None)
+        names = tuple(filter(None, settings.classes.split(","))) or None
+        return lambda _: open_idx(source, names)
     if isinstance(settings, FolderSettings):
         decoding = Decoding(settings.size or None, settings.gray)
-        fraction = settings.test_fraction or None
-        return partial(open_folder, source, decoding, fraction, settings.seed)
+        division = Division(settings.splits, settings.test_fraction or None, settings.seed)
+        return partial(open_folder, source, decoding, division)
     version = CIFAR10 if isinstance(settings, Cifar10Settings) else CIFAR100
-    return partial(open_cifar, source, version)
+    return lambda _: open_cifar(source, version)
 
 
 def _two(text: str) -> tuple[int, int] | None:

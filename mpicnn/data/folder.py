@@ -1,19 +1,38 @@
-"""Find image files in a directory for each class."""
+"""Image files in a folder for each class, as a source of images."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from mpicnn import rng
-from mpicnn.data.images import ENDINGS, Decoding, decode
+from mpicnn.data.images import ENDINGS, Decoding, ImageError, read_picture
 from mpicnn.data.layout import SPLITS, Array, ImageShape, Index, some
+from mpicnn.data.listing import Skipped, list_images, scan
+from mpicnn.data.source import Found
+from mpicnn.data.splits import TESTING, VALIDATION, among, check_classes, find_splits
 from mpicnn.errors import UserError
+from mpicnn.text import counted
 
 DEFAULT_TEST_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Division:
+    """Say which images are for testing.
+
+    `splits` is empty, "none" or the names of two folders (see `splits.find_splits`). Without such
+    folders, `fraction` of every class is drawn with `seed`: None for the default.
+    """
+
+    splits: str = ""
+    fraction: float | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -26,78 +45,157 @@ class FolderSource:
     paths: dict[str, list[str]]
     shape: ImageShape
     decoding: Decoding
+    division: str
+    skipped: Skipped = field(default_factory=Skipped)
 
-    def read(self, split: str, indices: Index) -> Array:
-        """Return the decoded images at `indices`: uint8 (len(indices), c, h, w)."""
-        out = np.empty((len(indices), *self.shape), np.uint8)
+    def read(self, split: str, indices: Index, found: Found) -> Array:
+        """Return the decoded images at `indices`: uint8 (len(indices), c, h, w).
+
+        Files that give no image are noted in `found`; what stands in their place means nothing.
+        Raises UserError where an image has another shape.
+        """
+        out = np.zeros((len(indices), *self.shape), np.uint8)
         for image, index in zip(out, indices.tolist(), strict=True):
-            path = Path(self.where, self.paths[split][index])
-            found = decode(path, self.decoding)
-            if found.shape != self.shape:
+            name = self.paths[split][index]
+            path = Path(self.where, name)
+            try:
+                picture = read_picture(path, self.decoding)
+            except ImageError as error:
+                found.broken[name] = error.reason
+                continue
+            shape = picture.pixels.shape
+            if shape != self.shape:
                 raise UserError(
-                    f"{path}: {found.shape[1]} x {found.shape[2]} pixels; expected"
+                    f"{path}: {shape[1]} x {shape[2]} pixels; expected"
                     f" {self.shape[1]} x {self.shape[2]} as in the first file; give --size"
                 )
-            image[...] = found
+            found.transparent += picture.transparent
+            image[...] = picture.pixels
         return out
+
+    def account(self, found: Found, count: int) -> list[str]:
+        """Return what was read, and what was skipped and why: `count` images were taken."""
+        white = f", {found.transparent} of them transparent: put on white" * (found.transparent > 0)
+        lines = [
+            f"source  {self.where}: {self.division}",
+            f"read    {counted(count, 'image')}{white}",
+        ]
+        return lines + [f"skipped {line}" for line in self.skipped.lines()]
 
 
 def open_folder(
-    root: Path, decoding: Decoding, test_fraction: float | None = None, seed: int = 0
+    root: Path, decoding: Decoding, division: Division, without: Collection[str] = ()
 ) -> FolderSource:
     """Return the files of ROOT/train/CLASS/… and ROOT/test/CLASS/…, or of ROOT/CLASS/….
 
-    Without ROOT/test, ROOT/val is for testing, as ImageNet is often laid out. Without either,
-    `test_fraction` of every class (rounded, at least one image, never all), drawn with `seed`, is.
-    Labels are places in the sorted class names; directories in classes are searched too. Raises
-    UserError for classes without images, for unlike classes in the two splits, and for
-    `test_fraction` where there are images for testing already.
+    Where there are no folders for training and testing, part of every class (rounded, at least one
+    image, never all) is for testing. Labels are places in the sorted class names. `without` are
+    files, relative to `root`, to take for absent. Raises UserError for classes without images, for
+    unlike classes in the two splits, for folders that are neither classes nor splits, and for a
+    fraction where there are images for testing already.
     """
-    tests = next((name for name in ("test", "val") if (root / name).is_dir()), None)
-    if tests and (root / "train").is_dir():
-        if test_fraction is not None:
-            raise UserError(f"{root}: has {tests}/; --test-fraction is for a directory without")
-        places = dict(zip(SPLITS, ("train", tests), strict=True))
-        files = {split: class_files(root, place) for split, place in places.items()}
-        odd = set(files["train"]) ^ set(files["test"])
-        if odd:
-            raise UserError(f"{root}: only one of train and {tests} has {some(sorted(odd))}")
+    skipped = Skipped()
+    folders, loose = scan(root, "", skipped)
+    places = find_splits(root, folders, division.splits)
+    if places is None:
+        skipped = Skipped()  # the same folder is looked at again
+        found = class_files(root, "", skipped, without)
+        if not division.splits:
+            check_classes(root, found)
+        fraction = DEFAULT_TEST_FRACTION if division.fraction is None else division.fraction
+        files = divide(root, found, fraction, division.seed)
+        origin = f"a folder for each class; {100 * fraction:g} % of each drawn for testing"
     else:
-        fraction = DEFAULT_TEST_FRACTION if test_fraction is None else test_fraction
-        files = divide(root, class_files(root), fraction, seed)
+        if division.fraction is not None:
+            raise UserError(
+                f"{root}: has {places['test']}/; --test-fraction is for a directory without"
+            )
+        files = split_files(root, places, skipped, without)
+        both = " and ".join(places.values())
+        for name in sorted({*folders, *loose}.difference(places.values())):
+            skipped.add(f"beside {both}", name)
+        origin = f"{places['train']}/ for training, {places['test']}/ for testing"
     classes = tuple(sorted(files["train"]))
     paths = {split: [p for name in classes for p in files[split][name]] for split in SPLITS}
     labels = {
         split: np.repeat(np.arange(len(classes)), [len(files[split][name]) for name in classes])
         for split in SPLITS
     }
-    c, h, w = decode(root / paths["train"][0], decoding).shape
-    return FolderSource(str(root), classes, labels, paths, (c, h, w), decoding)
+    shape = first_shape(root, paths["train"], decoding)
+    return FolderSource(str(root), classes, labels, paths, shape, decoding, origin, skipped)
 
 
-def class_files(root: Path, place: str = "") -> dict[str, list[str]]:
-    """Return the sorted paths, relative to `root`, of the image files of every class in `place`.
+def first_shape(root: Path, paths: Sequence[str], decoding: Decoding) -> ImageShape:
+    """Return the shape (c, h, w) of all images: of the first that can be read, if no size is given.
 
-    Hidden files and directories, and files without the suffix of an image, are not looked at.
+    Raises UserError where none can.
     """
-    within = root / place
-    try:
-        names = sorted(e.name for e in os.scandir(within) if e.is_dir() and e.name[0] != ".")
-    except OSError as error:
-        raise UserError(f"{within}: could not be read ({error.strerror})") from error
-    if not names:
-        raise UserError(f"{within}: expected a directory for each class, found none")
-    files = {}
-    for name in names:
-        files[name] = sorted(
-            str((Path(directory) / file).relative_to(root))
-            for directory, _, found in os.walk(within / name)
-            for file in found
-            if file[0] != "." and Path(file).suffix.lower() in ENDINGS
-        )
-        if not files[name]:
-            raise UserError(f"{within / name}: no images; expected {', '.join(sorted(ENDINGS))}")
+    if decoding.size is not None:
+        return (1 if decoding.gray else 3), decoding.size, decoding.size
+    failure: ImageError | None = None
+    for path in paths:
+        try:
+            c, h, w = read_picture(root / path, decoding).pixels.shape
+            return c, h, w
+        except ImageError as error:
+            failure = failure or error
+    raise UserError(f"none of {counted(len(paths), 'image')} can be read; the first: {failure}")
+
+
+def split_files(
+    root: Path, places: dict[str, str], skipped: Skipped, without: Collection[str]
+) -> dict[str, dict[str, list[str]]]:
+    """Return the files of every class in the folders for training and for testing."""
+    files = {split: class_files(root, place, skipped, without) for split, place in places.items()}
+    odd = sorted(set(files["train"]) ^ set(files["test"]))
+    if odd:
+        both = " and ".join(places.values())
+        raise UserError(f"{root}: only one of {both} has {some(odd)}; expected the same classes")
     return files
+
+
+def class_files(
+    root: Path, place: str, skipped: Skipped, without: Collection[str]
+) -> dict[str, list[str]]:
+    """Return the sorted paths, relative to `root`, of the image files of every class in `place`."""
+    folders, loose = scan(root, place, skipped)
+    for path in loose:
+        skipped.add("outside the folders of classes", path)
+    if not folders:
+        hint = "; to draw images for testing, give the folder for training as SOURCE"
+        raise UserError(
+            f"{root / place}: expected a folder for each class, found none"
+            f"{hint if among([place], TESTING | VALIDATION) else ''}"
+        )
+    files: dict[str, list[str]] = {}
+    for path in folders:
+        name = class_name(root, path)
+        if name in files:
+            raise UserError(
+                f"{root / path}: two folders have this name in different spellings of Unicode; "
+                "rename one, or make them one"
+            )
+        files[name] = [p for p in list_images(root, path, skipped) if p not in without]
+        if not files[name]:
+            raise UserError(
+                f"{root / path}: no images{' that can be read' if without else ''}; "
+                f"expected {', '.join(sorted(ENDINGS))}"
+            )
+    return files
+
+
+def class_name(root: Path, path: str) -> str:
+    """Return the name of a class's folder, composed (NFC): macOS decomposes what is accented.
+
+    Raises UserError for a name that is not UTF-8 or cannot be printed.
+    """
+    try:
+        name = os.fsencode(os.path.basename(path)).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{root / path}: its name is not UTF-8; rename the folder") from None
+    if not name.isprintable():
+        raise UserError(f"{root / path}: its name cannot be printed; rename the folder")
+    return unicodedata.normalize("NFC", name)
 
 
 def divide(

@@ -77,8 +77,11 @@ def read_picture(path: Path, decoding: Decoding) -> Picture:
     opened: a pipe would wait for ever.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError(path, "not a regular file")
+        if not status.st_size:
+            raise ImageError(path, "no whole image (an empty file)")
         with path.open("rb") as file:
             image, transparent = _decoded(file, path, decoding.gray)
     except (ImageError, MemoryError):

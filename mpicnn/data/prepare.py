@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from mpicnn.data.layout import SPLITS, Array, Index
-from mpicnn.data.source import Source, check_source, first_per_class
+from mpicnn.data.broken import BrokenFiles, list_file, refusal, shared, write_list
+from mpicnn.data.layout import SPLITS, Array, ImageShape, Index
+from mpicnn.data.source import Found, Source, check_source, first_per_class
 from mpicnn.data.write import Writer, check_target, writing
-from mpicnn.job.agreement import agree, same
+from mpicnn.job.agreement import agree, from_root, same
 from mpicnn.job.waiting import wait
 
 if TYPE_CHECKING:
@@ -24,25 +27,68 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 8 * 2**20
 
 
-def prepare(
-    comm: MPI.Intracomm,
-    target: Path,
-    make: Callable[[], Source],
-    *,
-    per_class: tuple[int, int] | None = None,
-    gzip: int | None = None,
-    overwrite: bool = False,
-) -> None:
+@dataclass(frozen=True)
+class Taking:
+    """Say what is taken of a source, and how it is stored.
+
+    `per_class` takes only the first so many training and test images of each class; `gzip` is the
+    level of compression; `skip_broken` goes on without the files that give no image.
+    """
+
+    per_class: tuple[int, int] | None = None
+    gzip: int | None = None
+    overwrite: bool = False
+    skip_broken: bool = False
+
+
+Opener = Callable[[Collection[str]], Source]
+"""Opens a source, without the files of the given paths."""
+
+
+def prepare(comm: MPI.Intracomm, target: Path, make: Opener, taking: Taking) -> list[str]:
     """Write the image file `target` from the source that `make` opens; collective.
 
-    Every rank opens the source and reads its share of the images; rank 0 writes. `per_class`
-    takes only the first so many training and test images of each class. Whatever goes wrong on
-    one rank is raised on all of them: UserError naming the file.
+    Every rank opens the source and reads its share of the images; rank 0 writes. Returns lines
+    that say what was read and what was skipped. All files that give no image are found before
+    any of them ends it. Where they are to be skipped, it begins anew without them: the file is as
+    if they were not there, and a list of them lies beside it. Whatever goes wrong on one rank is
+    raised on all of them: UserError naming the file.
     """
-    source, chosen = agree(comm, open_source, target, make, per_class, overwrite)
+    broken: dict[str, str] = {}
+    while True:
+        source, chosen = agree(comm, open_source, target, partial(make, broken), taking)
+        count = sum(map(len, chosen.values()))
+        try:
+            found = write_file(comm, target, source, chosen, taking.gzip)
+            break
+        except BrokenFiles as error:
+            if not taking.skip_broken:
+                raise refusal(comm, target, source.where, error.found.broken, count) from None
+            broken |= error.found.broken
+    lines = source.account(found, count)
+    if broken:
+        from_root(comm, write_list, target, source.where, dict(sorted(broken.items())))
+        lines.append(f"skipped {len(broken)} that cannot be read: listed in {list_file(target)}")
+    elif comm.rank == 0:
+        list_file(target).unlink(missing_ok=True)  # of an earlier attempt
+    return lines
+
+
+def write_file(
+    comm: MPI.Intracomm,
+    target: Path,
+    source: Source,
+    chosen: dict[str, Index],
+    gzip: int | None,
+) -> Found:
+    """Write the chosen images of a source and return what was found in them. Collective.
+
+    Raises BrokenFiles on all ranks, and leaves no file, where some give no image.
+    """
     outline = repr((source.shape, source.classes)).encode()
     same(comm, "source", outline + b"".join(source.labels[s].tobytes() for s in SPLITS))
     labels = {split: source.labels[split][chosen[split]] for split in SPLITS}
+    found = Found()
     with contextlib.ExitStack() as stack:
         writer: Writer | None = agree(
             comm,
@@ -52,39 +98,50 @@ def prepare(
             else contextlib.nullcontext(),
         )
         for split in SPLITS:
-            copy_split(comm, source, split, chosen[split], writer)
+            read = partial(source.read, split, found=found)
+            copy_split(comm, Pieces(split, chosen[split], source.shape, read), writer)
+        found = shared(comm, found)
+        if found.broken:
+            raise BrokenFiles(found)
         agree(comm, stack.close)
+    return found
 
 
-def copy_split(
-    comm: MPI.Intracomm, source: Source, split: str, chosen: Index, writer: Writer | None
-) -> None:
-    """Read the images at `chosen` on all ranks and append them where there is a writer."""
-    block = max(1, BLOCK_BYTES // math.prod(source.shape)) * comm.size
+@dataclass(frozen=True)
+class Pieces:
+    """Hold which images of a split to take, their shape, and what reads those at some places."""
+
+    split: str
+    chosen: Index
+    shape: ImageShape
+    read: Callable[[Index], Array]
+
+
+def copy_split(comm: MPI.Intracomm, pieces: Pieces, writer: Writer | None) -> None:
+    """Read the images on all ranks and append them where there is a writer."""
+    chosen = pieces.chosen
+    block = max(1, BLOCK_BYTES // math.prod(pieces.shape)) * comm.size
     # disable=None: shown only where standard error is a terminal.
     hidden = True if comm.rank else None
-    with tqdm(total=len(chosen), desc=split, unit="img", disable=hidden) as bar:
+    with tqdm(total=len(chosen), desc=pieces.split, unit="img", disable=hidden) as bar:
         for edges in rounds(len(chosen), block, comm.size):
             share = chosen[edges[comm.rank] : edges[comm.rank + 1]]
-            images = agree(comm, source.read, split, share)
+            images = agree(comm, pieces.read, share)
             whole = gather(comm, images, np.diff(edges))
-            agree(comm, append, writer, split, whole)
+            agree(comm, append, writer, pieces.split, whole)
             bar.update(int(edges[-1] - edges[0]))
 
 
 def open_source(
-    target: Path,
-    make: Callable[[], Source],
-    per_class: tuple[int, int] | None,
-    overwrite: bool,
+    target: Path, make: Callable[[], Source], taking: Taking
 ) -> tuple[Source, dict[str, Index]]:
     """Return the source and the places of the images to take from each split."""
-    check_target(target, overwrite)
+    check_target(target, taking.overwrite)
     source = make()
     check_source(source)
-    if per_class is None:
+    if taking.per_class is None:
         return source, {split: np.arange(len(source.labels[split])) for split in SPLITS}
-    counts = dict(zip(SPLITS, per_class, strict=True))
+    counts = dict(zip(SPLITS, taking.per_class, strict=True))
     return source, {split: first_per_class(source, split, counts[split]) for split in SPLITS}
 
 

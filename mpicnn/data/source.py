@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from mpicnn.data.layout import SPLITS, Array, ImageShape, Index, class_counts, some
 from mpicnn.errors import UserError
+
+
+@dataclass
+class Found:
+    """Note what was found while images were read.
+
+    `broken` says why files give no image, by their paths relative to the source; `transparent` is
+    how many images had a transparent ground.
+    """
+
+    broken: dict[str, str] = field(default_factory=dict)
+    transparent: int = 0
 
 
 class Source(Protocol):
@@ -34,11 +46,16 @@ class Source(Protocol):
         """Return the labels by split."""
         ...
 
-    def read(self, split: str, indices: Index) -> Array:
+    def read(self, split: str, indices: Index, found: Found) -> Array:
         """Return the images of `split` at `indices`: uint8 (len(indices), c, h, w).
 
-        Raises UserError naming the file that does not hold an image.
+        Files that give no image are noted in `found`; what stands in their place means nothing.
+        Raises UserError where an image is not as the others.
         """
+        ...
+
+    def account(self, found: Found, count: int) -> list[str]:
+        """Return lines that say how `count` images were read, and what was skipped."""
         ...
 
 
@@ -57,9 +74,13 @@ class ArraySource:
         c, h, w = self.images[SPLITS[0]].shape[1:]
         return c, h, w
 
-    def read(self, split: str, indices: Index) -> Array:
+    def read(self, split: str, indices: Index, found: Found) -> Array:
         """Return the images of `split` at `indices`."""
         return self.images[split][indices]
+
+    def account(self, found: Found, count: int) -> list[str]:
+        """Return nothing: all images are read, and there is nothing beside them."""
+        return []
 
 
 def check_source(source: Source) -> None:

@@ -90,3 +90,12 @@ def counts_text(value: object) -> str:
     if text and not (len(parts) == 2 and all(p.isdecimal() and int(p) > 0 for p in parts)):
         raise ValueError("two whole numbers above 0, like 500,100")
     return text
+
+
+def splits_text(value: object) -> str:
+    """Return the names of two folders joined by a comma, or "none", as text."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    first, _, second = text.partition(",")
+    if text not in ("", "none") and (not first or not second or "," in second or first == second):
+        raise ValueError("the names of two folders, like train,validation, or none")
+    return text

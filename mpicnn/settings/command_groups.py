@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpicnn.settings.checks import counts_text, extents, names_text, path
+from mpicnn.settings.checks import counts_text, extents, names_text, path, splits_text
 from mpicnn.settings.option import Options, option
 
 
@@ -97,11 +97,18 @@ class FolderImages(Options):
         unset="as they are: all must be of one size",
     )  # fmt: skip
     gray: bool = option(False, "one channel instead of red, green and blue")
+    splits: str = option(
+        "", "folders of SOURCE for training and for testing, or none: its folders are classes",
+        "TRAIN,TEST", unset="by their names", check=splits_text,
+    )  # fmt: skip
     test_fraction: float = option(
-        0.0, "part of each class for testing, where SOURCE has no test/ or val/", "F", gt=0, lt=1,
+        0.0, "part of each class for testing, where no folder is for it", "F", gt=0, lt=1,
         unset="0.1",
     )  # fmt: skip
     seed: int = option(0, "seed of that random choice", ge=0)
+    skip_broken: bool = option(
+        False, "go on without files that cannot be read, and list them in OUT.broken.txt"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,8 +153,8 @@ class FolderSettings(SourceAndTarget, FolderImages, Storage):
 
     purpose = (
         "Prepare image files in folders. They lie in SOURCE/train/CLASS/ and SOURCE/test/CLASS/ "
-        "(or val/CLASS/), or in SOURCE/CLASS/. Classes are numbered in the order of their sorted "
-        "names."
+        "(or validation/CLASS/), or in SOURCE/CLASS/. Classes are numbered in the order of their "
+        "sorted names. What is read and what is skipped: docs/data-format.md."
     )
 
 
