@@ -25,17 +25,20 @@ class DeviceError(UserError):
 
 def printable(message: str) -> str:
     """Return a text as one line of a sensible length that any terminal shows as it is."""
-    if not message.isprintable():
-        message = "".join(c if c.isprintable() else escaped(c) for c in message)
+    message = escaped(message)
     if len(message) > MOST_CHARACTERS:
         half = MOST_CHARACTERS // 2
         message = f"{message[:half]} … {message[-half:]}"
     return message
 
 
-def escaped(character: str) -> str:
-    """Return the escape of a character that does not print: \\xNN for a byte of a file's name."""
+def escaped(text: str) -> str:
+    """Return a text with escapes for what does not print: \\xNN for a byte of a file's name."""
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def _escape(character: str) -> str:
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # what Python makes of a byte that its encoding lacks
         return f"\\x{number - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mpicnn.comm.mesh import Mesh
 from mpicnn.data.source import Found
 from mpicnn.data.write import reporting
-from mpicnn.errors import UserError, printable
+from mpicnn.errors import UserError, escaped, printable
 from mpicnn.job.agreement import from_root
 from mpicnn.job.output import say
 from mpicnn.text import counted
@@ -45,9 +45,9 @@ def list_file(target: Path) -> Path:
 def write_list(target: Path, where: str, broken: Mapping[str, str]) -> None:
     """Write a line for each broken file: its path, a tab, and why. Raises UserError."""
     path = list_file(target)
-    lines = [f"{Path(where, name)}\t{why}".replace("\n", "\\n") for name, why in broken.items()]
+    lines = [f"{escaped(str(Path(where, name)))}\t{why}\n" for name, why in broken.items()]
     with reporting(path):
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+        path.write_text("".join(lines), encoding="utf-8")
 
 
 def refusal(

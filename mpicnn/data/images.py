@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from mpicnn.data.layout import Array
 from mpicnn.data.plain import without_metadata
-from mpicnn.errors import UserError
+from mpicnn.errors import UserError, printable
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are opened, whatever a file is called. No others: Pillow would
@@ -43,7 +43,7 @@ class ImageError(UserError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
-        self.reason = reason
+        self.reason = printable(reason)
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,8 @@ def writing(
             os.replace(temporary, path)
             synchronize(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a reason why there is none has been told
+            temporary.unlink()
 
 
 @contextlib.contextmanager
