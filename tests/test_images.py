@@ -208,3 +208,24 @@ def test_damaged_pixels_are_refused_with_damaged_metadata_too(tmp_path: Path) ->
         with pytest.raises(ImageError, match=f"{name}: no whole image") as refused:
             decode(written(tmp_path / name, content), PLAIN)
         assert "0x" not in str(refused.value)
+
+
+def test_damage_anywhere_gives_an_image_or_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**5)  # large ones take their time
+    draw = np.random.default_rng(5)
+    image = Image.fromarray(PIXELS)
+    kinds = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+    samples = [*(encoded(image, kind) for kind in kinds), *damaged_metadata().values()]
+    outcomes = []
+    for k in range(400):
+        content = bytearray(samples[k % len(samples)])
+        for at in draw.integers(0, len(content), 1 + k % 4):
+            content[at] = draw.integers(256)
+        try:
+            picture = read_picture(written(tmp_path / "a", bytes(content)), Decoding(size=3))
+            outcomes.append(picture.pixels.shape == (3, 3, 3) and picture.pixels.dtype == np.uint8)
+        except ImageError as error:
+            assert error.reason and "\n" not in error.reason
+    assert all(outcomes) and 50 < len(outcomes) < 350

@@ -39,6 +39,8 @@ def _png(data: bytes) -> bytes:
         # An upper-case letter marks a critical chunk (PNG specification, 5.4).
         if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and sound):
             kept.append(chunk)
+        if kind == b"IEND":
+            break
         at += len(chunk)
     return b"".join(kept)
 
