@@ -11,7 +11,7 @@ import pytest
 from data_samples import picture
 
 from mpicnn.data.file import open_dataset
-from mpicnn.job.output import escape_what_cannot_be_shown
+from mpicnn.job.output import escape_what_cannot_be_shown, say
 from mpicnn.settings.definitions import COMMANDS, parse
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
@@ -26,6 +26,19 @@ def test_help_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
             parse(["--help"], command, {})
         stream.seek(0)
         assert f"mpicnn.{command}" in stream.read()
+
+
+def test_lines_are_written_as_the_stream_can(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    for encoding, shown in (
+        ("utf-8", "\u00e9".encode()),
+        ("latin-1", b"\xe9"),
+        ("ascii", rb"\xe9"),
+    ):
+        monkeypatch.setattr(sys, "__stdout__", io.TextIOWrapper(io.BytesIO(), encoding))
+        say(None, "\u00e9", fd=1)
+        assert capfdbinary.readouterr().out == shown + b"\n"
 
 
 def test_prepare_tells_of_classes_whose_names_are_not_ascii(tmp_path: Path) -> None:

@@ -185,13 +185,16 @@ def test_images_with_damaged_metadata_are_read(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found, turned if name == "jpeg" else exact)
 
 
-def test_turns_survive_damage_to_other_metadata(tmp_path: Path) -> None:
+def test_turns_and_transparency_survive_damage_to_metadata(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     bad = chunk(b"iCCP", b"icc\0\x07no profile")
     upright = np.rot90(PIXELS, -1).transpose(2, 0, 1)
     content = png(PIXELS, 2, bad, chunk(b"eXIf", exif.tobytes()[6:]))
     np.testing.assert_array_equal(decode(written(tmp_path / "a.png", content), PLAIN), upright)
+    content = png(PIXELS[..., :1], 0, bad, chunk(b"tRNS", b"\0\x14"))  # the gray 20 is none
+    white = np.where(PIXELS[..., 0] == 20, 255, PIXELS[..., 0])
+    np.testing.assert_array_equal(decode(written(tmp_path / "a.png", content), GRAY)[0], white)
     entries = struct.pack("<HHII", 700, 3, 1, 5), struct.pack("<HHII", 274, 3, 1, 6)
     content = tiff(PIXELS, *entries)
     np.testing.assert_array_equal(decode(written(tmp_path / "a.tif", content), PLAIN), upright)
