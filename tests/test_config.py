@@ -13,6 +13,7 @@ import pytest
 
 from mpicnn.errors import UserError
 from mpicnn.settings import definitions as config
+from mpicnn.settings.checks import path
 from mpicnn.settings.definitions import PlanSettings, Settings
 
 Write = Callable[[str], str]
@@ -184,15 +185,31 @@ def test_differences_name_only_what_may_not_change() -> None:
     old = Settings()
     free = replace(
         old, plan="owt", shares="2,1", threads=3, device="gpu", epochs=99.0, log_every=1,
-        resume=True, run_dir="runs/x", scheme="b", eval_batch=7,
+        resume=True, run_dir="runs/x", scheme="b", eval_batch=7, model="other", data="d.h5",
     )  # fmt: skip
     assert config.differences(old, free) == []
     for name, value in {
-        "model": "other", "data": "d.h5", "batch": 3, "seed": 2, "rate": 0.5, "flip": True,
+        "batch": 3, "seed": 2, "rate": 0.5, "flip": True,
         "precision": "float64", "reference_batch": 9, "drops": (0.1,),
     }.items():  # fmt: skip
         (line,) = config.differences(old, replace(old, **{name: value}))
         assert line.startswith(f"{name.replace('_', '-')}: {getattr(old, name)} before, {value}")
+
+
+def test_absolute_paths_are_those_of_files_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getcwd", lambda: "/work")
+    assert Settings().absolute() == Settings()
+    files = {
+        "model": "net.py", "data": "a", "run_dir": "../r", "plan": "./p.toml", "calibration": "c",
+        "trace": "/t.json",
+    }  # fmt: skip
+    checked = {each.name for _, each in Settings.options() if each.metadata.get("check") is path}
+    assert files.keys() == checked
+    found = Settings(**files).absolute()
+    assert {name: getattr(found, name) for name in files} == {
+        "model": "/work/net.py", "data": "/work/a", "run_dir": "/r", "plan": "/work/p.toml",
+        "calibration": "/work/c", "trace": "/t.json",
+    }  # fmt: skip
 
 
 def test_settings_of_another_version_are_refused_by_name() -> None:

@@ -265,8 +265,8 @@ def test_an_existing_run_is_not_overwritten(train, tmp_path):
     assert "give --resume" in error_of(train(2, "--run-dir", run))
     other = train(2, "--run-dir", run, "--resume", "--rate", 0.5)
     assert "rate: 0.01 before, 0.5 now" in error_of(other)
-    other = train(2, "--run-dir", run, "--resume", "--model", "lenet5", "--crop", 12)
-    assert "model: default before, lenet5 now" in error_of(other)
+    other = train(2, "--run-dir", run, "--resume", "--model", "lenet5", "--crop", 11)
+    assert "crop: 0 before, 11 now" in error_of(other)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpicnn.data.file import Dataset, open_dataset
+from mpicnn.data.file import Dataset
 from mpicnn.data.layout import some
+from mpicnn.data.verify import verify_sample
 from mpicnn.errors import UserError
-from mpicnn.job.agreement import agree
+from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.output import say
 from mpicnn.run.load import TrainedModel, load_trained
+from mpicnn.run.resuming import check_digest, open_data, recorded_data
 from mpicnn.run.setup import read_settings
 from mpicnn.run.testing import TestSet, label_map, test
 from mpicnn.run.trainer import augmentation
@@ -27,7 +29,12 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     """Evaluate a checkpoint on all ranks and print its scores. Collective."""
     settings = read_settings(comm, EvaluateSettings, argv)
     trained = load_trained(comm, settings.checkpoint, settings.plan, settings)
-    with agree(comm, open_dataset, settings.data or trained.settings.data) as data:
+    recorded = from_root(comm, recorded_data, trained.path, trained.settings)
+    path = settings.data or recorded
+    with agree(comm, open_data, path, not settings.data) as data:
+        if not settings.data:
+            agree(comm, check_digest, data, trained.meta, "another of the same classes")
+        verify_sample(comm, data)
         examples = agree(comm, test_set, trained, data, settings.eval_batch)
         since = perf_counter()
         score = test(trained.distributed, trained.state, examples)

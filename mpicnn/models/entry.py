@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any
@@ -44,7 +44,9 @@ def describe(name: str, layer: Layer) -> dict[str, Any]:
     The type of a layer that is not one of `TYPES` is the name of its class: enough to tell
     networks apart, not enough for `build`.
     """
-    kind = next((kind for kind, cls in TYPES.items() if type(layer) is cls), type(layer).__name__)
+    own = type(layer).__name__
+    own = f"own {own}" if own in TYPES else own
+    kind = next((kind for kind, cls in TYPES.items() if type(layer) is cls), own)
     described: dict[str, Any] = {"name": name, "type": kind}
     settings: tuple[Field[Any], ...] = fields(layer) if is_dataclass(layer) else ()
     for f in settings:
@@ -52,6 +54,11 @@ def describe(name: str, layer: Layer) -> dict[str, Any]:
             value = getattr(layer, f.name)
             described[f.name] = list(value) if isinstance(value, tuple) else value
     return described
+
+
+def known(description: Iterable[Mapping[str, Any]]) -> bool:
+    """Tell whether all layers described are of `TYPES`, so that `build` can make them."""
+    return all(entry.get("type") in TYPES for entry in description)
 
 
 def build(entry: Mapping[str, Any], where: str) -> Named:

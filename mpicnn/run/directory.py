@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from mpicnn.checkpoint import Checkpoints, read_meta
 from mpicnn.errors import UserError
-from mpicnn.settings.definitions import Settings, differences, parse
+from mpicnn.settings.definitions import Settings, parse
 
 CONFIG, PLAN, METRICS, LOG = "config.toml", "plan.toml", "metrics.csv", "log.txt"
 CHECKPOINTS = "checkpoints"
@@ -19,8 +21,7 @@ def open_run(settings: Settings) -> Path:
     """Return the run's directory, made if it is new.
 
     Without a name, the first free `runs/MODEL-NUMBER` is taken.
-    Raises UserError for a directory in use that is not to be resumed, for one that was begun with
-    other settings, and where none can be made.
+    Raises UserError for a directory in use that is not to be resumed, and where none can be made.
     """
     try:
         if not settings.run_dir:
@@ -39,31 +40,27 @@ def open_run(settings: Settings) -> Path:
             f"run directory {where}: cannot be made or written: {error.strerror}; "
             "give another --run-dir"
         ) from None
-    before = saved_settings(path) or config_settings(path) or settings
-    if changed := differences(before, settings):
-        raise UserError(
-            f"run directory {path}: the run cannot go on with other settings ({'; '.join(changed)})"
-            f"; give those it began with (without {CONFIG} its checkpoint's are taken), or another "
-            "--run-dir"
-        )
     return path
+
+
+def saved_meta(directory: Path) -> dict[str, Any] | None:
+    """Return the meta data of the newest checkpoint of a run, None where none can be read."""
+    for path in Checkpoints(directory / CHECKPOINTS, 1).paths():
+        with suppress(UserError):  # damaged: named, and passed over, when its tensors are loaded
+            return read_meta(path)
+    return None
 
 
 def saved_settings(directory: Path) -> Settings | None:
     """Return the settings in the newest checkpoint of a run, None where none can be read."""
-    for path in Checkpoints(directory / CHECKPOINTS, 1).paths():
-        try:
-            meta = read_meta(path)
-        except UserError:
-            continue  # damaged: named, and passed over, when its tensors are to be loaded
-        return Settings.from_json(meta["settings"])
-    return None
+    meta = saved_meta(directory)
+    return Settings.from_json(meta["settings"]) if meta else None
 
 
 def config_settings(directory: Path) -> Settings | None:
     """Return the settings in a run's file of settings, None where there is none."""
     path = directory / CONFIG
-    return parse([str(path)], "train", {}) if path.is_file() else None
+    return parse([str(path)], "train", {}) if os.path.isfile(path) else None
 
 
 def settings_file(directory: Path) -> Path | None:
@@ -72,9 +69,23 @@ def settings_file(directory: Path) -> Path | None:
     One that is lost is written anew from the newest checkpoint, which holds the settings too.
     """
     path = directory / CONFIG
-    if not path.is_file() and (saved := saved_settings(directory)):
+    if not os.path.isfile(path) and (saved := saved_settings(directory)):
         write_text(path, saved.to_toml())
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None
+
+
+def arguments_of(directory: Path) -> list[str]:
+    """Return the arguments with which a run goes on, before those that the user gives.
+
+    They are its file of settings, and no network where the file names that of the checkpoint,
+    which holds it: a file of the network may have moved or changed.
+    """
+    file = settings_file(directory)
+    if file is None:
+        return []
+    saved, config = saved_settings(directory), config_settings(directory)
+    own = saved is not None and config is not None and saved.model == config.model
+    return [str(file), *(["--model", ""] if own else [])]
 
 
 def _fresh(name: str) -> Path:

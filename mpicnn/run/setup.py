@@ -22,7 +22,7 @@ from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
 from mpicnn.ops.interface import Backend
-from mpicnn.run.directory import settings_file
+from mpicnn.run.directory import arguments_of
 from mpicnn.settings.definitions import COMMANDS, Settings, parse, split_command
 from mpicnn.settings.option import Options
 
@@ -78,9 +78,8 @@ def _parse(argv: list[str], command: str) -> Options:
     prog = f"{CONSOLE} {command}".rstrip() if sys.argv[0] == CONSOLE else ""
     settings = parse(argv, command, environment(), prog)
     if isinstance(settings, Settings) and settings.resume and not _names_file(argv):
-        before = settings_file(Path(settings.run_dir))
-        if before is not None:
-            return parse([str(before), *argv], command, environment(), prog)
+        before = arguments_of(Path(settings.run_dir))
+        return parse([*before, *argv], command, environment(), prog)
     return settings
 
 

@@ -14,7 +14,6 @@ from mpicnn.checkpoint import Checkpoints
 from mpicnn.data.augment import Augment
 from mpicnn.data.file import Dataset
 from mpicnn.data.loader import Batches, Inputs, Order
-from mpicnn.data.verify import verify
 from mpicnn.division.planfile import plan_toml
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import from_root
@@ -128,13 +127,6 @@ class Trainer:
         if not from_root(comm, lambda: " ".join(map(str, self.checkpoints.paths()))):
             return
         meta = self.distributed.load(self.state, self.checkpoints)
-        if meta["data"] != self.data.digest:
-            raise UserError(
-                f"data {self.data.path}: not the data set that the run began with; "
-                "give that one, or begin a new run"
-            )
-        if from_root(comm, lambda: "" if meta.get("stamp") == list(self.data.stamp) else "other"):
-            verify(comm, self.data)  # written anew since, copied or moved: it may be another
         before, now = (
             tomllib.loads(text) for text in (meta["plan"], plan_toml(self.distributed.plan))
         )

@@ -11,9 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mpicnn import models
 from mpicnn.checkpoint import Checkpoints
-from mpicnn.data.file import Dataset, open_dataset
+from mpicnn.data.file import Dataset
 from mpicnn.data.verify import verify_sample
 from mpicnn.devices.choice import choose_device
 from mpicnn.division.planfile import plan_toml
@@ -31,6 +30,7 @@ from mpicnn.run.lock import RunLock
 from mpicnn.run.metrics import Metrics
 from mpicnn.run.output import Output, append_lines
 from mpicnn.run.progress import ProgressDisplay, Reporter
+from mpicnn.run.resuming import Meta, as_kept, check_data, network, open_data, saved_run
 from mpicnn.run.setup import make_plan, progress_of
 from mpicnn.run.summary import summary
 from mpicnn.run.testing import Score
@@ -65,17 +65,20 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
     limits = Limits(settings.stall_warning or inf, settings.stall_abort or inf)
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(comm, activity, signals, limits))
-        data = stack.enter_context(agree(comm, open_dataset, settings.data))
+        saved = saved_run(comm, settings)
+        data = stack.enter_context(agree(comm, open_data, settings.data, saved is not None))
         same(comm, f"data {settings.data}", agree(comm, lambda: data.digest).encode())
         verify_sample(comm, data)
-        distributed = open_distributed(comm, settings, data, activity)
+        if saved:
+            check_data(comm, data, saved)
+        distributed = open_distributed(comm, settings, data, activity, saved)
         directory = Path(from_root(comm, lambda: str(open_run(settings))))
         lock = nullcontext() if comm.rank else RunLock(directory, environment())
         agree(comm, stack.enter_context, lock)
         watchdog.note = partial(append_lines, directory / LOG)
         tracing = bool(from_root(comm, traced, settings))
         checkpoints = Checkpoints(directory / CHECKPOINTS, settings.keep, warn)
-        trainer = Trainer(distributed, settings, data, checkpoints)
+        trainer = Trainer(distributed, as_kept(settings, saved), data, checkpoints)
         trainer.tracing = tracing
         if settings.resume:
             trainer.restore()
@@ -85,11 +88,18 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
 
 
 def open_distributed(
-    comm: MPI.Intracomm, settings: Settings, data: Dataset, activity: Activity
+    comm: MPI.Intracomm,
+    settings: Settings,
+    data: Dataset,
+    activity: Activity,
+    saved: Meta | None = None,
 ) -> DistributedModel:
-    """Divide the network over the ranks as the settings say; `activity` follows it. Collective."""
+    """Divide the network over the ranks as the settings say. Collective.
+
+    `activity` follows it; `saved` are the meta data of the run to go on with.
+    """
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
-    model = agree(comm, models.load, settings.model, shape, len(data.classes))
+    model = agree(comm, network, settings, shape, len(data.classes), saved)
     batch = min(settings.batch, len(data.split("train")))
     activity.begin("devices and plan", waits=True)
     device = choose_device(comm, settings, settings.precision, environment())

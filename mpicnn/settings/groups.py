@@ -19,8 +19,10 @@ class ModelChoice(Options):
     """Say which network."""
 
     heading = "model and data"
-    fixed = True
-    model: str = option("default", "network: a name, FILE.py or FILE.toml", "MODEL", check=path)
+    model: str = option(
+        "default", "network: a name, FILE.py or FILE.toml", "MODEL", check=path,
+        names_file=lambda value: value.endswith((".py", ".toml")),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +30,10 @@ class DataChoice(Options):
     """Say which examples."""
 
     heading = "model and data"
-    fixed = True
     data: str = option(
-        "embedded",
-        "image file FILE.h5, or embedded: the small set in the package",
-        "DATA",
-        check=path,
-    )
+        "embedded", "image file FILE.h5, or embedded: the small set in the package", "DATA",
+        check=path, names_file=lambda value: value not in ("", "embedded"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +47,7 @@ class RunDirectory(Options):
         "DIR",
         unset="a new runs/MODEL-N",
         check=path,
+        names_file=bool,
     )
     resume: bool = option(False, "continue from the last checkpoint in run-dir")
     checkpoint_every: float = option(
@@ -142,7 +142,7 @@ class PlanChoice(Options):
     heading = "how the work is divided over ranks"
     plan: str = option(
         "data", "preset data, owt, filter, fc-output, fc-input or master-worker, or FILE.toml",
-        "PLAN", check=path,
+        "PLAN", check=path, names_file=lambda value: value.endswith(".toml"),
     )  # fmt: skip
     shares: str = option(
         "equal", "share of the work per rank: equal, measured, or numbers like 2,1,1", "SHARES",
@@ -154,6 +154,7 @@ class PlanChoice(Options):
         "FILE",
         unset="none",
         check=path,
+        names_file=bool,
     )
     grid: str = option(
         "", "ranks as a data x model grid, like 2x4", "DxM", unset="one axis",
@@ -208,6 +209,7 @@ class Display(Options):
         "FILE",
         unset="none",
         check=path,
+        names_file=bool,
     )
     progress: Literal["auto", "bar", "lines", "off"] = option(
         "auto", "progress as a bar or as lines; auto: a bar on a terminal"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
-from dataclasses import Field, asdict, field, fields
+from dataclasses import Field, asdict, field, fields, replace
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from mpicnn.errors import UserError
@@ -16,7 +17,8 @@ def option(default: Any, description: str, metavar: str = "", **metadata: Any) -
 
     `metadata` may hold the bounds `gt`, `ge`, `lt`, `le`; `unset`, what `--help` says in place of
     an empty or 0 default; `check`, a function that returns the value as it is to be kept or raises
-    ValueError("what was expected"); and `positional`: a required argument without a name.
+    ValueError("what was expected"); `names_file`, a function that tells whether a value is the path
+    of a file; and `positional`: a required argument without a name.
     """
     metadata |= {"description": description, "metavar": metavar}
     if metadata.get("positional"):
@@ -43,6 +45,16 @@ class Options:
         for group in cls.__bases__:
             for each in fields(group):
                 yield group, each
+
+    def absolute(self) -> Self:
+        """Return the same settings with all paths absolute: from any directory the same files."""
+        paths = {
+            each.name: os.path.abspath(value)
+            for _, each in self.options()
+            if (names_file := each.metadata.get("names_file"))
+            and names_file(value := getattr(self, each.name))
+        }
+        return replace(self, **paths)  # type: ignore[type-var]
 
     def to_json(self) -> str:
         """Return the settings as text for other ranks; floats survive exactly."""
@@ -93,7 +105,8 @@ def describe(each: Field[Any], hint: Any) -> str:
 def differences(old: Options, new: Options) -> list[str]:
     """Return one line for each setting that differs and may not when a run is resumed.
 
-    Length, division of the work, machine, evaluation and display may change.
+    Length, division of the work, machine, evaluation and display may change. Network and data are
+    told by what they are, not by their names (`mpicnn.run.resuming`).
     """
     return [
         f"{kebab(each.name)}: {before} before, {after} now"
