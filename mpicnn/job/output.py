@@ -31,8 +31,14 @@ def say(rank: int | None, text: str, fd: int = STDERR) -> None:
         stream.encoding if stream else "utf-8", "backslashreplace"
     )
     try:
-        while data:
-            data = data[os.write(fd, data) :]
+        write_all(fd, data)
     except OSError:
         if fd != STDERR:  # where errors cannot be told, there is nobody to tell
             raise
+
+
+def write_all(fd: int, data: bytes, at: int | None = None) -> None:
+    """Write all of `data` to a descriptor: where it stands, or `at` a byte of the file."""
+    while data:
+        count = os.write(fd, data) if at is None else os.pwrite(fd, data, at)
+        data, at = data[count:], None if at is None else at + count

@@ -50,12 +50,12 @@ class TrainedModel:
         """Return the names of the classes, in the order of the network's outputs."""
         return tuple(self.meta["classes"])
 
-    def predict(self, images: Array) -> Array:
+    def predict(self, images: Array, batch: int = 256) -> Array:
         """Return the probability of every class for each image: float64 (n, classes).
 
         `images` are uint8 (n, c, h, w), of the size of the images that the network was trained
-        with, the same on all ranks; each computes its share of them. Collective.
-        Raises UserError where their shape does not suit.
+        with, the same on all ranks; `batch` of them at a time are divided over the ranks.
+        Collective. Raises UserError where their shape does not suit.
         """
         expected = tuple(self.meta["image_shape"])
         if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8:
@@ -63,22 +63,25 @@ class TrainedModel:
                 f"predict: images {images.dtype} {images.shape}, expected uint8 (n, "
                 f"{', '.join(map(str, expected))})"
             )
-        return self.probabilities(len(images), lambda positions: images[positions])
+        table = np.zeros((len(images), self.distributed.model.classes))
+        for lo in range(0, len(images), batch):
+            part = images[lo : lo + batch]
+            table[lo : lo + batch] = self.probabilities(len(part), part.__getitem__)
+        return table
 
     def probabilities(self, count: int, read: Callable[[Positions], Array]) -> Array:
-        """Return what `predict` does for `count` images, of which `read` gives some. Collective.
+        """Return what `predict` does for a batch of `count` images, of which `read` gives some.
 
-        A UserError that it raises on one rank is raised on all.
+        `count` is at least 1. A UserError that `read` raises on one rank is raised on all.
+        Collective.
         """
         distributed = self.distributed
+        program = distributed.program(count)
+        x = self._prepared(agree(distributed.mesh.world.comm, read, program.positions))
+        logits = distributed.executor.predict(program, self.state, x).astype(np.float64)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         table = np.zeros((count, distributed.model.classes))
-        if count:
-            program = distributed.program(count)
-            comm = distributed.mesh.world.comm
-            x = self._prepared(agree(comm, read, program.positions))
-            logits = distributed.executor.predict(program, self.state, x).astype(np.float64)
-            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-            table[program.answers] = odds / odds.sum(axis=1, keepdims=True)
+        table[program.answers] = odds / odds.sum(axis=1, keepdims=True)
         return distributed.mesh.sum(table).wait()
 
     def _prepared(self, images: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mpicnn.settings.checks import counts_text, extents, names_text, path, splits_text
 from mpicnn.settings.option import Options, option
@@ -32,8 +33,24 @@ class Predicted(Options):
     """Say which images to classify."""
 
     heading = "what to run"
-    images: tuple[str, ...] = option(None, "image files", "IMAGE", positional=True)
+    images: tuple[str, ...] = option(
+        None, "image files, and folders with image files at any depth", "IMAGE", positional=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered(Options):
+    """Say what is told of each image, and where."""
+
+    heading = "answers"
     top: int = option(5, "how many classes to name per image", ge=1)
+    output: str = option(
+        "", "file to write: NAME.csv or NAME.json", "FILE", unset="standard output", check=path
+    )
+    format: Literal["auto", "text", "csv", "json"] = option(
+        "auto", "how answers are written; auto: by the ending of output, else as text"
+    )
+    overwrite: bool = option(False, "replace output if it exists")
 
 
 @dataclass(frozen=True, kw_only=True)

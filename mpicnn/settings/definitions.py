@@ -16,6 +16,7 @@ from typing import Literal, overload
 from mpicnn.errors import UserError
 from mpicnn.job.environment import Environ
 from mpicnn.settings.command_groups import (
+    Answered,
     Checkpoint,
     ClassNames,
     Evaluated,
@@ -72,10 +73,26 @@ class EvaluateSettings(Checkpoint, Evaluated, Evaluation, DeviceChoice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(Checkpoint, Predicted, DeviceChoice):
-    """Hold the settings of a prediction."""
+class PredictSettings(Checkpoint, Predicted, Answered, Evaluation, DeviceChoice):
+    """Hold the settings of a prediction. Raises UserError where no format is known of an output."""
 
     purpose = "Classify images with a trained network."
+
+    def __post_init__(self) -> None:
+        assert self.form
+
+    @property
+    def form(self) -> str:
+        """Return how answers are written: "text", "csv" or "json"."""
+        if self.format != "auto" or not self.output:
+            return "text" if self.format == "auto" else self.format
+        ending = self.output.rpartition(".")[2].lower()
+        if ending not in ("csv", "json"):
+            raise UserError(
+                f"output {self.output}: expected a name that ends in .csv or .json; or give "
+                "--format text, csv or json"
+            )
+        return ending
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ class Evaluation(Options):
     """Say how examples outside training are run."""
 
     heading = "evaluation"
-    eval_batch: int = option(256, "test examples at once, over all ranks together", ge=1)
+    eval_batch: int = option(256, "images at once outside training, over all ranks", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
