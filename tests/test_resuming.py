@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "older file"])
-def test_a_run_follows_data_that_have_moved(begin, monkeypatch, digests) -> None:
+def test_a_run_follows_data_that_have_moved(begin, monkeypatch, capfd, digests) -> None:
     begin()
     if not digests:
         shutil.rmtree("run")
@@ -90,7 +91,11 @@ def test_a_run_follows_data_that_have_moved(begin, monkeypatch, digests) -> None
         with pytest.raises(UserError, match=r"here/a.h5: no such file; if .* moved, .* --data"):
             again()
     # With no step to be made there is no new checkpoint, and config.toml alone knows the place.
+    os.utime("b.h5")  # as a copy has it
+    capfd.readouterr()
     resume("--run-dir", "../run", "--epochs", 1.5, "--data", "b.h5")
+    said = "all its images are checked now" if digests else "only a few of them are compared"
+    assert said in capfd.readouterr().err
     score("../run")
     resume("--run-dir", "../run", "--epochs", 2)
     paths, step = kept("../run")

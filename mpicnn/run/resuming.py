@@ -20,6 +20,7 @@ from mpicnn.data.file import EMBEDDED, Dataset, open_dataset
 from mpicnn.data.verify import verify
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root
+from mpicnn.job.output import say
 from mpicnn.models.entry import known
 from mpicnn.run.directory import CONFIG, PLAN, config_settings, saved_meta
 from mpicnn.settings.definitions import Settings, differences
@@ -98,6 +99,11 @@ def check_data(comm: MPI.Intracomm, data: Dataset, meta: Meta) -> None:
     """
     agree(comm, check_digest, data, meta, "begin a new run")
     if from_root(comm, lambda: "" if meta.get("stamp") == list(data.stamp) else "other"):
+        if comm.rank == 0:
+            checked = "all its images are checked now, by their digests"
+            if any(split.digests is None for split in data.splits.values()):
+                checked = "it has no digests of its images, and only a few of them are compared"
+            say(None, f"mpicnn: note: data {data.path}: moved or changed since; {checked}")
         verify(comm, data)
 
 
