@@ -130,6 +130,8 @@ def test_the_network_is_that_of_the_checkpoint(begin) -> None:
     with pytest.raises(UserError, match="model default: not the network"):
         resume("--epochs", 1.5, "--model=default")
     Path("net.py").unlink()
+    with pytest.raises(UserError, match="net.py: no such file; without --model"):
+        resume("--epochs", 1.5, "--model", "net.py")
     resume("--epochs", 1.5)
     assert kept()[0]["model"] == str(Path.cwd() / "net.py")
     Path("moved.py").write_text(NETWORK.format(8, "ReLU"))

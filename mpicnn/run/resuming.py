@@ -119,23 +119,19 @@ def network(
     if meta is None:
         return models.load(settings.model, shape, classes)
     described, own = meta["model"], None
+    remedy = "the file that defines its layers is needed: give its place with --model FILE.py"
     if known(described):
         own = models.Model.from_description(meta["name"], meta["input_shape"], described)
         described = own.describe()
+        remedy = "without --model the run goes on with its own network"
         if not settings.model:
             return own
     name = settings.model or Settings.from_json(meta["settings"]).model
-    if not settings.model and not os.path.exists(name):
-        raise UserError(
-            f"model {name}: no such file; the network has layers that it alone defines: give its "
-            "place now with --model FILE.py"
-        )
+    if name.endswith((".py", ".toml")) and not os.path.exists(name):
+        raise UserError(f"model {name}: no such file; {remedy}")
     found = models.load(name, shape, classes)
     if (where := first_difference(described, found.describe())) is not None:
-        raise UserError(
-            f"model {name}: not the network that the run began with: {where}; without --model the "
-            "run goes on with its own"
-        )
+        raise UserError(f"model {name}: not the network that the run began with: {where}; {remedy}")
     return own or found
 
 
