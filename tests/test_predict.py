@@ -57,6 +57,8 @@ def mixed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[st
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run.parent / "source" / "cat", "many/deep")
     Path("many/deep/1.png").write_bytes(Path("many/deep/1.png").read_bytes()[:-60])
+    for name in ("notes.txt", ".hidden.png"):
+        shutil.copy("many/deep/0.png", f"many/{name}")
     Path("empty").mkdir()
     data_samples.picture(Path('a,"b\n.png'), 30, 40, 3)
     return ['a,"b\n.png', "many", "gone.png", "empty"]
@@ -102,6 +104,8 @@ def test_bad_files_are_named_and_all_others_answered(run, mixed, capfd, monkeypa
         shown[form], said = capfd.readouterr()
         for name in BAD:
             assert f"mpicnn: warning: {name}: " in said
+        for what in ("hidden, or left by other programs: .hidden.png", "with other endings: .txt"):
+            assert f"mpicnn: note: skipped 1 {what}\n" in said
     assert counts == 3 * [3, 3, 1]
     with pytest.raises(
         UserError, match=r"^gone.png: could not be read .*; all others are answered$"
