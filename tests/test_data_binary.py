@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,7 +76,15 @@ BAD_IDX: dict[str, tuple[dict[str, bytes], str]] = {
     "one byte more": ({"train_images": IMAGES + b"x"}, "train-images-.*exactly the 340 bytes"),
     "cut in the header": ({"train_images": IMAGES[:9]}, "train-images-.*expected an IDX file"),
     "of floats": ({"train_images": b"\0\0\x0d\x03" + IMAGES[4:]}, "unsigned bytes with 3 axes"),
-    "absurd": ({"train_images": IMAGES[:4] + b"\xff" * 12 + IMAGES[16:]}, "cut short"),
+    "absurd": ({"train_images": IMAGES[:4] + b"\xff" * 4 + IMAGES[8:]}, "cut short"),
+    "absurd sides": (
+        {"train_images": IMAGES[:4] + b"\xff" * 12 + IMAGES[16:]},
+        "train-images-.*expected sides from 1 to 65536",
+    ),
+    "sides of 0": (
+        {"train_images": IMAGES[:4] + b"\0\0\0\0" + b"\xff" * 8},
+        "train-images-.*expected sides from 1 to 65536",
+    ),
     "labels for images": ({"train_images": swap("train-labels-idx1-ubyte", np.copy)}, "3 axes"),
     "label missing": (
         {"t10k_labels": swap("t10k-labels-idx1-ubyte", lambda x: x[:-1])},
@@ -131,6 +141,22 @@ def test_idx_names_with_a_dot(tmp_path: Path) -> None:
     (source / "train-labels-idx1-ubyte.gz").write_bytes(b"")
     message = "labels-idx1-ubyte.gz: there is train-labels.idx1-ubyte too; keep one of them"
     refused(message, tmp_path / "c.h5", "idx", source, tmp_path / "c.h5")
+
+
+def test_an_idx_file_that_unpacks_to_very_much(tmp_path: Path) -> None:
+    source, out = idx_directory(tmp_path / "in", packed=True), tmp_path / "a.h5"
+    size = 4000 * 100 * 100
+    header = IMAGES[:4] + struct.pack(">3I", 4000, 100, 100)
+    (source / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(size)))
+    refused(f"stand for {size}; expected at most 50 times as many", out, "idx", source, out)
+
+
+def test_a_pipe_in_the_place_of_cifar(tmp_path: Path) -> None:
+    source, _, _ = cifar_directory(tmp_path / "in", "cifar10")
+    (source / "test_batch.bin").unlink()
+    os.mkfifo(source / "test_batch.bin")
+    out = tmp_path / "a.h5"
+    refused("test_batch.bin: not a regular file", out, "cifar10", source, out)
 
 
 def cifar_directory(path: Path, kind: str) -> tuple[Path, Arrays, Arrays]:

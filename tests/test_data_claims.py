@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from data_samples import Sample, sample
+from data_samples import Sample, sample, share_name
 
 from mpicnn.data.file import open_dataset
 from mpicnn.errors import UserError
@@ -54,6 +56,19 @@ def attribute(name: str, value: Any) -> Callable[[h5py.File], None]:
     return change
 
 
+def partly_written(file: h5py.File) -> None:
+    del file["test/images"]
+    chunks = {"chunks": (1, 3, 5, 4), "compression": "gzip"}
+    file.create_dataset("test/images", (5, 3, 5, 4), np.uint8, **chunks)[0] = 0
+
+
+def digests_of(rows: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file["train/sha256"].attrs["rows"] = rows
+
+    return change
+
+
 def group_in_place(file: h5py.File) -> None:
     del file["mean"]
     file.create_group("mean")
@@ -65,13 +80,14 @@ def zeros(*shape: int) -> Any:
 
 FAR = 10**12
 LABELS = [0, 1, 2, 3, 3]
+ZIP = {"compression": "gzip", "fillvalue": 0}
 OUTSIDE = [("/etc/passwd", 0, 60 * 5)]
 FAULTS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "no format": (attribute("format", None), "'format': expected a single value"),
     "other format": (attribute("format", "images"), "'format': expected 'mpicnn-images', found"),
     "format of two": (attribute("format", ["mpicnn-images"] * 2), "expected a single value"),
     "later version": (attribute("version", 2), "'version': expected 1, found 2"),
-    "version in words": (attribute("version", "1"), "'version': expected 1"),
+    "version in words": (attribute("version", "1"), "'version': expected an integer"),
     "no labels": (lambda file: file.__delitem__("test/labels"), "/test/labels: .*found nothing"),
     "no split": (lambda file: file.__delitem__("test"), "/test/images: .*found nothing"),
     "group": (group_in_place, "/mean: expected a dataset, found a group"),
@@ -110,15 +126,34 @@ FAULTS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "absurd labels": (renewed("test/labels", shape=(FAR,), dtype="i8"), "its shape .* takes"),
     "absurd chunked": (
         renewed("train/images", shape=(FAR, 3, 5, 4), dtype="u1", chunks=(1, 3, 5, 4)),
-        "chunks, found some never written",
+        "its shape .* takes",
     ),
+    "chunks missing": (partly_written, "all of its 5 chunks, found some never written"),
+    "absurd sides": (
+        renewed("train/images", data=np.zeros((1, 1, 1, 2**17), "u1"), **ZIP),
+        "train/images: .*sides up to 65536",
+    ),
+    "many packed labels": (
+        renewed("train/labels", shape=(10**8,), dtype="i8", chunks=(2**20,), **ZIP),
+        "train/labels: expected 16777216 bytes at most where it is compressed, found 800000000",
+    ),
+    "chunked classes": (
+        renewed("classes", data=["a"] * 4, dtype=h5py.string_dtype(), chunks=(1,)),
+        "/classes: expected texts that are stored contiguously",
+    ),
+    "wide classes": (renewed("classes", data=np.zeros(9, "S300000")), "2097152 bytes at most"),
+    "a long class name": (renewed("classes", data=["a" * 1001, *"bcd"]), "names of 1000 char"),
+    "digests of all": (digests_of(2**40), "'rows' from 1 to 279620, found 1099511627776"),
+    "digests of none": (digests_of(0), "'rows' from 1"),
+    "digests of text": (digests_of("23"), "'rows' of /train/sha256: expected an integer"),
+    "digests of several": (digests_of([23, 23]), "'rows' of .*: expected a single value"),
     "absurd chunks": (
         renewed("train/images", shape=(1, 1, 1, FAR), dtype="u1", chunks=(1, 1, 1, 2**27)),
         "chunks up to",
     ),
     "other filter": (
         renewed("test/images", data=zeros(5, 3, 5, 4), compression="lzf"),
-        "no filter but gzip",
+        "no filter but shuffle, gzip",
     ),
 }
 
@@ -134,6 +169,41 @@ def test_false_claims(plain: Sample, fault: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["test/labels", "test/images"])
+def test_a_chunk_that_unpacks_to_very_much(plain: Sample, name: str) -> None:
+    """HDF5 would take memory for all of it, whatever size a chunk has."""
+    with h5py.File(plain.path, "r+") as file:
+        old = file[name][()]
+        del file[name]
+        made = file.create_dataset(name, data=old, chunks=old.shape, compression="gzip")
+        made.id.write_direct_chunk((0,) * old.ndim, zlib.compress(bytes(10**8)))
+    with pytest.raises(UserError, match="unpacks to more than"), open_dataset(plain.path) as data:
+        data.split("test").read(np.arange(2))
+
+
+def test_class_names_that_share_one_place(plain: Sample) -> None:
+    share_name(plain.path, 1000, 10**6)
+    assert plain.path.stat().st_size < 2 * 10**6
+    with pytest.raises(UserError, match="2097152 bytes at most, found 1000000000"):
+        open_dataset(plain.path)
+
+
+def test_a_heap_of_texts_that_leads_to_itself(plain: Sample) -> None:
+    """HDF5 would read it for ever."""
+    content = plain.path.read_bytes()
+    name = content.index(b"mpicnn-images")
+    for at, word in ((name - 16, bytes(16)), (name - 8, (2**64 - 16).to_bytes(8, "little"))):
+        plain.path.write_bytes(content[:at] + word + content[at + len(word) :])
+        with pytest.raises(UserError, match="damaged HDF5 file"):
+            open_dataset(plain.path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.h5")
+    with pytest.raises(UserError, match="a.h5: not a file"):
+        open_dataset(tmp_path / "a.h5")
+
+
 def test_not_hdf5(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     for content in (b"", b"hello", b"\x89HDF\r\n\x1a\n"):
@@ -144,7 +214,7 @@ def test_not_hdf5(tmp_path: Path) -> None:
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     for path in (tmp_path / "none.h5", tmp_path):
-        with pytest.raises(UserError, match="no such file; give an image file"):
+        with pytest.raises(UserError, match="(no such|not a) file; give an image file"):
             open_dataset(path)
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mpicnn.data.layout import Array, Index
+from mpicnn.data.check import wrong_names
+from mpicnn.data.layout import MOST_NAMES_BYTES, Array, Index
 from mpicnn.data.source import ArraySource
 from mpicnn.errors import UserError
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
+MOST_BYTES = 2**30  # of a file: the largest of the archives has 154 million
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ def open_cifar(directory: Path, version: Version) -> ArraySource:
     path = directory / version.names
     if not os.path.exists(path):
         raise UserError(f"{directory}: {explained(directory, version)}")
-    names = tuple(line.strip() for line in read_bytes(path).decode(errors="replace").split("\n"))
-    names = tuple(name for name in names if name)
-    if len(names) != version.classes or len(set(names)) != len(names):
-        raise UserError(f"{path}: {len(names)} names; expected {version.classes}, none twice")
+    text = read_bytes(path, MOST_NAMES_BYTES).decode(errors="replace")
+    names = tuple(name for line in text.split("\n") if (name := line.strip()))
+    if len(names) != version.classes:
+        raise UserError(f"{path}: {len(names)} names; expected {version.classes}")
+    if wrong := wrong_names(names):
+        raise UserError(f"{path}: expected {wrong}")
     images, labels = {}, {}
     for split, files in version.files.items():
         parts = [read_records(directory / file, version) for file in files]
@@ -89,7 +93,7 @@ def explained(directory: Path, version: Version) -> str:
 
 def read_records(path: Path, version: Version) -> tuple[Array, Index]:
     """Return the images, uint8 (n, 3, 32, 32), and labels, int64 (n,), of one file."""
-    data = read_bytes(path)
+    data = read_bytes(path, MOST_BYTES)
     record = version.label_bytes + PIXELS
     if not data or len(data) % record:
         raise UserError(f"{path}: {len(data)} bytes; expected records of {record} bytes")
@@ -100,11 +104,13 @@ def read_records(path: Path, version: Version) -> tuple[Array, Index]:
     return records[:, version.label_bytes :].reshape(-1, *SHAPE), labels
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a file; raise UserError where it cannot be read."""
+def read_bytes(path: Path, most: int) -> bytes:
+    """Return the content of a file; raise UserError where it cannot be read or has over `most`."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: not a regular file")
     try:
+        if path.stat().st_size > most:
+            raise UserError(f"{path}: {path.stat().st_size} bytes; expected at most {most}")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: could not be read ({error.strerror})") from error

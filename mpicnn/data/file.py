@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from mpicnn.data.check import Checker, check_equal_images
 from mpicnn.data.digests import SAMPLED, Digests
 from mpicnn.data.layout import SPLITS, Array, ImageShape, Index
+from mpicnn.data.raw import RawFile
 from mpicnn.data.store import Store, open_store
 from mpicnn.errors import UserError
 
@@ -76,6 +78,7 @@ class Dataset:
     std: Array
     splits: dict[str, Split]
     file: h5py.File
+    raw: RawFile
 
     def split(self, name: str) -> Split:
         """Return the split "train" or "test"."""
@@ -107,6 +110,7 @@ class Dataset:
     def close(self) -> None:
         """Close the file; its splits cannot be read from then on."""
         self.file.close()
+        self.raw.close()
 
     def __enter__(self) -> Dataset:
         """Return the dataset itself."""
@@ -131,33 +135,35 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     """
     packaged = Path(__file__).with_name("fashion-mnist-12k.h5")
     place = packaged if os.fspath(path) == EMBEDDED else Path(path)
-    if not place.is_file():
+    if not os.path.isfile(place):
+        found = "not a file" if os.path.exists(place) else "no such file"
         raise UserError(
-            f"{place}: no such file; give an image file made by 'python -m mpicnn.data prepare',"
+            f"{place}: {found}; give an image file made by 'python -m mpicnn.data prepare',"
             f" or '{EMBEDDED}' for the packaged one"
         )
     if not os.access(place, os.R_OK):
         raise UserError(f"{place}: may not be read; check its permissions")
-    try:
-        file = h5py.File(place, "r", locking=False)
-    except OSError as error:
-        raise UserError(
-            f"{place}: expected a whole HDF5 file ({one_line(error)});"
-            " make it with 'python -m mpicnn.data prepare'"
-        ) from error
-    try:
-        return _checked(file, place)
-    except UserError:
-        file.close()
-        raise
-    # What a damaged file makes of HDF5's own structures, h5py reports as any of these.
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        file.close()
-        raise UserError(f"{place}: damaged HDF5 file ({one_line(error)}); make it anew") from error
+    with ExitStack() as opened:
+        try:
+            raw = opened.enter_context(RawFile(place))
+            file = opened.enter_context(h5py.File(raw, "r"))
+        except OSError as error:
+            raise UserError(
+                f"{place}: expected a whole HDF5 file ({one_line(error)});"
+                " make it with 'python -m mpicnn.data prepare'"
+            ) from error
+        try:
+            dataset = _checked(Checker(file, raw, place))
+        # What a damaged file makes of HDF5's own structures, h5py reports as any of these.
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{place}: damaged HDF5 file ({one_line(error)}); make it anew"
+            ) from error
+        opened.pop_all()
+        return dataset
 
 
-def _checked(file: h5py.File, path: Path) -> Dataset:
-    checker = Checker(file, path)
+def _checked(checker: Checker) -> Dataset:
     checker.format()
     classes = checker.classes()
     images = check_equal_images(checker)
@@ -166,16 +172,17 @@ def _checked(file: h5py.File, path: Path) -> Dataset:
     splits = {
         name: Split(
             name,
-            str(path),
+            str(checker.path),
             shape,
             checker.labels(name, len(data), len(classes)),
-            open_store(data),
-            checker.digests(name, len(data)),
+            open_store(data, checker.raw.fileno()),
+            checker.digests(name, data.shape),
         )
         for name, data in images.items()
     }
     mean, std = (checker.per_channel(name, channels) for name in ("mean", "std"))
-    return Dataset(str(path), shape, classes, mean, std, splits, file)
+    opened = (checker.file, checker.raw)
+    return Dataset(str(checker.path), shape, classes, mean, std, splits, *opened)
 
 
 def one_line(error: BaseException) -> str:

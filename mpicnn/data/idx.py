@@ -12,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mpicnn.data.layout import MOST_INFLATION, Array
+from mpicnn.data.layout import MOST_INFLATION, MOST_SIDE, MOST_UNPACKED_BYTES, Array
 from mpicnn.data.source import ArraySource
 from mpicnn.errors import UserError
+
+# No real images pack tighter; MNIST's digits, nearly all black, take a fifth of their size.
+USUAL_INFLATION = 50
 
 PREFIXES = {"train": "train", "test": "t10k"}
 
@@ -83,10 +86,20 @@ def read_idx(path: Path, rank: int) -> Array:
             if len(start) < header or start[:4] != bytes((0, 0, 8, rank)):
                 raise UserError(f"{path}: expected an IDX file of unsigned bytes with {rank} axes")
             shape = struct.unpack(f">{rank}I", start[4:])
+            if not all(1 <= side <= MOST_SIDE for side in shape[1:]):
+                raise UserError(
+                    f"{path}: images of {shape[1:]}; expected sides from 1 to {MOST_SIDE}"
+                )
             size = math.prod(shape)
             # Before `size` bytes are asked for: a false header must not take all the memory.
-            if size > path.stat().st_size * (MOST_INFLATION if packed else 1):
+            stored = path.stat().st_size
+            if size > stored * (MOST_INFLATION if packed else 1):
                 raise UserError(f"{path}: cut short; its header says {shape}")
+            if packed and size > max(MOST_UNPACKED_BYTES, stored * USUAL_INFLATION):
+                raise UserError(
+                    f"{path}: {stored} bytes that stand for {size}; expected at most"
+                    f" {USUAL_INFLATION} times as many; unpack it by gunzip if it is right"
+                )
             data = file.read(size)
             if len(data) < size or file.read(1):
                 raise UserError(f"{path}: expected exactly the {size} bytes that its header says")

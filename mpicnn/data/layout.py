@@ -26,6 +26,18 @@ MOST_CHUNK_BYTES = 64 * 2**20
 # Compressed (or chunked) splits up to this size are unpacked once and kept by each rank.
 MOST_MEMORY_BYTES = 256 * 2**20
 
+# What data other than images may unpack to: a small file must not fill the memory.
+MOST_UNPACKED_BYTES = 16 * 2**20
+
+# What makes sense, so that nothing that is computed from it is absurd.
+MOST_IMAGES = 2**30
+MOST_SIDE = 2**16
+MOST_IMAGE_BYTES = 2**30
+
+# Of one class name, characters, and of all of them as JSON, which every checkpoint holds.
+MOST_NAME = 1000
+MOST_NAMES_BYTES = 2 * 2**20
+
 # Of the images that one digest is of: few digests, and a check of some of them is quick.
 DIGEST_BYTES = 2**20
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mpicnn.data.check import wrong_names, wrong_shape
 from mpicnn.data.layout import SPLITS, Array, ImageShape, Index, class_counts, some
 from mpicnn.errors import UserError
 
@@ -88,6 +89,10 @@ def check_source(source: Source) -> None:
     for split in SPLITS:
         if not source.labels[split].size:
             raise UserError(f"{source.where}: no {split} images; expected at least one")
+    if wrong := wrong_names(source.classes):
+        raise UserError(f"{source.where}: class names: expected {wrong}")
+    if wrong := wrong_shape(source.shape):
+        raise UserError(f"{source.where}: expected {wrong}, found {source.shape}")
     counts = class_counts(source.labels["train"], len(source.classes))
     empty = [name for name, count in zip(source.classes, counts, strict=True) if not count]
     if empty:

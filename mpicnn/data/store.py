@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
+import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -12,6 +12,10 @@ import h5py
 import numpy as np
 
 from mpicnn.data.layout import MOST_MEMORY_BYTES, Array, Index
+from mpicnn.data.raw import fill
+
+CHECKSUM_BYTES = 4  # of Fletcher-32, where it comes before the packing
+PIECE_BYTES = 2**20
 
 
 class Store(Protocol):
@@ -25,27 +29,27 @@ class Store(Protocol):
         ...
 
 
-def open_store(data: h5py.Dataset) -> Store:
+def open_store(data: h5py.Dataset, descriptor: int) -> Store:
     """Return the quickest way of reading random rows that the storage of `data` allows.
 
     Plain contiguous data is read at its place in the file, many times faster than through HDF5;
     other data is unpacked once if it is small, else read through HDF5 chunk by chunk.
     """
     if data.chunks is None and data.id.get_offset() is not None:
-        return Contiguous(data)
+        return Contiguous(data, descriptor)
     if math.prod(data.shape) <= MOST_MEMORY_BYTES:
         return InMemory(data)
     return Chunked(data)
 
 
 class Contiguous:
-    """Read rows with positioned reads from the file that HDF5 has open.
+    """Read rows with positioned reads from the open file `descriptor`, which `data` lies in.
 
     Not a memory map: a file cut short by others would then end the process by SIGBUS.
     """
 
-    def __init__(self, data: h5py.Dataset) -> None:
-        self._file = data.file
+    def __init__(self, data: h5py.Dataset, descriptor: int) -> None:
+        self._descriptor = descriptor
         self._offset = data.id.get_offset()
         self._shape = data.shape[1:]
         self._row_bytes = math.prod(self._shape)
@@ -53,10 +57,9 @@ class Contiguous:
     def read(self, rows: Index) -> Array:
         """Return the images at `rows`, in one read for each run of neighbours."""
         out = np.empty((len(rows), self._row_bytes), np.uint8)
-        descriptor = self._file.id.get_vfd_handle()
         for lo, hi in runs(rows):
             at = self._offset + int(rows[lo]) * self._row_bytes
-            read_exactly(descriptor, out[lo:hi].reshape(-1).data, at)
+            read_exactly(self._descriptor, out[lo:hi].reshape(-1).data, at)
         return out.reshape(len(rows), *self._shape)
 
 
@@ -73,6 +76,7 @@ class InMemory:
     def read(self, rows: Index) -> Array:
         """Return copies of the images at `rows`."""
         if self._whole is None:
+            check_chunks(self._data, 0, len(self._data))
             self._whole = np.asarray(self._data[()])
         return np.asarray(self._whole[rows])
 
@@ -88,8 +92,39 @@ class Chunked:
         out = np.empty((len(rows), *self._data.shape[1:]), np.uint8)
         for lo, hi in runs(rows):
             first = int(rows[lo])
+            check_chunks(self._data, first, first + hi - lo)
             self._data.read_direct(out, np.s_[first : first + hi - lo], np.s_[lo:hi])
         return out
+
+
+def check_chunks(data: h5py.Dataset, lo: int, hi: int) -> None:
+    """Raise OSError where a packed chunk of the rows lo … hi - 1 unpacks to more than a chunk.
+
+    HDF5 would unpack all that there is in it, a thousand times its size.
+    """
+    plan = data.id.get_create_plist()
+    filters = {plan.get_filter(i)[0] for i in range(plan.get_nfilters())}
+    if h5py.h5z.FILTER_DEFLATE not in filters:
+        return
+    most = math.prod(data.chunks) * data.dtype.itemsize + CHECKSUM_BYTES
+    starts = [range(0, n, k) for n, k in zip(data.shape, data.chunks, strict=True)]
+    starts[0] = range(lo // data.chunks[0] * data.chunks[0], hi, data.chunks[0])
+    for start in itertools.product(*starts):
+        _, packed = data.id.read_direct_chunk(start)
+        if not unpacks_to(packed, most):
+            raise OSError(f"{data.name}: the chunk at {start} unpacks to more than {most} bytes")
+
+
+def unpacks_to(packed: bytes, most: int) -> bool:
+    """Say whether deflated bytes, whole or damaged, unpack to `most` bytes or fewer."""
+    stream, size = zlib.decompressobj(), 0
+    try:
+        while packed and not stream.eof and size <= most:
+            size += len(stream.decompress(packed, PIECE_BYTES))
+            packed = stream.unconsumed_tail
+    except zlib.error:
+        pass  # which HDF5 will find too, and say
+    return size <= most
 
 
 def runs(rows: Index) -> Iterator[tuple[int, int]]:
@@ -103,8 +138,6 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int) -> None:
 
     Raises OSError where the file ends too early.
     """
-    while buffer.nbytes:
-        count = os.preadv(descriptor, [buffer], offset)
-        if count == 0:
-            raise OSError(f"the file ends at byte {offset}")
-        buffer, offset = buffer[count:], offset + count
+    count = fill(descriptor, buffer, offset)
+    if count < buffer.nbytes:
+        raise OSError(f"the file ends at byte {offset + count}")

@@ -19,6 +19,7 @@ from mpicnn.data.layout import (
     CHUNK_BYTES,
     FORMAT,
     MOST_MEMORY_BYTES,
+    MOST_UNPACKED_BYTES,
     SPLITS,
     VERSION,
     Array,
@@ -65,7 +66,8 @@ class Writer:
                 file[name] = np.zeros(shape[0])
             for split in SPLITS:
                 data = labels[split].astype(np.int64)
-                file.create_dataset(f"{split}/labels", data=data, **packing)
+                small = packing if data.nbytes <= MOST_UNPACKED_BYTES else {}
+                file.create_dataset(f"{split}/labels", data=data, **small)
                 hasher = self._hashers[split]
                 blocks = -(-len(data) // hasher.rows)
                 file[f"{split}/sha256"] = np.zeros((blocks, 32), np.uint8)

@@ -60,6 +60,19 @@ def replace(path: Path, name: str, **how: Any) -> None:
         file.create_dataset(name, **how)
 
 
+def share_name(path: Path, count: int, length: int) -> None:
+    """Give a file `count` class names that are one and the same text of `length` in its heap."""
+    names = ["x" * length] + [""] * (count - 1)
+    replace(path, "classes", data=names, dtype=h5py.string_dtype())
+    with h5py.File(path, "r+") as file:
+        place = file["classes"].id.get_offset()
+    with path.open("r+b") as raw:
+        raw.seek(place)
+        reference = raw.read(16)
+        raw.seek(place)
+        raw.write(reference * count)
+
+
 Arrays = dict[str, Array]
 DRAW = np.random.default_rng(11)
 IDX = {
