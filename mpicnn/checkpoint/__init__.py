@@ -5,7 +5,15 @@ What is inside, and how to read it without this package: docs/checkpoint-format.
 """
 
 from mpicnn.checkpoint.blocks import Tensor
-from mpicnn.checkpoint.file import read_meta, read_tensors, verify
+from mpicnn.checkpoint.file import Outline, compare, read_meta, read_tensors, verify
 from mpicnn.checkpoint.store import Checkpoints
 
-__all__ = ["Checkpoints", "Tensor", "read_meta", "read_tensors", "verify"]
+__all__ = [
+    "Checkpoints",
+    "Outline",
+    "Tensor",
+    "compare",
+    "read_meta",
+    "read_tensors",
+    "verify",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -17,11 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpicnn.checkpoint.blocks import Tensor
+from mpicnn.documents import read_json
 from mpicnn.errors import UserError
 
 Array = NDArray[Any]
+Outline = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+"""Shape and type of every array, by name."""
 
 FORMAT = "mpicnn checkpoint 1"
+
+MOST_META_BYTES = 4 * 2**20
+"""Of the text: what Python makes of it may take twenty times as much."""
+MOST_ATTRIBUTE_BYTES = 100
 
 _BLOCK = 2**24
 _SHOWN = 6
@@ -77,15 +84,15 @@ def read_tensors(path: Path, sections: Collection[str] | None = None) -> dict[st
         return wholes
 
 
-def compare(path: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Return a checkpoint's digest and meta data after comparing it with the tensors to be loaded.
+def compare(path: Path, arrays: Outline) -> tuple[str, dict[str, Any]]:
+    """Return a checkpoint's digest and meta data after comparing it with the arrays to be loaded.
 
     Raises UserError where names, shapes or dtypes differ.
     """
     with _opened(path) as contents:
         kept = {n: f"{d.dtype.name} {d.shape}" for n, d in contents.datasets.items()}
         digest, meta = contents.digest, contents.meta
-    wanted = {n: f"{t.dtype.name} {t.shape}" for n, t in tensors.items()}
+    wanted = {n: f"{dtype.name} {shape}" for n, (shape, dtype) in arrays.items()}
     differing = [n for n in sorted(kept | wanted) if kept.get(n) != wanted.get(n)]
     if differing:
         listed = [
@@ -124,6 +131,8 @@ class _Contents:
 @contextmanager
 def _opened(path: Path) -> Iterator[_Contents]:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("not a file")
         with h5py.File(path, "r", locking=False) as file:
             yield _contents(file)
     except _UNREADABLE as e:
@@ -142,18 +151,40 @@ def _contents(file: Any) -> _Contents:
         if section != "meta":
             group = _member(file, section, h5py.Group)
             datasets |= {f"{section}/{name}": _plain(file, group, name, "fiu") for name in group}
+    if sum(map(_bytes, datasets.values())) > file.id.get_filesize():
+        raise ValueError("its arrays share their place in the file")
     digests = {name: _attribute(dataset, "sha256") for name, dataset in datasets.items()}
-    text = bytes(_plain(file, file, "meta", "S")[()])
+    text = _text(file)
     digest = _attribute(file, "sha256")
     if digest != _seal(text, digests):
         raise ValueError("its list of contents or its meta data is damaged")
-    return _Contents(datasets, digests, json.loads(text), digest)
+    return _Contents(datasets, digests, _meta(text), digest)
+
+
+def _text(file: Any) -> bytes:
+    dataset = _plain(file, file, "meta", "S")
+    if dataset.shape != () or _bytes(dataset) > MOST_META_BYTES:
+        raise ValueError(f"its meta data is not one text of at most {MOST_META_BYTES} bytes")
+    return bytes(dataset[()])
+
+
+def _meta(text: bytes) -> dict[str, Any]:
+    meta = read_json(text.decode("ascii"))
+    if not isinstance(meta, dict) or type(meta.get("step")) is not int or meta["step"] < 0:
+        raise ValueError("its meta data does not say which step it is of")
+    return meta
+
+
+def _bytes(dataset: Any) -> int:
+    # Python's integers: the shape in a damaged file may overflow h5py's.
+    return prod(dataset.shape) * int(dataset.dtype.itemsize)
 
 
 def _attribute(item: Any, name: str) -> str:
     stored = item.attrs.get_id(name)
-    if stored.shape != () or stored.dtype.kind != "S":
-        raise ValueError(f"attribute {name} is not a text of fixed length")
+    kind = stored.dtype
+    if stored.shape != () or kind.kind != "S" or kind.itemsize > MOST_ATTRIBUTE_BYTES:
+        raise ValueError(f"attribute {name} is not a short text of fixed length")
     return bytes(item.attrs[name]).decode("ascii")
 
 
@@ -174,8 +205,7 @@ def _plain(file: Any, group: Any, name: str, kinds: str) -> Any:
         raise ValueError(f"{dataset.name} does not lie in one piece in this file")
     if dataset.shape is None or dataset.dtype.kind not in kinds:
         raise ValueError(f"{dataset.name} holds {dataset.dtype}, which is not expected there")
-    # Python's integers: the shape in a damaged file may overflow h5py's.
-    size = prod(dataset.shape) * dataset.dtype.itemsize
+    size = _bytes(dataset)
     offset = dataset.id.get_offset()
     if size and (offset is None or offset + size > file.id.get_filesize()):
         raise ValueError(f"{dataset.name} of shape {dataset.shape} is larger than the file")

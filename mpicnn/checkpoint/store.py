@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from mpicnn.checkpoint.blocks import Tensor, gather
@@ -109,7 +110,11 @@ class Checkpoints:
             path = self.newest()
         if path is None:
             raise UserError(f"{self.directory}: no checkpoint here; expected files step-*.h5")
-        digest, meta = compare(path, tensors)
+        digest, meta = compare(path, {n: (t.shape, t.dtype) for n, t in tensors.items()})
+        if _FILE.fullmatch(path.name) and meta["step"] != _step(path):
+            raise UserError(
+                f"{path}: it is of step {short(meta['step'])}; expected the one that its name says"
+            )
         return json.dumps({"path": os.fspath(path), "digest": digest, "meta": meta})
 
     def _prepare(self, path: Path) -> None:

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpicnn.data.augment import augmentation
 from mpicnn.data.file import Dataset
 from mpicnn.data.layout import some
 from mpicnn.data.verify import verify_sample
-from mpicnn.errors import UserError
+from mpicnn.errors import UserError, printable
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.output import say
 from mpicnn.run.load import TrainedModel, load_trained
 from mpicnn.run.resuming import check_digest, open_data, recorded_data
 from mpicnn.run.setup import read_settings
 from mpicnn.run.testing import TestSet, label_map, test
-from mpicnn.run.trainer import augmentation
 from mpicnn.settings.definitions import EvaluateSettings
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
         count = len(data.split("test"))
     if comm.rank == 0:
         lines = (
-            f"{trained.path}: step {trained.meta['step']}, {count} test images of {data.path}\n"
+            f"{trained.path}: step {trained.meta['step']}, {count} test images of "
+            f"{printable(data.path)}\n"
             f"test: loss {score.loss:.4f}, top-1 {100 * score.top1:.2f} %, "
             f"top-5 {100 * score.top5:.2f} %, {count / seconds:.0f} images/s"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -11,6 +12,9 @@ from mpicnn import rng
 from mpicnn.data.layout import Array, ImageShape, Index
 from mpicnn.errors import UserError
 from mpicnn.ops.interface import Backend
+
+if TYPE_CHECKING:
+    from mpicnn.settings.groups import Augmentation
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,9 @@ class Augment:
         _, height, width = self.out_shape(images.shape[1:])
         tops, lefts = windows.tops - self.pad, windows.lefts - self.pad
         return ops.images(images, tops, lefts, windows.flips, mean, std, (height, width), dtype)
+
+
+def augmentation(settings: Augmentation) -> Augment:
+    """Return how the settings vary training images."""
+    crop = (settings.crop, settings.crop) if settings.crop else None
+    return Augment(crop=crop, pad=settings.pad, flip=settings.flip)

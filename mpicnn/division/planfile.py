@@ -75,12 +75,7 @@ def parse_plan(
     speeds: Sequence[float] | None = None,
 ) -> Plan:
     """Return the plan that a TOML text says; see `load_plan`."""
-    try:
-        found = read_toml(text)
-    except ValueError as error:
-        raise UserError(f"plan {where}: not valid TOML: {error}") from None
-    _check(where, found, _TOP)
-    _check_items(where, found)
+    found = _read(text, where)
     start = _divide({"preset": "data"} | found, asked, model, ranks, speeds, where)
     layers = dict(start.layers)
     for layer, entry in found.get("layers", {}).items():
@@ -99,6 +94,37 @@ def parse_plan(
         )
     own = start.name if "layers" not in found and "preset" in found else Path(where).stem
     return replace(start, layers=layers, name=found.get("name", own))
+
+
+def saved_plan(text: str) -> dict[str, Any]:
+    """Return the table of a plan that `plan_toml` wrote into a file that may come from anybody.
+
+    Raises UserError where it lacks something. Whether it fits a network is not looked at.
+    """
+    where = "of the run"
+    found = _read(text, where)
+    if lacking := [key for key in _TOP if key not in ("preset", "layers") and key not in found]:
+        raise UserError(f"plan {where}: no {lacking[0]}")
+    if [len(row) for row in found["shares"] if isinstance(row, list)] != found["grid"]:
+        raise UserError(f"plan {where}: shares do not fit the grid {short(found['grid'])}")
+    _shares(where, found["shares"], found["grid"])
+    return found
+
+
+def plan_ranks(table: Mapping[str, Any]) -> int:
+    """Return how many ranks the plan of `saved_plan` is for."""
+    return (1 + len(table["stages"])) * prod(table["grid"])
+
+
+def _read(text: str, where: str) -> dict[str, Any]:
+    """Return the table of a plan, the type of every entry checked."""
+    try:
+        found = read_toml(text)
+    except ValueError as error:
+        raise UserError(f"plan {where}: not valid TOML: {error}") from None
+    _check(where, found, _TOP)
+    _check_items(where, found)
+    return found
 
 
 def _divide(

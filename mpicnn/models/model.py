@@ -18,6 +18,7 @@ from mpicnn.models import entry
 T = TypeVar("T")
 
 
+MOST_LAYERS = 10_000
 MOST_NUMBERS = 2**40
 """In one array: above, bytes and FLOP are no longer exact numbers everywhere."""
 
@@ -35,6 +36,12 @@ class Model:
     layers: tuple[entry.Named, ...]
 
     def __post_init__(self) -> None:
+        if not self.name.isprintable():
+            raise UserError(f"network {self.name}: its name does not print; rename its file")
+        if len(self.layers) > MOST_LAYERS:
+            raise UserError(
+                f"network {self.name}: {len(self.layers)} layers, expected at most {MOST_LAYERS}"
+            )
         counts = Counter(name for name, _ in self.layers)
         for name, count in counts.items():
             if count > 1:

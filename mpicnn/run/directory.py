@@ -10,6 +10,7 @@ from typing import Any
 
 from mpicnn.checkpoint import Checkpoints, read_meta
 from mpicnn.errors import UserError
+from mpicnn.run.meta import check_meta
 from mpicnn.settings.definitions import Settings, parse
 
 CONFIG, PLAN, METRICS, LOG = "config.toml", "plan.toml", "metrics.csv", "log.txt"
@@ -43,12 +44,20 @@ def open_run(settings: Settings) -> Path:
     return path
 
 
-def saved_meta(directory: Path) -> dict[str, Any] | None:
-    """Return the meta data of the newest checkpoint of a run, None where none can be read."""
+def saved_file(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest checkpoint of a run whose meta data is sound, with it, None without one."""
     for path in Checkpoints(directory / CHECKPOINTS, 1).paths():
         with suppress(UserError):  # damaged: named, and passed over, when its tensors are loaded
-            return read_meta(path)
+            meta = read_meta(path)
+            check_meta(meta, path)
+            return path, meta
     return None
+
+
+def saved_meta(directory: Path) -> dict[str, Any] | None:
+    """Return the meta data of the newest checkpoint of a run, None where none can be read."""
+    found = saved_file(directory)
+    return found[1] if found else None
 
 
 def saved_settings(directory: Path) -> Settings | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpicnn.checkpoint import Checkpoints, Tensor
+from mpicnn.checkpoint import Checkpoints, Outline, Tensor
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.pending import ProgressMode
 from mpicnn.devices.choice import Device
@@ -94,20 +94,28 @@ class DistributedModel:
         Of what lies in other stages the block is empty.
         """
         homes = {weight.name: weight.home for weight in self.weights}
-        kinds = (
-            ("params", self.model.param_specs(), state.params),
-            ("velocity", self.model.param_specs(), state.velocity),
-            ("buffers", self.model.buffer_specs(), state.buffers),
-        )
         found = {}
-        for section, specs, arrays in kinds:
-            for name, spec in specs.items():
-                box = ((0, 0),) * len(spec.shape)
-                if name in homes:
-                    box = region(spec.shape, homes[name], self.mesh.coords)
-                array = np.empty(box_shape(box), self.dtype)
-                if name in arrays:
-                    array = self.ops.fetch(arrays[name])()
-                block = tuple(slice(lo, hi) for lo, hi in box)
-                found[f"{section}/{name}"] = Tensor(spec.shape, self.dtype, block, array)
+        for full, (shape, dtype) in outline(self.model, self.dtype).items():
+            section, _, name = full.partition("/")
+            arrays = vars(state)[section]
+            box = region(shape, homes[name], self.mesh.coords) if name in homes else None
+            box = box or ((0, 0),) * len(shape)
+            array = (
+                self.ops.fetch(arrays[name])()
+                if name in arrays
+                else np.empty(box_shape(box), dtype)
+            )
+            block = tuple(slice(lo, hi) for lo, hi in box)
+            found[full] = Tensor(shape, dtype, block, array)
         return found
+
+
+def outline(model: Model, dtype: np.dtype[Any]) -> Outline:
+    """Return shape and type of every array in a checkpoint of a network, by section and name."""
+    params = model.param_specs()
+    sections = {"params": params, "velocity": params, "buffers": model.buffer_specs()}
+    return {
+        f"{section}/{name}": (spec.shape, dtype)
+        for section, specs in sections.items()
+        for name, spec in specs.items()
+    }

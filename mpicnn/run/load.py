@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpicnn.checkpoint import Checkpoints, read_meta
+from mpicnn.checkpoint import Checkpoints, compare, read_meta
+from mpicnn.data.augment import augmentation
 from mpicnn.devices.choice import choose_device
 from mpicnn.division.plan import Plan
-from mpicnn.division.planfile import load_plan, parse_plan
+from mpicnn.division.planfile import load_plan, parse_plan, plan_ranks, saved_plan
 from mpicnn.division.program import Positions
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root
@@ -23,8 +25,8 @@ from mpicnn.models import Model
 from mpicnn.ops.interface import Array
 from mpicnn.precision import dtype_of
 from mpicnn.run.directory import CHECKPOINTS
-from mpicnn.run.distributed import DistributedModel
-from mpicnn.run.trainer import augmentation
+from mpicnn.run.distributed import DistributedModel, outline
+from mpicnn.run.meta import check_meta
 from mpicnn.settings.definitions import Settings
 from mpicnn.settings.groups import PlanChoice
 
@@ -103,10 +105,12 @@ def load_trained(
     """
     path = Path(from_root(comm, _find, Path(checkpoint)))
     meta = json.loads(from_root(comm, lambda: json.dumps(read_meta(path))))
-    settings = Settings.from_json(meta["settings"])
-    model = Model.from_description(meta["name"], meta["input_shape"], meta["model"])
+    settings = agree(comm, check_meta, meta, path)
     # a run's rounded products are not needed to use what it learnt, and not every device has them
     precision = dtype_of(settings.precision).name
+    model = agree(comm, described, meta, path)
+    # Before anything is made of a size that the file does not have.
+    from_root(comm, lambda: compare(path, outline(model, dtype_of(precision)))[0])
     device = choose_device(comm, machine, precision, environment())
     distributed = DistributedModel(
         comm,
@@ -121,9 +125,22 @@ def load_trained(
     return TrainedModel(distributed, state, settings, meta, path)
 
 
+def described(meta: dict[str, Any], path: Path) -> Model:
+    """Return the network that a checkpoint describes. Raises UserError where it describes none."""
+    try:
+        model = Model.from_description(meta["name"], meta["input_shape"], meta["model"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if model.classes != len(meta["classes"]):
+        raise UserError(
+            f"{path}: names {len(meta['classes'])} classes, but its network has {model.classes}"
+        )
+    return model
+
+
 def _find(path: Path) -> str:
     """Return the checkpoint file meant by `path`."""
-    if path.is_file():
+    if os.path.isfile(path):
         return str(path)
     inner = path / CHECKPOINTS
     newest = Checkpoints(inner if inner.is_dir() else path, 1, warn).newest()
@@ -142,7 +159,6 @@ def warn(line: str) -> None:
 def _plan(name: str, meta: dict[str, Any], model: Model, ranks: int) -> Plan:
     if name:
         return load_plan(PlanChoice(plan=name), model, ranks)
-    try:
-        return parse_plan(meta["plan"], "of the run", PlanChoice(), model, ranks)
-    except UserError:
+    if plan_ranks(saved_plan(meta["plan"])) != ranks:
         return load_plan(PlanChoice(), model, ranks)
+    return parse_plan(meta["plan"], "of the run", PlanChoice(), model, ranks)

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpicnn import models
+from mpicnn.checkpoint import compare
 from mpicnn.data.file import EMBEDDED, Dataset, open_dataset
 from mpicnn.data.verify import verify
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.output import say
 from mpicnn.models.entry import known
-from mpicnn.run.directory import CONFIG, PLAN, config_settings, saved_meta
+from mpicnn.precision import dtype_of
+from mpicnn.run.directory import CONFIG, PLAN, config_settings, saved_file, saved_meta
+from mpicnn.run.distributed import outline
 from mpicnn.settings.definitions import Settings, differences
 
 if TYPE_CHECKING:
@@ -133,6 +136,15 @@ def network(
     if (where := first_difference(described, found.describe())) is not None:
         raise UserError(f"model {name}: not the network that the run began with: {where}; {remedy}")
     return own or found
+
+
+def check_arrays(settings: Settings, model: models.Model) -> None:
+    """Raise UserError where the checkpoint to go on with has other arrays than its network needs.
+
+    So no memory is taken that a checkpoint only says it fills.
+    """
+    if found := saved_file(Path(settings.run_dir)):
+        compare(found[0], outline(model, dtype_of(settings.precision)))
 
 
 def as_kept(settings: Settings, meta: Meta | None) -> Settings:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from mpicnn.errors import printable
 from mpicnn.text import align, counted, duration, figure
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def startup(run: Opening) -> str:
         ("plan", run.plan),
         ("run", run.run_dir),
     ):
-        lines.append(f"  {name:<6} {value}")
+        lines.append(f"  {name:<6} {printable(value)}")
     lines += [f"note: {note}" for note in run.notes]
     return "\n".join(lines)
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 import numpy as np
 
 from mpicnn.checkpoint import Checkpoints
-from mpicnn.data.augment import Augment
+from mpicnn.data.augment import augmentation
 from mpicnn.data.file import Dataset
 from mpicnn.data.loader import Batches, Inputs, Order
 from mpicnn.division.planfile import plan_toml
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import from_root
+from mpicnn.run.meta import check_meta
 from mpicnn.run.testing import Score, TestSet, test
 from mpicnn.step import trace
 from mpicnn.step.optimiser import Hyper, Optimiser, RateSchedule, scale
@@ -52,12 +53,6 @@ class NoCallback:
 
     def saved(self, path: Path) -> None:
         """Note a saved checkpoint."""
-
-
-def augmentation(settings: Settings) -> Augment:
-    """Return how the settings vary training images."""
-    crop = (settings.crop, settings.crop) if settings.crop else None
-    return Augment(crop=crop, pad=settings.pad, flip=settings.flip)
 
 
 def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
@@ -127,6 +122,7 @@ class Trainer:
         if not from_root(comm, lambda: " ".join(map(str, self.checkpoints.paths()))):
             return
         meta = self.distributed.load(self.state, self.checkpoints)
+        check_meta(meta, self.checkpoints.directory)
         before, now = (
             tomllib.loads(text) for text in (meta["plan"], plan_toml(self.distributed.plan))
         )
@@ -137,8 +133,8 @@ class Trainer:
                 f"ranks and shares it began with: scheme {before['scheme']}, "
                 f"grid {before['grid']}, shares {before['shares']}"
             )
-        self.step = self.distributed.activity.step = int(meta["step"])
-        self.test_due = bool(meta.get("test_due"))
+        self.step = self.distributed.activity.step = meta["step"]
+        self.test_due = meta.get("test_due", False)
 
     def save(self, watcher: Callback) -> None:
         """Write a checkpoint; refuse to where a parameter is not finite. Collective."""

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from mpicnn.checkpoint import Checkpoints
+from mpicnn.data.augment import augmentation
 from mpicnn.data.file import Dataset
 from mpicnn.data.verify import verify_sample
 from mpicnn.devices.choice import choose_device
@@ -30,11 +31,19 @@ from mpicnn.run.lock import RunLock
 from mpicnn.run.metrics import Metrics
 from mpicnn.run.output import Output, append_lines
 from mpicnn.run.progress import ProgressDisplay, Reporter
-from mpicnn.run.resuming import Meta, as_kept, check_data, network, open_data, saved_run
+from mpicnn.run.resuming import (
+    Meta,
+    as_kept,
+    check_arrays,
+    check_data,
+    network,
+    open_data,
+    saved_run,
+)
 from mpicnn.run.setup import make_plan, progress_of
 from mpicnn.run.summary import summary
 from mpicnn.run.testing import Score
-from mpicnn.run.trainer import Callback, NoCallback, Trainer, augmentation
+from mpicnn.run.trainer import Callback, NoCallback, Trainer
 from mpicnn.settings.definitions import Settings
 from mpicnn.step.trace import merged
 
@@ -100,6 +109,8 @@ def open_distributed(
     """
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
     model = agree(comm, network, settings, shape, len(data.classes), saved)
+    if saved:
+        from_root(comm, check_arrays, settings, model)
     batch = min(settings.batch, len(data.split("train")))
     activity.begin("devices and plan", waits=True)
     device = choose_device(comm, settings, settings.precision, environment())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, field, fields, replace
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -67,12 +67,17 @@ class Options:
         Raises UserError for settings that this version does not know.
         """
         values = json.loads(text)
+        cls.check_known(values)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    @classmethod
+    def check_known(cls, values: Mapping[str, Any]) -> None:
+        """Raise UserError for settings, by name, that this version does not know."""
         if unknown := values.keys() - {each.name for _, each in cls.options()}:
             raise UserError(
                 f"settings written by another version of mpicnn: {', '.join(sorted(unknown))} "
                 f"unknown to {version()}; use the version that wrote them"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     def to_toml(self) -> str:
         """Return the settings as a commented TOML file that reads back as equal settings."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import Field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from mpicnn.documents import read_json
 from mpicnn.errors import UserError
 from mpicnn.settings.option import Options, kebab
 from mpicnn.text import one_of
@@ -45,6 +46,22 @@ def checked(kind: type[AnyOptions], values: Mapping[str, Any]) -> AnyOptions:
         except ValueError as error:
             raise UserError(f"{name} = {wrong(value, error)}") from None
     return kind(**found)
+
+
+def saved(kind: type[AnyOptions], text: str) -> AnyOptions:
+    """Return what `Options.to_json` wrote into a file that may come from anybody.
+
+    Defaults stand for what it did not know. Raises UserError for settings that this version does
+    not know, or that cannot be.
+    """
+    try:
+        values = read_json(text)
+    except ValueError as error:
+        raise UserError(f"settings: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"settings: {reprlib.repr(values)}, expected a value for each name")
+    kind.check_known(values)
+    return checked(kind, values)
 
 
 def wrong(value: object, error: ValueError) -> str:
