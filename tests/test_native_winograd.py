@@ -130,6 +130,37 @@ def test_convolution(method, shape):
     np.testing.assert_array_equal(compute(method, *args, relu=True)[0], native.activate("relu", y))
 
 
+@pytest.mark.parametrize("peak", [1e3, 1e6, 1e30])
+@pytest.mark.parametrize("method", [*METHODS, "im2col"])
+def test_what_a_large_value_does_to_its_neighbours(method, peak):
+    """The error that docs/kernels.md states: of outputs that do not see the large value at all."""
+    kernel = METHODS.get(method, 5)
+    pad = kernel // 2
+    x, w, _, dy, padding, groups = case(kernel, (2, 3, 24, 24), 16, (pad, pad), 1)
+    x[:, 1, 11, 13] = peak
+    y = compute(method, x, w, None, dy, padding, groups)[0]
+    exact = plain.conv2d(x.astype(float), w.astype(float), None, Window.of(ONE, padding, ONE, 1))
+    error = np.abs(y - exact)
+    error[..., 11 - pad : 12 + pad, 13 - pad : 14 + pad] = 0
+    taps = np.abs(w[:, 1]).sum(axis=(1, 2)).max()
+    if method == "im2col":
+        assert error.max() < 1e-4
+    else:
+        assert 0.1 < error.max() / (np.finfo(np.float32).eps * peak * taps) < 32
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_how_large_values_may_be(method):
+    """As docs/kernels.md says: up to 1e36, for kernels whose taps have the sum 1."""
+    x, w, _, dy, padding, groups = case(METHODS[method], (2, 3, 24, 24), 16, (1, 1), 1)
+    x = (1e36 * np.sign(x)).astype(np.float32)
+    w /= np.abs(w).sum(axis=(1, 2, 3), keepdims=True)
+    assert np.isfinite(compute(method, x, w, None, dy, padding, groups)[0]).all()
+    with np.errstate(all="ignore"):
+        x *= 100
+    assert not np.isfinite(compute(method, x, w, None, dy, padding, groups)[0]).all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_passes_are_adjoint(method):
     x, w, _, dy, padding, groups = case(METHODS[method], (3, 19, 11, 10), 29, (2, 1), 1)
