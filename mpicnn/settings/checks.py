@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import inf
 
+MOST_PATH, MOST_NAME = 4095, 255
+"""What Linux allows in a path and in each of its names, bytes."""
+
 
 def path(value: object) -> str:
     """Return a path with ~ at its beginning as the user's home directory; shells leave it so in
@@ -18,7 +21,14 @@ def path(value: object) -> str:
     """
     if not isinstance(value, str) or "\0" in value:
         raise ValueError("text: a path")
-    return os.path.expanduser(value)
+    found = os.path.expanduser(value)
+    try:
+        names = os.fsencode(found).split(b"/")
+    except UnicodeEncodeError:
+        raise ValueError("text: a path") from None
+    if sum(map(len, names)) + len(names) - 1 > MOST_PATH or max(map(len, names)) > MOST_NAME:
+        raise ValueError(f"a path of {MOST_PATH} bytes and names of {MOST_NAME}, at most")
+    return found
 
 
 def shares_text(value: object) -> str:
