@@ -343,13 +343,14 @@ def test_slow_links_carry_what_the_plan_predicts(tmp_path):
 
 def test_faults_are_counted():
     """A sample; what each family asserts is shown by what the tests draw themselves."""
-    families = ("random plans", "plan files", "kill -9, twice")
+    families = ("random plans", "plan files", "image files", "kill -9, twice")
     only = [word for family in families for word in ("--only", family)]
     job = mpi_jobs.run(0, BENCH / "faults.py", "--count", 1, *only, seconds=100)
     assert job.code == 0, job.out + job.err
     rows = [line.rsplit(maxsplit=3) for line in job.out.splitlines()[1:]]
     assert [(name, tried, survived) for name, tried, survived, _ in rows] == [
-        ("random plans", "1", "1"), ("plan files", "5", "5"), ("kill -9, twice", "1", "1"),
+        ("random plans", "1", "1"), ("plan files", "5", "5"), ("image files", "5", "5"),
+        ("kill -9, twice", "1", "1"),
     ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz
+import fuzz_files
 import mpi_jobs
 import pytest
 
@@ -14,10 +15,11 @@ from mpicnn.errors import MOST_CHARACTERS, UserError
 from mpicnn.settings.definitions import parse
 
 
-@pytest.mark.parametrize("kind", fuzz.PARSERS)
+@pytest.mark.parametrize("kind", fuzz_files.PARSERS)
 def test_inputs_that_are_nearly_right(kind: str, tmp_path: Path) -> None:
     """A sample of what `bench/faults.py` draws by the thousand."""
-    answers = list(fuzz.refused(kind, range(300), tmp_path))
+    count = 300 if kind in fuzz.TEXTS else 60
+    answers = list(fuzz_files.refused(kind, range(count), tmp_path))
     assert {True, False} == set(answers), "all are refused, or none: the sample shows nothing"
 
 
@@ -57,6 +59,14 @@ def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert parse(["--run-dir=~/r"], "train", {}).run_dir == "/home/ada/r"
     assert parse(["--run-dir=a~"], "train", {}).run_dir == "a~"
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "a/" * 2048])
+def test_a_path_is_no_longer_than_linux_has_them(name: str) -> None:
+    for option in ("--data", "--model", "--run-dir", "--plan", "--calibration", "--trace"):
+        with pytest.raises(UserError, match=r"expected a path of 4095 bytes and names of 255"):
+            parse([f"{option}={name}"], "train", {})
+    assert parse([f"--data={'x' * 255}"], "train", {}).data == "x" * 255
 
 
 REFUSED = {

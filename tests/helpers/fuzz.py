@@ -1,10 +1,10 @@
-"""Inputs that are nearly right, by seed: what a parser must accept or refuse in one line."""
+"""Texts that are nearly right, by seed: what a parser must accept or refuse in one line."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,20 @@ ODD = [
 
 @dataclass(frozen=True)
 class Parser:
-    """What is fuzzed: how an input is written, and what reads it."""
+    """What is fuzzed: how an input of that name is written, and what reads it."""
 
-    write: Callable[[random.Random], str]
+    write: Callable[[random.Random, Path], object]
     read: Callable[[Path], object]
-    suffix: str = ".toml"
+    name: str
+
+
+def written(make: Callable[[random.Random], str]) -> Callable[[random.Random, Path], object]:
+    """Return what writes a text that is drawn."""
+
+    def write(draw: random.Random, path: Path) -> None:
+        path.write_text(make(draw), encoding="utf-8", errors="surrogateescape")
+
+    return write
 
 
 def toml(table: dict[str, Any]) -> str:
@@ -155,26 +164,17 @@ def check_line(error: UserError) -> None:
     assert text.isprintable(), repr(text)
 
 
-PARSERS = {
-    "settings": Parser(settings_text, lambda path: parse([str(path)], "train", {})),
-    "plan": Parser(plan_text, read_plan),
-    "network": Parser(network_text, lambda path: models.load(path, (3, 16, 16), 10)),
+TEXTS = {
+    "settings": Parser(
+        written(settings_text), lambda path: parse([str(path)], "train", {}), "input.toml"
+    ),
+    "plan": Parser(written(plan_text), read_plan, "input.toml"),
+    "network": Parser(
+        written(network_text), lambda path: models.load(path, (3, 16, 16), 10), "input.toml"
+    ),
     "calibration": Parser(
-        calibration_text, lambda path: Calibration.from_json(path.read_text(), str(path)), ".json"
+        written(calibration_text),
+        lambda path: Calibration.from_json(path.read_text(), str(path)),
+        "input.json",
     ),
 }
-
-
-def refused(kind: str, seeds: range, folder: Path) -> Iterator[bool]:
-    """Yield for each seed whether the input was refused; raise what is raised otherwise."""
-    parser = PARSERS[kind]
-    for seed in seeds:
-        draw = random.Random(f"{kind} {seed}")
-        path = folder / f"input{parser.suffix}"
-        path.write_text(parser.write(draw), encoding="utf-8", errors="surrogateescape")
-        try:
-            parser.read(path)
-            yield False
-        except UserError as error:
-            check_line(error)
-            yield True
