@@ -170,14 +170,28 @@ def test_false_claims(plain: Sample, fault: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["test/labels", "test/images"])
-def test_a_chunk_that_unpacks_to_very_much(plain: Sample, name: str) -> None:
-    """HDF5 would take memory for all of it, whatever size a chunk has."""
+@pytest.mark.parametrize("size", [10**8, 1], ids=["much", "little"])
+@pytest.mark.parametrize("packing", ["gzip", None])
+def test_a_chunk_that_holds_more_or_less_than_a_chunk(
+    plain: Sample, name: str, size: int, packing: str | None
+) -> None:
+    """HDF5 would take memory for all of it, or read behind its end."""
     with h5py.File(plain.path, "r+") as file:
         old = file[name][()]
         del file[name]
-        made = file.create_dataset(name, data=old, chunks=old.shape, compression="gzip")
-        made.id.write_direct_chunk((0,) * old.ndim, zlib.compress(bytes(10**8)))
-    with pytest.raises(UserError, match="unpacks to more than"), open_dataset(plain.path) as data:
+        how = {"chunks": old.shape, "compression": packing, "shuffle": True, "fletcher32": True}
+        made = file.create_dataset(name, data=old, **how)
+    with open_dataset(plain.path) as data:
+        images = data.split("test").read(np.arange(5))
+        np.testing.assert_array_equal(images, plain.images["test"])
+    with h5py.File(plain.path, "r+") as file:
+        made = file[name]
+        stored = zlib.compress(bytes(size)) if packing else bytes(min(size, 10**6))
+        made.id.write_direct_chunk((0,) * old.ndim, stored)
+    with (
+        pytest.raises(UserError, match="does not unpack to|its shape"),
+        open_dataset(plain.path) as data,
+    ):
         data.split("test").read(np.arange(2))
 
 

@@ -30,10 +30,9 @@ from mpicnn.data.layout import (
     Index,
 )
 from mpicnn.data.raw import RawFile
-from mpicnn.data.store import check_chunks, read_exactly
+from mpicnn.data.store import PACKING, check_chunks, read_exactly
 from mpicnn.errors import UserError
 
-PACKING = h5py.h5z.FILTER_DEFLATE
 FILTERS = {PACKING, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])

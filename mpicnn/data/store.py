@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import h5py
@@ -14,7 +14,8 @@ import numpy as np
 from mpicnn.data.layout import MOST_MEMORY_BYTES, Array, Index
 from mpicnn.data.raw import fill
 
-CHECKSUM_BYTES = 4  # of Fletcher-32, where it comes before the packing
+PACKING = h5py.h5z.FILTER_DEFLATE
+CHECKSUM_BYTES = 4
 PIECE_BYTES = 2**20
 
 
@@ -98,33 +99,46 @@ class Chunked:
 
 
 def check_chunks(data: h5py.Dataset, lo: int, hi: int) -> None:
-    """Raise OSError where a packed chunk of the rows lo … hi - 1 unpacks to more than a chunk.
+    """Raise OSError where a filtered chunk of the rows lo … hi - 1 does not hold just a chunk.
 
-    HDF5 would unpack all that there is in it, a thousand times its size.
+    HDF5 unpacks all that there is in it, a thousand times its size, and of one that holds less it
+    reads what lies behind in memory.
     """
     plan = data.id.get_create_plist()
-    filters = {plan.get_filter(i)[0] for i in range(plan.get_nfilters())}
-    if h5py.h5z.FILTER_DEFLATE not in filters:
+    filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+    if not filters:
         return
-    most = math.prod(data.chunks) * data.dtype.itemsize + CHECKSUM_BYTES
+    size = math.prod(data.chunks) * data.id.get_type().get_size()
     starts = [range(0, n, k) for n, k in zip(data.shape, data.chunks, strict=True)]
     starts[0] = range(lo // data.chunks[0] * data.chunks[0], hi, data.chunks[0])
     for start in itertools.product(*starts):
-        _, packed = data.id.read_direct_chunk(start)
-        if not unpacks_to(packed, most):
-            raise OSError(f"{data.name}: the chunk at {start} unpacks to more than {most} bytes")
+        skipped, stored = data.id.read_direct_chunk(start)
+        applied = [each for i, each in enumerate(filters) if not skipped >> i & 1]
+        if not holds(stored, applied, size):
+            raise OSError(f"{data.name}: the chunk at {start} does not unpack to {size} bytes")
 
 
-def unpacks_to(packed: bytes, most: int) -> bool:
-    """Say whether deflated bytes, whole or damaged, unpack to `most` bytes or fewer."""
-    stream, size = zlib.decompressobj(), 0
+def holds(stored: bytes, filters: Sequence[int], size: int) -> bool:
+    """Say whether what is stored unpacks to exactly `size` bytes.
+
+    Of the `filters` that were applied, Fletcher-32 adds its sum, and shuffling changes no size.
+    """
+    packed = filters.index(PACKING) if PACKING in filters else None
+    if h5py.h5z.FILTER_FLETCHER32 in filters[:packed]:
+        size += CHECKSUM_BYTES
+    return len(stored) == size if packed is None else unpacks_to(stored, size)
+
+
+def unpacks_to(packed: bytes, size: int) -> bool:
+    """Say whether bytes begin with a whole deflated stream of exactly `size` bytes."""
+    stream, found = zlib.decompressobj(), 0
     try:
-        while packed and not stream.eof and size <= most:
-            size += len(stream.decompress(packed, PIECE_BYTES))
+        while packed and not stream.eof and found <= size:
+            found += len(stream.decompress(packed, PIECE_BYTES))
             packed = stream.unconsumed_tail
     except zlib.error:
-        pass  # which HDF5 will find too, and say
-    return size <= most
+        return False
+    return found == size and stream.eof
 
 
 def runs(rows: Index) -> Iterator[tuple[int, int]]:
