@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from data_samples import Sample, sample, share_name
+from data_samples import Sample, replace, sample, share_name
 
 from mpicnn.data.file import open_dataset
 from mpicnn.errors import UserError
@@ -210,6 +210,19 @@ def test_a_heap_of_texts_that_leads_to_itself(plain: Sample) -> None:
         plain.path.write_bytes(content[:at] + word + content[at + len(word) :])
         with pytest.raises(UserError, match="damaged HDF5 file"):
             open_dataset(plain.path)
+
+
+def test_a_large_heap_that_leads_to_itself(plain: Sample) -> None:
+    """HDF5 reads it in two parts, and the damage is in the second."""
+    names = ["x" * 9000, "b", "c", "d"]
+    replace(plain.path, "classes", data=names)
+    content = plain.path.read_bytes()
+    at = content.index(b"x" * 9000)
+    shorter, free = (8000).to_bytes(8, "little"), at + 8000  # and what follows is no object
+    content = content[: at - 8] + shorter + content[at:free] + bytes(32) + content[free + 32 :]
+    plain.path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged HDF5 file"):
+        open_dataset(plain.path)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -60,6 +60,9 @@ class Checker:
 
     def format(self) -> None:
         """Check that the file says it is one of ours, of the version read here."""
+        sizes = self.file.id.get_create_plist().get_sizes()
+        if sizes != (8, 8):  # of all others, no heap can be looked at
+            raise self.fail("addresses and lengths", f"8 bytes for each, found {sizes}")
         found = self._attribute(self.file, "format", "SO")
         if found != FORMAT:
             raise self.fail("attribute 'format'", f"{FORMAT!r}, found {short(found)}")

@@ -20,12 +20,21 @@ class RawFile(io.FileIO):
 
     def readinto(self, buffer: Any) -> int:
         """Fill all of `buffer`, with zeros beyond the end. Raises OSError for a damaged heap."""
-        view = memoryview(buffer).cast("B")
-        found = fill(self.fileno(), view, self.tell())
+        view, place = memoryview(buffer).cast("B"), self.tell()
+        found = fill(self.fileno(), view, place)
         view[found:] = bytes(len(view) - found)
-        if view[:4] == HEAP and endless(view):
+        if view[:4] == HEAP and endless(self._heap(view, place)):
             raise OSError("a heap of texts is damaged")
         return len(view)
+
+    def _heap(self, begin: memoryview, place: int) -> memoryview:
+        """Return all of the heap at `place`, of which HDF5 reads the `begin` at first."""
+        size = min(int.from_bytes(begin[8:16], "little"), os.fstat(self.fileno()).st_size - place)
+        if size <= len(begin):
+            return begin
+        whole = memoryview(bytearray(size))
+        fill(self.fileno(), whole, place)
+        return whole
 
 
 def fill(descriptor: int, buffer: memoryview, offset: int) -> int:
@@ -37,7 +46,7 @@ def fill(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 
 def endless(heap: memoryview) -> bool:
-    """Say whether a heap, or as much of it as was read, has an object that takes no room."""
+    """Say whether a heap has an object that takes no room."""
     end = min(len(heap), int.from_bytes(heap[8:16], "little"))
     at = HEADER
     while at + HEADER <= end:
