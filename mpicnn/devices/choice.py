@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from mpicnn import ops
@@ -15,6 +12,7 @@ from mpicnn.comm.mesh import Mesh, Wires
 from mpicnn.comm.transport import choose_wires
 from mpicnn.comm.wire import Wire
 from mpicnn.devices import gpu
+from mpicnn.devices.cores import threads_of
 from mpicnn.devices.pinning import pin
 from mpicnn.errors import DeviceError
 from mpicnn.job.agreement import agree
@@ -31,7 +29,7 @@ class Device:
     """Hold what one rank computes with, and how its arrays get to other ranks.
 
     `name` is "cpu" or the GPU's; `way` says in a few words how arrays travel from it; `notes`
-    are what the user should know of the choice.
+    are what the user should know of the choice; `convolution` is which methods were allowed.
     """
 
     ops: Backend
@@ -40,6 +38,7 @@ class Device:
     wires: Wires = Wire
     way: str = "MPI"
     notes: tuple[str, ...] = ()
+    convolution: str = "auto"
 
 
 def choose_device(
@@ -47,11 +46,12 @@ def choose_device(
 ) -> Device:
     """Return this rank's device, ready to compute in a precision. Collective.
 
-    Without a number of threads asked for, ranks that may use the same cores divide them.
+    `environ` is the process's environment. Without a number of threads asked for, ranks divide the
+    cores that they may use.
     Raises DeviceError (exit code 69) on all ranks where one rank's device is not there.
     """
     mesh = Mesh(comm)
-    threads = machine.threads or cores_per_rank(mesh)
+    threads = machine.threads or threads_of(mesh, environ)
     if machine.pin:
         pin(mesh, threads)
     host = socket.gethostname()
@@ -61,7 +61,7 @@ def choose_device(
     name, identity = ("cpu", "") if number is None else gpu.describe(number)
     wires, way = choose_wires(mesh, identity, machine.transport, environ)
     notes = tuple(_notes(machine, number, backend))
-    return Device(backend, threads, name, wires, way, notes)
+    return Device(backend, threads, name, wires, way, notes, machine.convolution)
 
 
 def assigned(rule: str, local: int) -> int | None:
@@ -91,16 +91,6 @@ def assigned(rule: str, local: int) -> int | None:
             "ask for a GPU that is there"
         )
     return wanted
-
-
-def cores_per_rank(mesh: Mesh) -> int:
-    """Return this rank's share of the cores that it and other ranks of its host may use.
-
-    Collective.
-    """
-    mine = {f"{socket.gethostname()}:{core}" for core in os.sched_getaffinity(0)}
-    users = Counter(core for cores in mesh.texts(" ".join(mine)) for core in cores.split())
-    return max(1, int(sum(Fraction(1, users[core]) for core in mine)))
 
 
 def _notes(machine: DeviceChoice, number: int | None, backend: Backend) -> Iterator[str]:

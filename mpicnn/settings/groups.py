@@ -186,7 +186,9 @@ class DeviceChoice(Options):
         check=devices_text,
     )  # fmt: skip
     backend: Literal["auto", "numpy", "native"] = option("auto", "kernels of CPU ranks")
-    threads: int = option(0, "threads per rank", ge=0, le=4096, unset="cores / ranks on the host")
+    threads: int = option(
+        0, "threads per rank", ge=0, le=4096, unset="as many as cores, CPU quota and SLURM leave it"
+    )
     pin: bool = option(False, "give each rank of a host cores of its own")
     convolution: Literal["auto", "direct"] = option(
         "auto", "CPU convolutions: the fastest method, or direct: none that transforms its input"
