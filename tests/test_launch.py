@@ -8,8 +8,8 @@ import mpi_jobs
 import pytest
 
 from mpicnn.errors import DeviceError, UserError
+from mpicnn.job import launcher
 from mpicnn.job.agreement import agree, broadcast_text, same
-from mpicnn.job.launch import _launcher
 from mpicnn.job.output import say
 from mpicnn.job.signals import Signals
 
@@ -188,7 +188,8 @@ def test_srun_without_an_mpi_plugin_is_refused(tmp_path):
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
     job = mpi_jobs.run(0, program(tmp_path, "print('ran')"), **step)
     assert (job.code, job.out) == (2, "")
-    assert "the launcher started 2 processes" in job.err and "srun --mpi" in job.err
+    assert job.err.startswith("mpicnn: error: srun started 2 processes, but mpi4py's library (")
+    assert "mpirun" not in job.err and job.err.count("\n") == 1
     alone = mpi_jobs.run(
         0, program(tmp_path, "print('ran')"), **step | {"SLURM_STEP_NUM_TASKS": "1"}
     )
@@ -234,7 +235,29 @@ def test_other_broken_pipes_are_errors(tmp_path):
     ({"SLURM_NTASKS": "4"}, (None, 0)),
 ])  # fmt: skip
 def test_what_launchers_tell(environ, size_and_rank):
-    assert _launcher(environ) == size_and_rank
+    assert launcher.size_and_rank(environ) == size_and_rank
+
+
+STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_MPI_TYPE": "none"}
+HYDRA = {"MPI_LOCALNRANKS": "2", "PMI_SIZE": "4"}  # which itself starts by srun within a job
+
+
+@pytest.mark.parametrize("environ, library, message", [
+    (STEP, "MPICH Version: 5.0.2", "srun --mpi=none started 4 processes, but mpi4py's library "
+     "(MPICH Version: 5.0.2) sees 1: that library needs srun --mpi=pmi2; srun --mpi=list shows"),
+    (STEP, "Open MPI v5.0.11", "that library needs srun --mpi=pmix; srun --mpi=list"),
+    (STEP | HYDRA, "Open MPI v5.0.11", "use that library's own mpirun"),
+    ({}, "MPICH Version: 5.0.2", "use that library's own mpirun"),
+])  # fmt: skip
+def test_the_launcher_that_was_used_is_spoken_of(environ, library, message):
+    assert message in launcher.mismatch(environ, library, 4, 1)
+
+
+def test_commands_start_ranks_as_these_were_started():
+    assert launcher.command(STEP, "MPICH 5.0.2", 4) == "srun --mpi=pmi2 -n 4"
+    assert launcher.command(STEP | HYDRA, "MPICH 5.0.2", 4) == "mpirun -n 4"
+    assert launcher.command({}, "MPICH 5.0.2", 4) == "mpirun -n 4"
+    assert launcher.command({}, "MPICH 5.0.2", 1) == ""
 
 
 def fail_on(rank, failing, kind=UserError):

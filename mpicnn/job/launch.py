@@ -25,6 +25,7 @@ from typing import Final, NoReturn
 from mpi4py import MPI
 
 from mpicnn.errors import UserError
+from mpicnn.job import launcher
 from mpicnn.job.agreement import first_failure
 from mpicnn.job.environment import environment
 from mpicnn.job.output import say
@@ -64,19 +65,8 @@ def launch(
     sys.exit(code)
 
 
-def _launcher(environ: Mapping[str, str]) -> tuple[int | None, int]:
-    """Return size and rank as the launchers of MPICH (and SLURM's pmi2) and Open MPI tell them."""
-    for size, rank in (
-        ("PMI_SIZE", "PMI_RANK"),
-        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ):
-        if environ.get(size, "").isdecimal():
-            return int(environ[size]), int(environ.get(rank, "0"))
-    return None, 0
-
-
 def _check_launcher(world: MPI.Intracomm, environ: Mapping[str, str]) -> None:
-    size, rank = _launcher(environ)
+    size, rank = launcher.size_and_rank(environ)
     tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
     if size is None and world.size == 1 and tasks.isdecimal():
         # srun without an MPI plugin says nothing else; with one, a job of several parts miscounts.
@@ -86,12 +76,8 @@ def _check_launcher(world: MPI.Intracomm, environ: Mapping[str, str]) -> None:
     if rank:  # each process believes to be alone: one of them speaks, the others let it
         time.sleep(GRACE_S)
         os._exit(UserError.code)
-    library = MPI.Get_library_version().splitlines()[0].strip(" \0")
-    raise UserError(
-        f"the launcher started {size} processes, but mpi4py's library ({library}) sees "
-        f"{world.size}: mpirun and mpi4py belong to different MPIs; use that library's own mpirun, "
-        "or the srun --mpi that it needs"
-    )
+    library = " ".join(MPI.Get_library_version().splitlines()[0].strip(" \0").split())
+    raise UserError(launcher.mismatch(environ, library, size, world.size))
 
 
 def _leave(meeting: MPI.Intracomm, main: Callable[[MPI.Intracomm], int | None]) -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpicnn.job.environment import environment
+from mpicnn.job.launcher import command
 from mpicnn.run.summary import Memory, Opening, Rank, RunSummary, TimeSplit, startup
 from mpicnn.settings.option import version
 from mpicnn.step.timing import CATEGORIES
@@ -89,5 +91,5 @@ def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float
         trainer.score,
         [TimeSplit(*row[:3]) for row in table.tolist()],
         [Memory(*(int(n) for n in row[3:])) for row in table.tolist()],
-        launcher=f"mpirun -n {ranks}" if ranks > 1 else "",
+        launcher=command(environment(), distributed.mesh.library, ranks),
     )
