@@ -103,6 +103,11 @@ def test_a_resumed_run_on_other_ranks_is_the_same_run(train, tmp_path):
     train_rows = [r.step for r in read_rows(parts / "metrics.csv") if r.split == "train"]
     assert train_rows == sorted(set(train_rows)) and train_rows[-1] == 10
 
+    before = (parts / "metrics.csv").read_text()
+    third = train(0, "--run-dir", parts, "--resume", "--shares", "equal")
+    assert third.code == 0, third.err
+    assert "note: the run has ended already, after 10 steps; give it more --epochs" in third.out
+    assert "one step, ms" not in third.out and (parts / "metrics.csv").read_text() == before
 
 @pytest.mark.limit(120)
 def test_a_signal_saves_and_leaves_with_a_code_of_its_own(tmp_path, images):

@@ -14,6 +14,7 @@ from mpicnn.job.launcher import command
 from mpicnn.run.summary import Memory, Opening, Rank, RunSummary, TimeSplit, startup
 from mpicnn.settings.option import version
 from mpicnn.step.timing import CATEGORIES
+from mpicnn.text import counted
 
 if TYPE_CHECKING:
     from mpicnn.division.plan import Plan
@@ -30,6 +31,9 @@ def first_lines(trainer: Trainer, directory: Path) -> str:
     ranks = [
         Rank(host, kind, backend, int(count))
         for (host, kind, backend), count in zip(
+    if trainer.step >= trainer.steps:
+        done = counted(trainer.step, "step")
+        notes.add(f"the run has ended already, after {done}; give it more --epochs to go on")
             (name.split("\t") for name in names), threads, strict=True
         )
     ]
@@ -89,7 +93,7 @@ def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float
         trainer.images,
         seconds,
         trainer.score,
-        [TimeSplit(*row[:3]) for row in table.tolist()],
+        [TimeSplit(*row[:3]) for row in table.tolist()] if steps else [],
         [Memory(*(int(n) for n in row[3:])) for row in table.tolist()],
         launcher=command(environment(), distributed.mesh.library, ranks),
     )
