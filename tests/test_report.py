@@ -14,12 +14,13 @@ from pathlib import Path
 import mpi_jobs
 import pytest
 
+from mpicnn.devices.ranks import Rank
 from mpicnn.errors import UserError
 from mpicnn.run.directory import write_text
 from mpicnn.run.metrics import COLUMNS, Metrics, MetricsRow, plot_run, read_rows
 from mpicnn.run.output import Output, write_lines
 from mpicnn.run.progress import ProgressDisplay, Reporter, duration, figure
-from mpicnn.run.summary import Memory, Opening, Rank, RunSummary, TimeSplit, startup, summary
+from mpicnn.run.summary import Memory, Opening, RunSummary, TimeSplit, startup, summary
 
 
 @dataclass(frozen=True)

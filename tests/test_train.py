@@ -1,5 +1,6 @@
 """The commands as a user runs them, on one and several ranks, with right and with wrong input."""
 
+import json
 import re
 import signal
 import time
@@ -102,12 +103,12 @@ def test_a_resumed_run_on_other_ranks_is_the_same_run(train, tmp_path):
         assert error <= 1e-12, f"{name}: {error:.2e}"
     train_rows = [r.step for r in read_rows(parts / "metrics.csv") if r.split == "train"]
     assert train_rows == sorted(set(train_rows)) and train_rows[-1] == 10
-
     before = (parts / "metrics.csv").read_text()
     third = train(0, "--run-dir", parts, "--resume", "--shares", "equal")
     assert third.code == 0, third.err
     assert "note: the run has ended already, after 10 steps; give it more --epochs" in third.out
     assert "one step, ms" not in third.out and (parts / "metrics.csv").read_text() == before
+
 
 @pytest.mark.limit(120)
 def test_a_signal_saves_and_leaves_with_a_code_of_its_own(tmp_path, images):
@@ -371,5 +372,10 @@ def test_calibration_is_measured_saved_and_used_again(train, tmp_path):
     plans = [(tmp_path / run / "plan.toml").read_text() for run in "ab"]
     assert plans[0] == plans[1]
     job = train(3, "--run-dir", tmp_path / "c", *options)
-    assert "backends of the ranks" in error_of(job)
+    assert "number of ranks: 2 when measured, 3 now; add --recalibrate" in error_of(job)
+    assert file.read_text() == text
     assert not Path(tmp_path / "c").exists()
+    job = train(3, "--run-dir", tmp_path / "c", *options, "--recalibrate")
+    assert job.code == 0
+    assert f"calibration {file}: number of ranks: 2 when measured, 3 now; measured anew" in job.err
+    assert len(json.loads(file.read_text())["ranks"]) == 3

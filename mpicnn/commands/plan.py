@@ -32,7 +32,7 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
         if ranks != comm.size:
             raise UserError(f"shares measured: start the {ranks} ranks that are to be measured")
         device = choose_device(comm, settings, settings.precision, environment())
-        plan = make_plan(comm, device.ops, model, settings, settings.batch, settings.precision)
+        plan = make_plan(comm, device, model, settings, settings.batch, settings.precision)
     else:
         plan = agree(comm, load_plan, settings, model, ranks)
         agree(comm, check_batch, model, plan, settings.batch)

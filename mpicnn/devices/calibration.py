@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from mpicnn.comm.mesh import Mesh
+from mpicnn.devices.ranks import Rank, gather_ranks
 from mpicnn.division.work import whole_layer_work
 from mpicnn.documents import read_json
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Context, Layer, Shape
 from mpicnn.ops.interface import Backend
 from mpicnn.precision import dtype_of
+from mpicnn.settings.option import version
 
 if TYPE_CHECKING:
+    from mpicnn.devices.choice import Device
     from mpicnn.models import Model
+
+AnyKind = TypeVar("AnyKind")
 
 REPEATS = 3
 WORK = 4e9
@@ -31,19 +37,58 @@ READABLE_S = 0.01
 """What a pass must take for its time to be the device's and not that of starting it."""
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Hold the seconds that every rank needed for the same convolutions, layer by layer.
+FORMAT = 2
+"""Version of the file. The first had no number, and nothing of hosts, devices and threads."""
 
-    `seconds[r][i]` is rank r's median time of layer i, forward and backward, for one example.
-    """
+RANK_FIELDS = get_type_hints(Rank)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Say what is timed, and on what: speeds hold for this alone."""
 
     model: str
     input_shape: tuple[int, ...]
     precision: str
-    backends: tuple[str, ...]
+    convolution: str
+    ranks: tuple[Rank, ...]
+
+    def difference(self, now: Conditions) -> str:
+        """Return in words what first differs now, "" for nothing."""
+        pairs: list[tuple[str, object, object]] = [
+            ("model", self.model, now.model),
+            ("image shape", self.input_shape, now.input_shape),
+            ("precision", self.precision, now.precision),
+            ("convolution", self.convolution, now.convolution),
+            ("number of ranks", len(self.ranks), len(now.ranks)),
+        ]
+        for number, (old, new) in enumerate(zip(self.ranks, now.ranks, strict=False)):
+            pairs += [
+                (f"{each} of rank {number}", getattr(old, each), getattr(new, each))
+                for each in RANK_FIELDS
+            ]
+        odd = (pair for pair in pairs if pair[1] != pair[2])
+        return next((f"{what}: {old} when measured, {new} now" for what, old, new in odd), "")
+
+
+def conditions(mesh: Mesh, device: Device, model: Model, precision: str) -> Conditions:
+    """Return what these ranks compute, and on what. Collective."""
+    ranks = tuple(gather_ranks(mesh, device))
+    return Conditions(model.name, tuple(model.input_shape), precision, device.convolution, ranks)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Hold the seconds that every rank needed for the same convolutions, layer by layer.
+
+    `seconds[r][i]` is rank r's median time of layer i, forward and backward, for one example;
+    `written` says by which version of mpicnn that was found out, and when.
+    """
+
+    conditions: Conditions
     layers: tuple[str, ...]
     seconds: tuple[tuple[float, ...], ...]
+    written: str
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -52,22 +97,44 @@ class Calibration:
 
     def to_json(self) -> str:
         """Return the calibration as readable text, its shares with it."""
-        return json.dumps(asdict(self) | {"shares": self.shares}, indent=1) + "\n"
+        now = self.conditions
+        ranks = [
+            asdict(rank) | {"seconds": row, "share": share}
+            for rank, row, share in zip(now.ranks, self.seconds, self.shares, strict=True)
+        ]
+        document = {"format": FORMAT, "written": self.written} | asdict(now)
+        return json.dumps(document | {"layers": self.layers, "ranks": ranks}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Calibration:
-        """Return what `to_json` wrote. Raises UserError for anything else."""
+        """Return what `to_json` wrote; other keys are passed over.
+
+        Raises UserError for anything else.
+        """
         try:
             found = read_json(text)
-            made = cls(
-                str(found["model"]),
-                tuple(int(n) for n in found["input_shape"]),
-                str(found["precision"]),
-                tuple(str(b) for b in found["backends"]),
-                tuple(str(n) for n in found["layers"]),
-                tuple(tuple(float(t) for t in row) for row in found["seconds"]),
+            if _is(int, found["format"]) > FORMAT:
+                raise UserError(
+                    f"calibration {where}: was written by a newer mpicnn ({found['written']}); "
+                    "give another name to measure anew"
+                )
+            ranks = tuple(
+                Rank(**{each: _is(kind, row[each]) for each, kind in RANK_FIELDS.items()})
+                for row in found["ranks"]
             )
-            sound = all(
+            made = cls(
+                Conditions(
+                    _is(str, found["model"]),
+                    tuple(_is(int, n) for n in found["input_shape"]),
+                    _is(str, found["precision"]),
+                    _is(str, found["convolution"]),
+                    ranks,
+                ),
+                tuple(_is(str, name) for name in found["layers"]),
+                tuple(tuple(float(t) for t in row["seconds"]) for row in found["ranks"]),
+                _is(str, found["written"]),
+            )
+            sound = bool(ranks and made.layers) and all(
                 len(row) == len(made.layers) and all(0 < t < float("inf") for t in row)
                 for row in made.seconds
             )
@@ -78,6 +145,13 @@ class Calibration:
         return made
 
 
+def _is(kind: type[AnyKind], value: Any) -> AnyKind:
+    """Return a value of this kind. Raises TypeError for another."""
+    if type(value) is not kind:
+        raise TypeError
+    return value
+
+
 def shares_of(times: Sequence[float]) -> tuple[float, ...]:
     """Return every device's share of the kernels for its time `t_i` (s) (Marques, eq. 1)."""
     slowest = max(times)
@@ -85,7 +159,9 @@ def shares_of(times: Sequence[float]) -> tuple[float, ...]:
     return tuple(speed / sum(speeds) for speed in speeds)
 
 
-def measure(mesh: Mesh, ops: Backend, model: Model, precision: str, batch: int) -> Calibration:
+def measure(
+    mesh: Mesh, ops: Backend, model: Model, conditions: Conditions, batch: int
+) -> Calibration:
     """Time the network's own convolutions at their real sizes on all ranks at the same time.
 
     Inputs are random; a layer is given as many examples as make its time readable, `batch` at
@@ -102,15 +178,13 @@ def measure(mesh: Mesh, ops: Backend, model: Model, precision: str, batch: int) 
     mine = []
     for _, layer, shape in convolutions:
         mesh.collect(np.zeros(1))
-        mine.append(_time(ops, layer, shape, dtype_of(precision), batch))
+        mine.append(_time(ops, layer, shape, dtype_of(conditions.precision), batch))
     table = mesh.collect(np.array(mine))
     return Calibration(
-        model.name,
-        tuple(model.input_shape),
-        precision,
-        tuple(mesh.texts(ops.NAME)),
+        conditions,
         tuple(name for name, _, _ in convolutions),
         tuple(tuple(float(t) for t in row) for row in table),
+        f"mpicnn {version()}, {datetime.now(UTC).isoformat(timespec='seconds')}",
     )
 
 
@@ -147,24 +221,6 @@ def _pass(ops: Backend, layer: Layer, shape: Shape, dtype: DTypeLike, count: int
     return median(times[1:])
 
 
-def check_fits(
-    found: Calibration, where: str, model: Model, backends: Sequence[str], precision: str
-) -> None:
-    """Raise UserError unless a saved calibration was made for this network and these ranks."""
-    asked = {
-        "model": (found.model, model.name),
-        "image shape": (found.input_shape, tuple(model.input_shape)),
-        "precision": (found.precision, precision),
-        "backends of the ranks": (found.backends, tuple(backends)),
-    }
-    for what, (then, now) in asked.items():
-        if then != now:
-            raise UserError(
-                f"calibration {where}: {what} was {then}, now {now}; "
-                "give another file name to measure anew"
-            )
-
-
 def kept(file: str) -> str:
     """Return the text of a calibration file, "" where there is none yet.
 
@@ -177,10 +233,16 @@ def kept(file: str) -> str:
         raise UserError(f"calibration {file}: cannot be read: {error}") from None
 
 
-def save(found: Calibration, file: str) -> None:
-    """Write the calibration if there is a name; raises UserError where that is not possible."""
+def reuse(text: str, where: str, now: Conditions) -> Calibration | str:
+    """Return a saved calibration, or in words why it does not hold now.
+
+    Raises UserError for what is no calibration.
+    """
     try:
-        if file:
-            Path(file).write_text(found.to_json())
-    except OSError as error:
-        raise UserError(f"calibration {file}: cannot be written: {error.strerror}") from None
+        document = read_json(text)
+        if document["backends"] and "format" not in document:
+            return "was written by an older mpicnn, without hosts, devices and threads"
+    except (ValueError, KeyError, TypeError):
+        pass
+    found = Calibration.from_json(text, where)
+    return found.conditions.difference(now) or found

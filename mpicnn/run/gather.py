@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpicnn.devices.ranks import gather_ranks
 from mpicnn.job.environment import environment
 from mpicnn.job.launcher import command
-from mpicnn.run.summary import Memory, Opening, Rank, RunSummary, TimeSplit, startup
+from mpicnn.run.summary import Memory, Opening, RunSummary, TimeSplit, startup
 from mpicnn.settings.option import version
 from mpicnn.step.timing import CATEGORIES
 from mpicnn.text import counted
@@ -25,26 +25,18 @@ def first_lines(trainer: Trainer, directory: Path) -> str:
     """Return the lines that open a run: who computes what with what. Collective."""
     distributed, data = trainer.distributed, trainer.data
     mesh, model = distributed.mesh, distributed.model
-    threads = mesh.collect(np.array(distributed.device.threads))
     device = distributed.device
-    names = mesh.texts("\t".join((socket.gethostname(), device.name, distributed.ops.NAME)))
-    ranks = [
-        Rank(host, kind, backend, int(count))
-        for (host, kind, backend), count in zip(
-    if trainer.step >= trainer.steps:
-        done = counted(trainer.step, "step")
-        notes.add(f"the run has ended already, after {done}; give it more --epochs to go on")
-            (name.split("\t") for name in names), threads, strict=True
-        )
-    ]
     library = mesh.library if device.way == "MPI" else f"{mesh.library}, GPU arrays: {device.way}"
     splits = [len(data.split(name)) for name in ("train", "test")]
     shape = " x ".join(map(str, data.shape))
     went_on = f", from step {trainer.step}" if trainer.step else ""
     notes = {note for text in mesh.texts("\n".join(device.notes)) for note in text.splitlines()}
+    if trainer.step >= trainer.steps:
+        done = counted(trainer.step, "step")
+        notes.add(f"the run has ended already, after {done}; give it more --epochs to go on")
     opening = Opening(
         version(),
-        ranks,
+        gather_ranks(mesh, device),
         library,
         model.name,
         sum(prod(spec.shape) for spec in model.param_specs().values()),

@@ -21,14 +21,15 @@ from mpicnn.division.verify import all_programs, check
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
-from mpicnn.ops.interface import Backend
-from mpicnn.run.directory import arguments_of
+from mpicnn.run.directory import arguments_of, write_text
+from mpicnn.run.load import warn
 from mpicnn.settings.definitions import COMMANDS, Settings, parse, split_command
 from mpicnn.settings.option import Options
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpicnn.devices.choice import Device
     from mpicnn.models import Model
     from mpicnn.settings.groups import PlanChoice
 
@@ -112,7 +113,7 @@ def progress_of(comm: MPI.Intracomm, thread: str) -> ProgressMode:
 
 def make_plan(
     comm: MPI.Intracomm,
-    backend: Backend,
+    device: Device,
     model: Model,
     division: PlanChoice,
     batch: int,
@@ -125,7 +126,7 @@ def make_plan(
     equal = replace(division, shares="equal") if division.shares == "measured" else division
     plan = agree(comm, load_plan, equal, model, comm.size)
     if division.shares == "measured":
-        found = speeds(Mesh(comm), backend, model, division.calibration, batch, precision)
+        found = speeds(Mesh(comm), device, model, division, batch, precision)
         times = np.array([sum(row) for row in found.seconds]).reshape(-1, plan.grid[-1])
         # A coordinate of the last axis is as fast as the slowest rank that has it.
         measured = calibration.shares_of(times.max(axis=0).tolist())
@@ -142,20 +143,26 @@ def _verify(model: Model, plan: Plan, batch: int) -> None:
 
 
 def speeds(
-    mesh: Mesh, backend: Backend, model: Model, file: str, batch: int, precision: str
+    mesh: Mesh, device: Device, model: Model, division: PlanChoice, batch: int, precision: str
 ) -> calibration.Calibration:
-    """Return the ranks' measured speeds: from `file` where it exists, else measured now and saved.
+    """Return the ranks' measured speeds: from their file where it holds, else measured and saved.
 
-    Collective. Raises UserError where the file is of another network or other ranks.
+    Collective. Raises UserError where the file is of another network, other ranks or devices, and
+    need not be measured anew.
     """
-    comm = mesh.world.comm
-    names = mesh.texts(backend.NAME)
-
-    text = from_root(comm, calibration.kept, file)
-    if text:
-        found = agree(comm, calibration.Calibration.from_json, text, file)
-        agree(comm, calibration.check_fits, found, file, model, names, precision)
-        return found
-    found = calibration.measure(mesh, backend, model, precision, batch)
-    from_root(comm, calibration.save, found, file)
-    return found
+    comm, file = mesh.world.comm, division.calibration
+    now = calibration.conditions(mesh, device, model, precision)
+    if text := from_root(comm, calibration.kept, file):
+        found = agree(comm, calibration.reuse, text, file, now)
+        if isinstance(found, calibration.Calibration):
+            return found
+        if not division.recalibrate:
+            raise UserError(
+                f"calibration {file}: {found}; add --recalibrate to measure anew, or give another "
+                "name"
+            )
+        from_root(comm, warn, f"calibration {file}: {found}; measured anew")
+    measured = calibration.measure(mesh, device.ops, model, now, batch)
+    if file:
+        from_root(comm, write_text, Path(file), measured.to_json())
+    return measured

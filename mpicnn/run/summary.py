@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from mpicnn.devices.ranks import Rank
 from mpicnn.errors import printable
 from mpicnn.text import align, counted, duration, figure
 
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
     from mpicnn.run.testing import Score
 
 HOSTS_NAMED = 3
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Say where a rank runs and what it computes on ("cpu", a GPU's name; "native", "numpy")."""
-
-    host: str
-    device: str
-    backend: str
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +95,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Say how a run ended. `splits` and `memory` have an entry per rank.
+    """Say how a run ended. `splits` (if there was a step) and `memory` have an entry per rank.
 
     `steps` and `images` are those of this process, so without the run before a resume, as are
     `seconds`, which include tests and checkpoints. `test` is missing where none was made.

@@ -114,7 +114,7 @@ def open_distributed(
     batch = min(settings.batch, len(data.split("train")))
     activity.begin("devices and plan", waits=True)
     device = choose_device(comm, settings, settings.precision, environment())
-    plan = make_plan(comm, device.ops, model, settings, batch, settings.precision)
+    plan = make_plan(comm, device, model, settings, batch, settings.precision)
     distributed = DistributedModel(
         comm, device, model, plan, settings.precision, settings.seed,
         bucket=int(settings.bucket_mb * 1e6),

@@ -150,11 +150,14 @@ class PlanChoice(Options):
     )  # fmt: skip
     calibration: str = option(
         "",
-        "file of measured speeds: read if it exists, else written",
+        "file of the speeds for shares measured: read if it exists, else written",
         "FILE",
         unset="none",
         check=path,
         names_file=bool,
+    )
+    recalibrate: bool = option(
+        False, "measure anew where that file is of other ranks, hosts, devices or threads"
     )
     grid: str = option(
         "", "ranks as a data x model grid, like 2x4", "DxM", unset="one axis",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mpicnn import models
-from mpicnn.devices.calibration import Calibration
+from mpicnn.devices.calibration import Calibration, Conditions, reuse
+from mpicnn.devices.ranks import Rank
 from mpicnn.division.planfile import load_plan, plan_toml
 from mpicnn.division.propagation import check_batch
 from mpicnn.division.verify import all_programs
@@ -20,6 +21,10 @@ from mpicnn.settings.definitions import Settings, parse
 from mpicnn.settings.groups import PlanChoice
 
 MODEL = models.load("cuda-convnet", (3, 32, 32), 10)
+NOW = Conditions(
+    "default", (1, 28, 28), "float32", "auto",
+    (Rank("a", "cpu", "native", 1), Rank("b", "cpu", "native", 2)),
+)  # fmt: skip
 ODD = [
     0, -1, 1, 2, 3, 10**9, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, True, False,
     0.0, -0.0, 0.5, 1.0, 1e-308, 1e9, 1e308, -1e308, float("inf"), float("nan"),
@@ -137,8 +142,10 @@ def network_text(draw: random.Random) -> str:
 
 def calibration_text(draw: random.Random) -> str:
     """Return a file of measured speeds."""
-    made = Calibration("default", (1, 28, 28), "float32", ("native",), ("conv1",), ((0.5,),))
-    return spoiled(draw, json.dumps(odd(draw, json.loads(made.to_json()))))
+    made = Calibration(NOW, ("conv1",), ((0.5,), (0.25,)), "mpicnn 0.1.0")
+    table = json.loads(made.to_json())
+    table["ranks"] = [draw.choice([row, row, odd(draw, row)]) for row in table["ranks"]]
+    return spoiled(draw, json.dumps(draw.choice([table, odd(draw, table)])))
 
 
 def read_plan(path: Path) -> object:
@@ -174,7 +181,7 @@ TEXTS = {
     ),
     "calibration": Parser(
         written(calibration_text),
-        lambda path: Calibration.from_json(path.read_text(), str(path)),
+        lambda path: reuse(path.read_text(), str(path), NOW),
         "input.json",
     ),
 }
