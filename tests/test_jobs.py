@@ -1,8 +1,10 @@
 """The SLURM scripts pass signals and exit codes on, requeue what was cut, and ask for what exists.
 
-Each script runs as SLURM would run it, with stand-ins for `srun` and `scontrol`.
+Each script runs as SLURM would run it, with stand-ins for `srun` and `scontrol`. On a real SLURM
+they run in test_slurm.py.
 """
 
+import shlex
 import shutil
 import signal
 import subprocess
@@ -43,6 +45,8 @@ exit "$REFUSED"
 """
 
 each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+# SLURM has no arrays of heterogeneous jobs.
+each_array = pytest.mark.parametrize("script", SCRIPTS[:2], ids=lambda path: path.name)
 
 
 def start(script, folder, *arguments, code=0, waits="", refused=0, **extra):
@@ -131,10 +135,56 @@ def test_command_is_understood(script, tmp_path):
     assert (found[0].epochs, found[0].batch) == (3, 96)
     assert (found[0].run_dir, found[0].resume) == ("runs/17", True)
     assert found[0].device == DEVICES[script.name]
+    assert found[0].threads == 0, "what SLURM gave each task is the default"
+    if script.name == "mixed.sbatch":
+        assert (found[0].calibration, found[0].recalibrate) == ("mpicnn-17.json", True)
+
+
+OWN = {
+    "--run-dir": "mine", "--device": "gpu:3", "--threads": "5", "--shares": "2,1",
+    "--calibration": "other.json",
+}  # fmt: skip
+
+
+@each_script
+def test_options_of_the_user_hold(script, tmp_path):
+    own = [word for pair in OWN.items() for word in pair]
+    mpi_jobs.finish(start(script, tmp_path, *own, "--no-resume", "--no-recalibrate"), SECONDS)
+    for words in commands(tmp_path):
+        found = settings(words, tmp_path)
+        for name, value in OWN.items():
+            assert str(getattr(found, name.lstrip("-").replace("-", "_"))) == value
+        assert not found.resume and not found.recalibrate
+
+
+@each_script
+def test_the_log_begins_with_the_command(script, tmp_path):
+    job = mpi_jobs.finish(start(script, tmp_path, "--data", "my data.h5"), SECONDS)
+    command = shlex.split(job.out.splitlines()[0])
+    assert command == ["srun", *lines(tmp_path / "arguments")]
+
+
+TASK = {"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "4"}
+
+
+@each_array
+def test_a_task_of_an_array_has_a_directory_and_settings_of_its_own(script, tmp_path):
+    (tmp_path / "my-4.toml").write_text("batch = 96\n")
+    options = ("my-%a.toml", "--seed", "%a", "--rate=0.%a", "--data", "50%.h5")
+    (tmp_path / "saved").touch()
+    process = start(script, tmp_path, *options, code=STOPPED, waits="yes", **TASK)
+    warn(process)
+    assert mpi_jobs.finish(process, SECONDS).code == STOPPED
+    found = settings(*commands(tmp_path), tmp_path)
+    assert (found.seed, found.batch, found.rate, found.data) == (4, 96, 0.4, "50%.h5")
+    assert found.run_dir == "runs/16_4"
+    assert lines(tmp_path / "scontrol") == ["requeue 16_4"], "alone, without the other tasks"
 
 
 def settings(words, folder):
-    return parse([str(folder / words[0]), *words[1:]], "train", {})
+    """What the options ask for; the file of settings, if any, lies in `folder`."""
+    found = [str(folder / word) if word.endswith(".toml") else word for word in words]
+    return parse(found, "train", {})
 
 
 def test_all_parts_of_a_mixed_job_run(tmp_path):
@@ -163,6 +213,7 @@ def test_code_of_a_job_that_fails_at_once_is_passed_on(script, tmp_path):
 
 def warn(process):
     """Send what SLURM sends before the time is up, once the job runs."""
+    assert process.stdout.readline().startswith("srun --mpi=pmi2 ")
     assert process.stdout.readline() == "started\n"
     process.send_signal(signal.SIGUSR1)
 
