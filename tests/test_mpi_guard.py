@@ -51,17 +51,23 @@ def test_dealt(number):
         file.write(f"{{RANK}} {{number}}\\n")
     if number == 3: pytest.skip("not this one")
     assert number != 4, "this one"
+@pytest.mark.together
+@pytest.mark.parametrize("number", range(3))
+def test_kept_together(number):
+    with open({str(tmp_path / "kept")!r}, "a") as file:
+        file.write(f"{{RANK}} {{number}}\\n")
 def test_shared(comm): assert comm.size == 3
 """
     job = suite(3, tmp_path, body, f"--junitxml={tmp_path / 'report.xml'}")
     assert job.code == 1
-    assert job.out.count("1 failed, 6 passed, 1 skipped") == 1, job.out + job.err
+    assert job.out.count("1 failed, 9 passed, 1 skipped") == 1, job.out + job.err
     assert job.out.count("_ test_dealt[4] _") == 1
     assert job.out.count("\nE       AssertionError: this one") == 1  # pytest may sum it up again
     assert "This ran on rank 1." in job.out and "[rank" not in job.err
     ran = sorted(line.split() for line in (tmp_path / "ran").read_text().splitlines())
     assert ran == [[str(rank), str(n)] for rank in range(3) for n in range(rank, 7, 3)]
-    assert len(list(ElementTree.parse(tmp_path / "report.xml").iter("testcase"))) == 8
+    assert (tmp_path / "kept").read_text() == "1 0\n1 1\n1 2\n"
+    assert len(list(ElementTree.parse(tmp_path / "report.xml").iter("testcase"))) == 11
 
 
 @pytest.mark.parametrize("failing", [0, 2])

@@ -6,6 +6,7 @@ code hold for all.
 """
 
 import time
+from itertools import groupby
 
 from mpi4py import MPI
 
@@ -19,6 +20,11 @@ def needs_ranks(item):
     return not SHARED.isdisjoint(item.fixturenames)
 
 
+def unit_of(item):
+    """Return what a test is dealt with: itself, or its module."""
+    return item.module if item.get_closest_marker("together") else item
+
+
 class Deal:
     """One rank's part: which tests it runs, and what it tells and hears."""
 
@@ -30,8 +36,12 @@ class Deal:
         self.running = comm.size  # ranks that have tests left
 
     def own(self, items):
-        """Return the tests for this rank: neighbours, which take alike, go to different ranks."""
-        return items[self.comm.rank :: self.comm.size]
+        """Return the tests for this rank: neighbours, which take alike, go to different ranks.
+
+        Tests of a module that are marked `together` stay so.
+        """
+        units = [list(unit) for _, unit in groupby(items, unit_of)]
+        return [item for unit in units[self.comm.rank :: self.comm.size] for item in unit]
 
     def tell(self, item, reports):
         """Report a test that was run here, to the others too where they are to hear of it."""
