@@ -95,16 +95,16 @@ def _groups(root: Path) -> Iterator[tuple[Path, Path]]:
     for line in mounts:
         before, _, after = line.partition(" - ")
         _, _, _, top, point, *_ = before.split()
-        kind, _, *options = after.split()
+        kind, *_, options = after.split()
         # Version 2 has one tree for all controllers, which have no names there.
         controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
-        if controller not in paths or (controller and "cpu" not in options[-1].split(",")):
+        if controller not in paths or (controller and "cpu" not in options.split(",")):
             continue
         mount = root / point.lstrip("/")
         own = PurePosixPath(paths[controller])
         # A container may see its own cgroup as the top of the mount, and be told the host's path.
         group = mount / (own.relative_to(top) if own.is_relative_to(top) else "")
-        yield group if group.is_dir() and ".." not in group.parts else mount, mount
+        yield group if os.path.isdir(group) and ".." not in group.parts else mount, mount
 
 
 def _quota(group: Path) -> float | None:
