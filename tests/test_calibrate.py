@@ -5,12 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
+from mpicnn.comm.mesh import Mesh
 from mpicnn.devices import calibration as calibrate
 from mpicnn.devices.calibration import Calibration, Conditions
+from mpicnn.devices.choice import Device
 from mpicnn.devices.ranks import Rank
 from mpicnn.errors import UserError
-from mpicnn.layers import Conv
+from mpicnn.layers import Conv, Flatten, Linear
+from mpicnn.models import Model
+from mpicnn.ops import numpy as reference
 
 LAYER, SHAPE = Conv(64, 3, padding=1), (64, 32, 32)
 FLOPS = 2 * 64 * 64 * 9 * 32 * 32  # of one example
@@ -44,6 +49,7 @@ def test_few_examples_are_timed_as_they_are(monkeypatch):
 
 HERE = Conditions(
     "default",
+    "12ab",
     (1, 28, 28),
     "float32",
     "auto",
@@ -84,6 +90,10 @@ def test_a_file_says_for_each_rank_what_it_was_measured_on():
         (replace(HERE, ranks=HERE.ranks[:1]), "number of ranks: 2 when measured, 1 now"),
         (replace(HERE, ranks=HERE.ranks[::-1]), "host of rank 0: node1 when measured, node2 now"),
         (replace(HERE, model="vgg11"), "model: default when measured, vgg11 now"),
+        (
+            replace(HERE, convolutions="34cd"),
+            "digest of its convolutions: 12ab when measured, 34cd now",
+        ),
         (replace(HERE, convolution="direct"), "convolution: auto when measured, direct now"),
     ],
 )
@@ -117,3 +127,15 @@ def test_what_is_no_calibration_is_never_replaced(changed, message):
     text = json.dumps(json.loads(MEASURED.to_json()) | changed)
     with pytest.raises(UserError, match=message):
         calibrate.reuse(text, "s.json", HERE)
+
+
+def test_networks_of_one_name_are_told_apart():
+    def conditions(*layers):
+        model = Model("net", (1, 12, 12), layers)
+        return calibrate.conditions(Mesh(MPI.COMM_SELF), Device(reference), model, "float32")
+
+    flat, last = ("flatten", Flatten()), ("fc2", Linear(3))
+    one = conditions(("conv1", Conv(4, 3)), flat, last)
+    assert one == conditions(("conv1", Conv(4, 3)), flat, ("fc2", Linear(5)))
+    other = conditions(("conv1", Conv(8, 3)), flat, last)
+    assert one.difference(other).startswith("digest of its convolutions: ")

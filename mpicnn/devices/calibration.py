@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,6 +21,7 @@ from mpicnn.division.work import whole_layer_work
 from mpicnn.documents import read_json
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Context, Layer, Shape
+from mpicnn.models.entry import describe
 from mpicnn.ops.interface import Backend
 from mpicnn.precision import dtype_of
 from mpicnn.settings.option import version
@@ -45,9 +47,14 @@ RANK_FIELDS = get_type_hints(Rank)
 
 @dataclass(frozen=True)
 class Conditions:
-    """Say what is timed, and on what: speeds hold for this alone."""
+    """Say what is timed, and on what: speeds hold for this alone.
+
+    `convolutions` is a digest of the network's convolutions and their sizes: networks of one name
+    may differ.
+    """
 
     model: str
+    convolutions: str
     input_shape: tuple[int, ...]
     precision: str
     convolution: str
@@ -57,6 +64,7 @@ class Conditions:
         """Return in words what first differs now, "" for nothing."""
         pairs: list[tuple[str, object, object]] = [
             ("model", self.model, now.model),
+            ("digest of its convolutions", self.convolutions, now.convolutions),
             ("image shape", self.input_shape, now.input_shape),
             ("precision", self.precision, now.precision),
             ("convolution", self.convolution, now.convolution),
@@ -73,8 +81,15 @@ class Conditions:
 
 def conditions(mesh: Mesh, device: Device, model: Model, precision: str) -> Conditions:
     """Return what these ranks compute, and on what. Collective."""
-    ranks = tuple(gather_ranks(mesh, device))
-    return Conditions(model.name, tuple(model.input_shape), precision, device.convolution, ranks)
+    timed = [(describe(name, layer), shape) for name, layer, shape in _timed(model)]
+    return Conditions(
+        model.name,
+        sha256(json.dumps(timed).encode()).hexdigest()[:12],
+        tuple(model.input_shape),
+        precision,
+        device.convolution,
+        tuple(gather_ranks(mesh, device)),
+    )
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,7 @@ class Calibration:
             made = cls(
                 Conditions(
                     _is(str, found["model"]),
+                    _is(str, found["convolutions"]),
                     tuple(_is(int, n) for n in found["input_shape"]),
                     _is(str, found["precision"]),
                     _is(str, found["convolution"]),
@@ -168,11 +184,7 @@ def measure(
     most. Collective.
     Raises UserError for a network without convolutions.
     """
-    convolutions = [
-        (name, layer, shape)
-        for (name, layer), shape in zip(model.layers, model.shapes(), strict=False)
-        if layer.convolves
-    ]
+    convolutions = _timed(model)
     if not convolutions:
         raise UserError(f"calibration: {model.name} has no convolutions to time; give the shares")
     mine = []
@@ -186,6 +198,15 @@ def measure(
         tuple(tuple(float(t) for t in row) for row in table),
         f"mpicnn {version()}, {datetime.now(UTC).isoformat(timespec='seconds')}",
     )
+
+
+def _timed(model: Model) -> list[tuple[str, Layer, Shape]]:
+    """Return the network's convolutions with their names and the shapes of their inputs."""
+    return [
+        (name, layer, shape)
+        for (name, layer), shape in zip(model.layers, model.shapes(), strict=False)
+        if layer.convolves
+    ]
 
 
 def _time(ops: Backend, layer: Layer, shape: Shape, dtype: DTypeLike, batch: int) -> float:

@@ -18,7 +18,7 @@ from mpicnn.division.plan import Plan
 from mpicnn.division.planfile import load_plan
 from mpicnn.division.propagation import check_batch
 from mpicnn.division.verify import all_programs, check
-from mpicnn.errors import UserError
+from mpicnn.errors import UserError, printable
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
 from mpicnn.run.directory import arguments_of, write_text
@@ -161,7 +161,7 @@ def speeds(
                 f"calibration {file}: {found}; add --recalibrate to measure anew, or give another "
                 "name"
             )
-        from_root(comm, warn, f"calibration {file}: {found}; measured anew")
+        from_root(comm, warn, printable(f"calibration {file}: {found}; measured anew"))
     measured = calibration.measure(mesh, device.ops, model, now, batch)
     if file:
         from_root(comm, write_text, Path(file), measured.to_json())

@@ -22,7 +22,7 @@ from mpicnn.settings.groups import PlanChoice
 
 MODEL = models.load("cuda-convnet", (3, 32, 32), 10)
 NOW = Conditions(
-    "default", (1, 28, 28), "float32", "auto",
+    "default", "12ab", (1, 28, 28), "float32", "auto",
     (Rank("a", "cpu", "native", 1), Rank("b", "cpu", "native", 2)),
 )  # fmt: skip
 ODD = [
