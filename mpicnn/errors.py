@@ -17,6 +17,12 @@ class UserError(Exception):
         super().__init__(printable(message))
 
 
+class StoppedError(UserError):
+    """Report a request to stop that came while there was nothing to save (75, `EX_TEMPFAIL`)."""
+
+    code = 75
+
+
 class DeviceError(UserError):
     """Report a device that was asked for and is not there (exit code 69, `EX_UNAVAILABLE`)."""
 

@@ -14,6 +14,7 @@ import pytest
 from mpi4py import MPI
 
 from mpicnn.checkpoint import read_meta, read_tensors
+from mpicnn.errors import StoppedError
 from mpicnn.job.signals import STOPS, Signals
 from mpicnn.run.metrics import read_rows
 from mpicnn.run.training import Trained, train
@@ -72,6 +73,26 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_end(tmp_path: Path, image
         again = read_tensors(directory / "checkpoints" / f"step-{STEPS:08d}.h5")
         assert all(np.array_equal(again[name], last[name]) for name in last)
     assert {(0, False), (3, False), (5, True), (STEPS, True)} <= places
+
+
+def test_a_run_stops_while_it_measures_speeds(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, with the code of a run that can go on: nothing is lost, nothing is there to save."""
+
+    def measure(*_: object) -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        time.sleep(0.1)
+        pytest.fail("it measures on")
+
+    monkeypatch.setattr("mpicnn.devices.calibration.measure", measure)
+    settings = Settings(data=str(images), shares="measured", run_dir=str(tmp_path / "run"))
+    with (
+        Signals() as signals,
+        pytest.raises(StoppedError, match="stopped by SIGUSR1 while") as told,
+    ):
+        train(MPI.COMM_SELF, settings, signals)
+    assert told.value.code == 75 and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("number", STOPS)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
+from mpicnn.errors import StoppedError
+
 STOPS: Final = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)
 """What schedulers, launchers and closed terminals send; Ctrl-C is SIGINT."""
 
@@ -22,6 +24,7 @@ class Signals:
     def __init__(self) -> None:
         self.requested: str | None = None
         self.stalled = False
+        self._what = ""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -59,7 +62,27 @@ class Signals:
             self._listen()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
+    @contextmanager
+    def at_once(self, what: str) -> Iterator[None]:
+        """Raise `StoppedError` where a signal comes, or has come, during `what`.
+
+        For what takes long and leaves nothing to save.
+        """
+        self._what = what
+        try:
+            self._raise()
+            yield
+        finally:
+            self._what = ""
+
+    def _raise(self) -> None:
+        if self.requested and self._what:
+            raise StoppedError(
+                f"stopped by {self.requested} {self._what}; there is nothing to save"
+            )
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and (self.requested or self.stalled):
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        self._raise()

@@ -80,7 +80,9 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
         verify_sample(comm, data)
         if saved:
             check_data(comm, data, saved)
-        distributed = open_distributed(comm, settings, data, activity, saved)
+        measuring = settings.shares == "measured"
+        with signals.at_once("while speeds were measured") if measuring else nullcontext():
+            distributed = open_distributed(comm, settings, data, activity, saved)
         directory = Path(from_root(comm, lambda: str(open_run(settings))))
         lock = nullcontext() if comm.rank else RunLock(directory, environment())
         agree(comm, stack.enter_context, lock)
