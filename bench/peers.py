@@ -38,7 +38,7 @@ def network(model: Model, weights: Mapping[str, NDArray[Any]]) -> nn.Sequential:
     """
     modules: dict[str, nn.Module] = {}
     before = ""
-    for entry, shape in zip(model.describe(), model.shapes(), strict=False):
+    for entry, shape in zip(model.describe(), model.fed, strict=True):
         modules[entry["name"]] = _module(entry, shape, before)
         before = entry["type"]
     net = nn.Sequential()

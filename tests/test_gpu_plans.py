@@ -201,5 +201,5 @@ def test_a_step_transposes_what_is_flattened_only(monkeypatch):
 
     monkeypatch.setattr(_cuda_arrays, "_transpose", noted)
     steps(2, watch)
-    # neither images nor weights nor gradients
-    assert transposed == [(BATCH, 9, 1, 2)]
+    # on the way to the features and on the way back: neither images nor weights nor gradients
+    assert transposed == [(BATCH, 9, 1, 2)] * 2

@@ -12,7 +12,7 @@ from mpicnn.comm.mesh import Mesh
 from mpicnn.division.compile import compile
 from mpicnn.division.plan import LayerPlan, Plan, equal_shares
 from mpicnn.division.presets import PRESETS, preset
-from mpicnn.division.program import Compute
+from mpicnn.division.program import Backward, Forward
 from mpicnn.layers import BatchNorm, Conv, Flatten, Linear, MaxPool, ReLU
 from mpicnn.models import Model
 from mpicnn.ops.window import Window
@@ -60,16 +60,16 @@ def draw(ops, *shapes, dtype="float32"):
     return [ops.xp.asarray(rng.standard_normal(shape).astype(dtype)) for shape in shapes]
 
 
-def chains(program):
-    return [chain for micro in program.micro_batches for chain, _ in micro.passes]
+def calls(program):
+    return [op.call for op in program.ops if isinstance(op, Forward)]
 
 
 def joined(plan, stage=0):
     """Return the layers that go with another one, the same on all ranks of a stage."""
     found = []
     for coords in np.ndindex(plan.grid):
-        steps = [s for c in chains(compile(MODEL, plan, coords, COUNT, stage)) for s in c.steps]
-        found.append({s.name for s in steps if isinstance(s, Compute) and s.joined})
+        program = compile(MODEL, plan, coords, COUNT, stage)
+        found.append({call.name for call in calls(program) if call.joined})
     assert all(names == found[0] for names in found)
     return found[0]
 
@@ -150,22 +150,19 @@ def test_layers_of_ones_own_are_left_alone(pair):
     layers = (("flat", Flatten()), ("fc1", pair[0]), ("next1", pair[1]))
     model = Model("own", (1, 2, 2), layers)
     program = compile(model, preset("data", model, (1,)), (0,), COUNT)
-    steps = [step for chain in chains(program) for step in chain.steps]
-    assert len(steps) == 3 and not any(step.joined for step in steps)
+    assert len(calls(program)) == 3 and not any(call.joined for call in calls(program))
 
 
 def split_up(program):
     """Return the program with a pass of its own for every ReLU."""
 
-    def chain(found):
-        steps = (replace(s, joined=False) if isinstance(s, Compute) else s for s in found.steps)
-        return replace(found, steps=tuple(steps))
-
-    def micro(found):
-        rounds = tuple(replace(part, chain=chain(part.chain)) for part in found.rounds)
-        return replace(found, body=chain(found.body), rounds=rounds)
-
-    return replace(program, micro_batches=tuple(map(micro, program.micro_batches)))
+    ops = (
+        replace(op, call=replace(op.call, joined=False))
+        if isinstance(op, Forward | Backward)
+        else op
+        for op in program.ops
+    )
+    return replace(program, ops=tuple(ops))
 
 
 def test_training_has_the_same_bits(ops):

@@ -38,7 +38,7 @@ def weights(model: Model) -> int:
 
 
 def shape_after(model: Model, name: str) -> Shape:
-    return model.shapes()[[other for other, _ in model.layers].index(name) + 1]
+    return model.shapes[[other for other, _ in model.layers].index(name) + 1]
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_maps_have_the_published_sizes(
 def test_named_networks_fit_images_and_classes(name: str) -> None:
     model = load(name, (5, 67, 71), 7)
     assert model.name == name
-    assert model.shapes()[0] == (5, 67, 71)
-    assert model.shapes()[-1] == (7,)
+    assert model.shapes[0] == (5, 67, 71)
+    assert model.shapes[-1] == (7,)
     assert model.buffer_specs() == {}
 
 
@@ -140,7 +140,6 @@ def test_param_and_buffer_specs_are_named_by_layer() -> None:
     assert set(shapes.values()) == {(4,)}
     assert all(name.startswith("bn1.") for name in shapes)
     assert {p.shape for p in model.buffer_specs().values()} == {(4,)}
-    assert model.shape_before("flat") == (4, 6, 6)
 
 
 def expect_error(message: str) -> Any:
@@ -204,9 +203,9 @@ def test_python_file(tmp_path: Path) -> None:
     )
     model = load(str(path), (3, 5, 4), 7)
     assert model.name == "mine"
-    assert model.shapes() == [(3, 5, 4), (6, 1, 1), (6, 1, 1), (6,), (7,)]
+    assert model.shapes == ((3, 5, 4), (6, 1, 1), (6, 1, 1), (6,), (7,))
     assert model.describe()[1] == {"name": "own1", "type": "Own", "size": 3}
-    with expect_error("layer 2: type 'Own', expected one of avgpool"):
+    with expect_error("layer 2: type 'Own', expected one of add, avgpool"):
         Model.from_description("mine", (3, 5, 4), model.describe())
 
 
@@ -285,7 +284,11 @@ def test_toml_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('type = "relu"', 'type = "rely"', r"layer 2 .*'rely', expected one of avgpool, .*relu"),
+        (
+            'type = "relu"',
+            'type = "rely"',
+            r"layer 2 .*'rely', expected one of add, .*relu",
+        ),
         ('type = "relu"', "", r"layer 2 .*type None, expected one of"),
         ("padding = 1", "pading = 1", r"layer 1 \(conv1\): unknown setting 'pading', .* padding"),
         ("kernel = 2", "", r"layer 3 \(maxpool1\): maxpool needs the setting 'kernel'"),
@@ -326,9 +329,9 @@ def loss_and_grads(
     n = len(x)
     tape, grads = [], {}
     for index, (name, layer) in enumerate(model.layers):
-        shape = model.shapes()[index + 1]
+        shape = model.shapes[index + 1]
         run = Context(False, 0, 0, index, n, np.arange(n), (0, shape[0]))
-        p = {key: params[f"{name}.{key}"] for key in layer.params(model.shapes()[index])}
+        p = {key: params[f"{name}.{key}"] for key in layer.params(model.fed[index])}
         x, saved = layer.forward(ops, x, p, run)
         tape.append((name, layer, saved, p, run))
     loss = SoftmaxCrossEntropy()
@@ -386,7 +389,7 @@ def test_loss_and_gradients_are_those_of_pytorch(
     model = narrower(load(name, input_shape, 7), divisor)
     modules = [
         torch_layer(torch, entry, shape)
-        for entry, shape in zip(model.describe(), model.shapes(), strict=False)
+        for entry, shape in zip(model.describe(), model.fed, strict=True)
     ]
     theirs = torch.nn.Sequential(*modules).double().eval()
     params = {}

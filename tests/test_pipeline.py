@@ -210,7 +210,7 @@ def test_a_stage_costs_what_its_layers_cost():
     assert sum(c.work.flops for s in stages for c in s) == sum(c.work.flops for c in alone)
     assert sum(c.held for s in stages for c in s) == sum(c.held for c in alone)
     # The first stage hands conv2's input on, the second its gradient back.
-    size = BATCH * np.prod(PLAIN.shape_before("conv2")) * 8
+    size = BATCH * np.prod(PLAIN.fed[[name for name, _ in PLAIN.layers].index("conv2")]) * 8
     assert [sum(c.work.bytes_sent for c in s) for s in stages] == [size, size]
 
 

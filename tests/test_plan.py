@@ -122,7 +122,7 @@ def test_costs_add_up_over_the_ranks():
     batch = 24
     alone = sum(c.work.flops for c in all_costs(MODEL, preset("data", MODEL, (1,)), batch, 4)[0])
     weights = {n: p.shape for n, p in MODEL.param_specs().items() if n.endswith(".w")}
-    shapes = MODEL.shapes()
+    shapes = MODEL.shapes
     by_hand = 0
     for index, (name, layer) in enumerate(MODEL.layers):
         if layer.kind == "contraction":

@@ -7,7 +7,7 @@ from plan_cases import BATCH, SEED, batches, network, whole
 
 from mpicnn import ops as backends
 from mpicnn.comm.mesh import Mesh
-from mpicnn.division.compile import compile
+from mpicnn.division.compile import Options, compile
 from mpicnn.division.placement import region, weighted_bounds
 from mpicnn.division.presets import preset
 from mpicnn.layers import SoftmaxCrossEntropy
@@ -63,7 +63,7 @@ class Serial:
         tape = []
         for index in indices:
             name, layer = MODEL.layers[index]
-            run = self.run(index, step, count, rows, MODEL.shapes()[index + 1][0])
+            run = self.run(index, step, count, rows, MODEL.shapes[index + 1][0])
             x, saved = layer.forward(OPS, x, self.weights(name), run)
             tape.append((index, saved, run))
         return x, tape
@@ -98,12 +98,13 @@ class Serial:
 
 def parallel(comm, plan):
     mesh = Mesh(comm, plan.grid)
-    runner = Executor(mesh, OPS, SEED, bucket=512)
+    runner = Executor(mesh, OPS, SEED)
+    options = Options(64, by_round=True)
     weights = compile(MODEL, plan, mesh.coords, BATCH).weights
     state = initial_state(weights, mesh.coords, SEED, np.float64)
     losses = []
     for step, x, labels in batches(np.float64):
-        program = compile(MODEL, plan, mesh.coords, len(x))
+        program = compile(MODEL, plan, mesh.coords, len(x), options=options)
         mine = x[program.positions]
         grads, totals = runner.train(
             program, state, mine, labels, step,

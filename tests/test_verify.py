@@ -9,10 +9,22 @@ from plan_cases import BATCH, make, network
 from mpicnn.division.move import Move
 from mpicnn.division.placement import Replicated, Split
 from mpicnn.division.plan import Plan, equal_shares
-from mpicnn.division.program import Compute, Redistribute, Transfer
+from mpicnn.division.program import (
+    Backward,
+    Forward,
+    Loss,
+    Receive,
+    Rows,
+    Send,
+    Start,
+    Store,
+    Sum,
+    Wait,
+)
 from mpicnn.division.verify import BrokenProgramError, all_programs, check
 
 PLAIN = network(normalised=False)
+FIRST, SECOND = (0, (0,)), (0, (1,))
 
 
 def programs(name="owt", scheme="c", **more):
@@ -20,79 +32,78 @@ def programs(name="owt", scheme="c", **more):
     return all_programs(PLAIN if more or scheme != "a" else network(), plan, BATCH)
 
 
-def with_micro(broken, change, place=(0, (1,))):
-    """Return the programs with one rank's first micro-batch changed."""
+def changed(broken, change, place=SECOND):
+    """Return the programs with one rank's list of operations changed."""
     program = broken[place]
-    first, *others = program.micro_batches
-    return {**broken, place: replace(program, micro_batches=(change(first), *others))}
+    ops = list(program.ops)
+    change(ops)
+    return {**broken, place: replace(program, ops=tuple(ops))}
 
 
-def without(chain, kind, index=0):
-    step = [s for s in chain.steps if isinstance(s, kind)][index]
-    return replace(chain, steps=tuple(s for s in chain.steps if s is not step))
+def find(ops, kind, index=0):
+    return [at for at, op in enumerate(ops) if isinstance(op, kind)][index]
 
 
-def in_head(change):
-    return lambda micro: replace(
-        micro,
-        rounds=(replace(micro.rounds[0], chain=change(micro.rounds[0].chain)), *micro.rounds[1:]),
-    )
+def without(*kinds):
+    """Return a change that takes out the first operation of each kind."""
+
+    def change(ops):
+        for kind in kinds:
+            del ops[find(ops, kind)]
+
+    return change
 
 
-def in_weight(broken, change, place=(0, (1,))):
-    program = broken[place]
-    at = next(i for i, w in enumerate(program.weights) if w.fetch)
-    weights = list(program.weights)
-    weights[at] = change(weights[at])
-    return {**broken, place: replace(program, weights=tuple(weights))}
+def other(kind, index=0, **fields):
+    """Return a change of an operation's fields."""
+
+    def change(ops):
+        at = find(ops, kind, index)
+        ops[at] = replace(ops[at], **fields)
+
+    return change
 
 
-def moved(chain):
-    """Return a chain whose first move goes to another division."""
-    steps = list(chain.steps)
-    at = next(i for i, s in enumerate(steps) if isinstance(s, Redistribute))
-    hop = steps[at].hop
-    steps[at] = replace(steps[at], hop=replace(hop, shape=(hop.shape[0] + 1, *hop.shape[1:])))
-    return replace(chain, steps=tuple(steps))
+def at_home(broken, home):
+    """Return the programs with another home of the first weight on one rank."""
+    program = broken[SECOND]
+    first, *others = program.weights
+    rows = first.param.shape[0]
+    weights = (replace(first, home=(home(rows),)), *others)
+    return {**broken, SECOND: replace(program, weights=weights)}
+
+
+def a_gradient_sets_out_early(ops):
+    """Two micro-batches add to it: it is sent after the first of them."""
+    ops.insert(find(ops, Backward) + 1, ops.pop(find(ops, Sum)))
 
 
 STAGED = {"stages": ("conv2",), "micro_batches": 2, "scheme": "a"}
 BREAKS = {
-    "a move is left out": lambda: with_micro(
-        programs(), in_head(lambda chain: without(chain, Redistribute))
+    "a move is left out": lambda: changed(programs(), without(Start)),
+    "nobody waits for a move": lambda: changed(programs(), without(Wait)),
+    "a layer is left out": lambda: changed(programs(), without(Forward)),
+    "a layer stays forward": lambda: changed(programs(), without(Backward)),
+    "a round is taken from too few rows": lambda: changed(
+        programs(), other(Rows, rows=slice(0, 1))
     ),
-    "a layer is left out": lambda: with_micro(
-        programs(), in_head(lambda chain: without(chain, Compute, -1))
+    "examples lose twice": lambda: changed(programs(), other(Loss, labels=np.arange(BATCH))),
+    "a round's gradient is lost": lambda: changed(programs("owt", "b"), without(Store), FIRST),
+    "sums of gradients are another message": lambda: changed(
+        programs("data", "a", sync="allreduce"), other(Sum, names=("conv1.w",))
     ),
-    "a round is left out on one rank": lambda: with_micro(
-        programs(), lambda micro: replace(micro, rounds=micro.rounds[:-1])
-    ),
-    "rounds overlap": lambda: with_micro(
-        programs(),
-        lambda micro: replace(
-            micro, rounds=(*micro.rounds[:-1], replace(micro.rounds[-1], rows=slice(0, 3)))
-        ),
-    ),
-    "examples lose twice": lambda: with_micro(
-        programs(),
-        lambda micro: replace(
-            micro, rounds=(replace(micro.rounds[0], labels=np.arange(BATCH)), *micro.rounds[1:])
-        ),
-    ),
-    "a weight is not fetched": lambda: in_weight(programs(), lambda w: replace(w, fetch=())),
-    "a gradient does not come home": lambda: in_weight(programs(), lambda w: replace(w, bring=())),
-    "a part of a weight lives nowhere": lambda: in_weight(
-        programs("data", "a"), lambda w: replace(w, home=(Split(0, (0, *[w.param.shape[0]] * 2)),))
-    ),
-    "a transfer is not received": lambda: with_micro(
-        programs(**STAGED), lambda micro: replace(micro, body=without(micro.body, Transfer)),
-        (1, (0,)),
-    ),
-    "a micro-batch stays forward": lambda: {
-        place: replace(program, order=program.order[:-1])
-        for place, program in programs(**STAGED).items()
+    "a gradient sets out before it is complete": lambda: {
+        place: changed({place: program}, a_gradient_sets_out_early, place)[place]
+        for place, program in programs("data", "a", micro_batches=2, sync="allreduce").items()
     },
-}  # fmt: skip
+    "a part of a weight lives nowhere": lambda: at_home(
+        programs("data", "a"), lambda rows: Split(0, (0, rows, rows))
+    ),
+    "a message is not received": lambda: changed(
+        programs(**STAGED), without(Receive, Wait), (1, (0,))
+    ),
+    "a message is not sent": lambda: changed(programs(**STAGED), without(Send)),
+}
 
 
 @pytest.mark.parametrize("name", BREAKS)
@@ -102,25 +113,29 @@ def test_what_is_broken_is_found(name):
 
 
 def test_another_shape_on_one_rank_is_found():
+    def moved(ops):
+        at = find(ops, Start)
+        hop = ops[at].hop
+        ops[at] = replace(ops[at], hop=replace(hop, shape=(hop.shape[0] + 1, *hop.shape[1:])))
+
     whole = programs()
     with pytest.raises((BrokenProgramError, ValueError)):
-        check(with_micro(whole, in_head(moved)))
+        check(changed(whole, moved))
     check(whole)
     check(programs(**STAGED))
 
 
 def test_another_move_on_one_rank_is_found_though_its_shapes_fit():
     """A Split that gives a rank everything and Replicated have one shape there."""
-    plan = Plan((2,), equal_shares((2,)))
+    plan = Plan((2,), equal_shares((2,)), sync="sharded")
     whole = all_programs(PLAIN, plan, BATCH)
-    program = whole[0, (0,)]
-    at = next(i for i, w in enumerate(program.weights) if w.bring)
-    weight = program.weights[at]
-    rows = weight.param.shape[0]
-    everything = Split(0, (0, rows, rows))
-    hop = replace(weight.bring[0], move=Move(weight.bring[0].move.src, everything))
-    other = replace(weight, bring=(hop,), home=(everything,))
-    assert isinstance(weight.home[0], Replicated)
-    weights = (*program.weights[:at], other, *program.weights[at + 1 :])
+
+    def elsewhere(ops):
+        at = next(i for i, op in enumerate(ops) if isinstance(op, Start) and not op.back)
+        hop = ops[at].hop
+        assert isinstance(hop.move.dst, Replicated)
+        everything = Split(0, (0, *[hop.shape[0]] * 2))
+        ops[at] = replace(ops[at], hop=replace(hop, move=Move(hop.move.src, everything)))
+
     with pytest.raises(BrokenProgramError, match="other collectives"):
-        check({**whole, (0, (0,)): replace(program, weights=weights)})
+        check(changed(whole, elsewhere, FIRST))

@@ -19,7 +19,7 @@ from mpicnn.ops.interface import Array
 Wires = Callable[[MPI.Intracomm], Wire]
 """What makes the wire of a communicator; its ranks call together."""
 
-_STAGE = 42  # the tag of what passes between stages
+_STAGE = 42  # the least tag of what passes between stages
 
 
 class Group:
@@ -81,7 +81,7 @@ class Group:
 class Link:
     """Send to the rank at the same place in a neighbouring stage, and receive from it.
 
-    What is sent in one direction arrives in the order in which it was sent.
+    What is sent in one direction under one number arrives in the order in which it was sent.
     """
 
     def __init__(self, wire: Wire, rank: int, engine: ProgressEngine) -> None:
@@ -90,17 +90,20 @@ class Link:
         self.engine = engine or ProgressEngine()
         self.sent = 0.0
 
-    def send(self, x: Array) -> Pending:
-        """Begin to send `x`, which must stay unchanged until that has ended."""
+    def send(self, x: Array, number: int = 0) -> Pending:
+        """Begin to send `x`, which must stay unchanged until that has ended.
+
+        It goes to the receive of the same `number`, in the order of these.
+        """
         flat = self.wire.flat(x)
         self.sent += flat.nbytes
-        request = self.wire.send(flat, self.rank, _STAGE)
+        request = self.wire.send(flat, self.rank, _STAGE + number)
         return self.engine.add(request, lambda: flat, ahead=True)
 
-    def receive(self, shape: Sequence[int], dtype: DTypeLike) -> Pending:
-        """Begin to receive what the other rank sends next."""
+    def receive(self, shape: Sequence[int], dtype: DTypeLike, number: int = 0) -> Pending:
+        """Begin to receive what the other rank sends next under this `number`."""
         x = self.wire.xp.empty(tuple(shape), dtype)
-        request = self.wire.receive(x.reshape(-1), self.rank, _STAGE)
+        request = self.wire.receive(x.reshape(-1), self.rank, _STAGE + number)
         return self.engine.add(request, lambda: x, ahead=True)
 
 

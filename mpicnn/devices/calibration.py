@@ -204,7 +204,7 @@ def _timed(model: Model) -> list[tuple[str, Layer, Shape]]:
     """Return the network's convolutions with their names and the shapes of their inputs."""
     return [
         (name, layer, shape)
-        for (name, layer), shape in zip(model.layers, model.shapes(), strict=False)
+        for (name, layer), shape in zip(model.layers, model.fed, strict=True)
         if layer.convolves
     ]
 

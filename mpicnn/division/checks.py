@@ -92,7 +92,7 @@ def _check_stages(model: Model, plan: Plan) -> None:
     if plan.scheme != "a":
         parted[f"scheme ({plan.scheme})"] = model.fc_start
     for what, start in parted.items():
-        for (name, layer), shape in list(zip(model.layers, model.shapes(), strict=False))[start:]:
+        for (name, layer), shape in list(zip(model.layers, model.fed, strict=True))[start:]:
             if any(layer.batch_sums(shape)):
                 raise UserError(
                     f"plan: layer {name} normalises over the whole batch, which {what} would cut "

@@ -2,99 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mpicnn.division.layout import Site
-from mpicnn.division.placement import Layout, Shape, local_shape, region, weighted_bounds
-from mpicnn.division.plan import INPUT, LOSS, Plan
+from mpicnn.division.order import Gradients, fetched
+from mpicnn.division.placement import local_shape, region, weighted_bounds
+from mpicnn.division.plan import INPUT, Plan
 from mpicnn.division.program import (
-    Chain,
-    Compute,
-    MicroBatch,
+    EXAMPLES,
+    Backward,
+    Forward,
+    Operation,
     Positions,
     Program,
-    Redistribute,
-    Round,
-    Step,
-    Transfer,
+    Receive,
+    Rows,
+    Send,
+    Slot,
+    Store,
+    Update,
+    Wait,
     WeightLayout,
+    with_frees,
 )
-from mpicnn.division.propagation import LayerDivision, propagate
-from mpicnn.division.schedule import parts, turns
-from mpicnn.division.strategy import BATCH, CHANNEL
+from mpicnn.division.propagation import propagate
+from mpicnn.division.schedule import Part, parts, turns
+from mpicnn.division.segment import OWN, Network, Segment, Value
+from mpicnn.division.strategy import BATCH
 from mpicnn.errors import UserError
-from mpicnn.layers.activation import ReLU
-from mpicnn.layers.base import Layer
-from mpicnn.layers.conv import Conv
-from mpicnn.layers.linear import Linear
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
 
 
-def compile(model: Model, plan: Plan, coords: Sequence[int], count: int, stage: int = 0) -> Program:
+@dataclass(frozen=True)
+class Options:
+    """Say how gradients come home: `bucket` items at least in a message, and `by_round` whether
+    the head's parameters change after every round (OWT)."""
+
+    bucket: int = 1 << 18
+    by_round: bool = False
+
+
+DEFAULT = Options()
+
+
+def compile(
+    model: Model, plan: Plan, coords: Sequence[int], count: int, stage: int = 0,
+    options: Options = DEFAULT,
+) -> Program:  # fmt: skip
     """Return the program of the rank at `coords` of a stage, for a batch of `count` examples.
 
     Pure: the same on every rank and without MPI, so that prediction can look at all ranks.
     Raises UserError where the plan does not fit the network.
     """
-    build = _Builder(model, Site(plan, tuple(coords)), propagate(model, plan), stage)
-    bounds = weighted_bounds(count, (1.0,) * plan.micro_batches)
-    read: list[Positions] = []
-    micro_batches = []
-    for lo, hi in pairwise(bounds):
-        if lo < hi:
-            mine, micro = build.micro_batch(np.arange(lo, hi), sum(p.size for p in read))
-            read.append(mine)
-            micro_batches.append(micro)
-    return Program(
-        count,
-        np.concatenate(read),
-        tuple(micro_batches),
-        tuple(turns(plan.order, plan.depth, stage, len(micro_batches))),
-        tuple(build.weights.values()),
-    )
-
-
-def _join(steps: list[Step], step: Compute) -> Compute:
-    """Return a step, joined to the one before it where they are a contraction and a ReLU.
-
-    Classes derived from these may do something else.
-    """
-    last = steps[-1] if steps else None
-    if type(step.layer) is not ReLU or not isinstance(last, Compute):
-        return step
-    if type(last.layer) not in (Conv, Linear):
-        return step
-    steps[-1] = replace(last, joined=True)
-    return replace(step, joined=True)
+    return _Builder(model, plan, tuple(coords), stage, options).program(count)
 
 
 @dataclass
-class _Builder:
-    model: Model
-    site: Site
-    divisions: dict[str, LayerDivision]
-    stage: int
+class Turn:
+    """Hold what a stage does with a micro-batch in one direction, and the receives before it."""
 
-    def __post_init__(self) -> None:
-        self.plan, self.coords = self.site.plan, self.site.coords
-        layers = self.model.layers
-        names = [name for name, _ in layers]
-        starts = [0, *(names.index(name) for name in self.plan.stages), len(layers)]
-        self.start, self.stop = starts[self.stage : self.stage + 2]
-        self.last = self.stop == len(layers)
-        self.of_layer: dict[str, dict[str, str]] = {}
+    receives: list[Operation] = field(default_factory=list)
+    ops: list[Operation] = field(default_factory=list)
+
+
+class _Builder:
+    def __init__(
+        self, model: Model, plan: Plan, coords: tuple[int, ...], stage: int, options: Options
+    ) -> None:
+        self.model, self.plan, self.coords, self.options = model, plan, coords, options
+        self.stage = stage
+        self.site = Site(plan, coords)
+        self.network = Network(model, self.site, propagate(model, plan))
+        names = [name for name, _ in model.layers]
+        starts = [0, *(names.index(name) for name in plan.stages), len(names)]
+        self.start, self.stop = starts[stage : stage + 2]
+        self.last = self.stop == len(names)
+        self.head = max(self.start, model.fc_start) if self.last else self.stop
+        self.rounds = self.last and (plan.scheme != "a" or options.by_round)
+        self.arriving = model.crossing(self.start) if stage else ()
+        self.leaving = () if self.last else model.crossing(self.stop)
         weights = self._weights()
-        with_weights = [i for i, name in enumerate(names) if self.of_layer[name]]
-        self.first = with_weights[0] if with_weights else len(layers)
-        own = [n for name in names[self.start : self.stop] for n in self.of_layer[name].values()]
+        own = [
+            n for name in names[self.start : self.stop] for n in self.network.weights[name].values()
+        ]
         self.weights = {full: weights[full] for full in own}
+        self.homes = {name: self.network.slot() for name in own}
+        self.network.use = {
+            name: self.network.slot() if weights[name].fetch else self.homes[name] for name in own
+        }
+        self.network.grads = {name: self.network.slot() for name in own if not weights[name].buffer}
+        self.sends: list[Wait] = []
 
     def _weights(self) -> dict[str, WeightLayout]:
         """Return how all parameters and buffers of the network lie, and note whose they are.
@@ -102,129 +107,237 @@ class _Builder:
         They are divided as channels are, which do not depend on the batch: one example will do.
         """
         found = {}
-        shape: Shape = (1, *self.model.input_shape)
-        layout = self.site.input_layout(shape, self.divisions[INPUT])
-        for name, layer in self.model.layers:
-            x, y_shape, y = self._layouts(name, layer, shape, layout)
-            self.of_layer[name] = {}
-            for specs, buffer in (
-                (layer.params(shape[1:]), False), (layer.buffers(shape[1:]), True),
-            ):  # fmt: skip
+        values = {0: self._images(1)}
+        lying = self.network.lie_all(values, range(len(self.model.layers)))
+        for index, (name, layer) in enumerate(self.model.layers):
+            fed, lies = self.model.fed[index], lying[index]
+            full_names = self.network.weights[name] = {}
+            for specs, buffer in ((layer.params(fed), False), (layer.buffers(fed), True)):
                 for short, param in specs.items():
-                    full = f"{name}.{short}"
-                    self.of_layer[name][short] = full
-                    found[full] = self.site.weight(full, param, self.divisions[name], x, y, buffer)
-            shape, layout = y_shape, y
+                    full = full_names[short] = f"{name}.{short}"
+                    found[full] = self.site.weight(
+                        full, param, self.network.divisions[name], lies.x[0], lies.y, buffer
+                    )
         return found
 
-    def _layouts(
-        self, name: str, layer: Layer, shape: Shape, found: Layout
-    ) -> tuple[Layout, Shape, Layout]:
-        """Return how a layer's input is to lie that is `found` somewhere, its output's shape and
-        layout.
+    def _images(self, count: int) -> Value:
+        whole = (count, *self.model.input_shape)
+        return Value(whole, self.site.input_layout(whole, self.network.divisions[INPUT]))
 
-        Raises UserError where its channels are too few for the ranks that share them.
-        """
-        division = self.divisions[name]
-        y_shape = (shape[0], *layer.out_shape(shape[1:]))
-        try:
-            x = found if division.follows else self.site.input_layout(shape, division)
-            return x, y_shape, self.site.output_layout(x, y_shape, division)
-        except ValueError as error:
-            w = layer.params(shape[1:]).get("w")
-            what = f"{name}.w of shape {w.shape}" if w else f"the channels of layer {name}"
-            raise UserError(
-                f"plan: {what} cannot be shared: {error}; "
-                "give the ranks that shall stay idle a share of 0"
-            ) from None
-
-    def micro_batch(self, positions: Positions, at: int) -> tuple[Positions, MicroBatch]:
-        """Return the examples that this rank reads of those at `positions`, and what it does.
-
-        What it reads before them are `at` examples.
-        """
-        whole = (positions.size, *self.model.input_shape)
-        entry = self.site.input_layout(whole, self.divisions[INPUT])
-        lo, hi = (0, 0) if self.stage else region(whole, entry, self.coords)[BATCH]
-        head_at = max(self.start, self.model.fc_start) if self.last else self.stop
-        body = self.body(range(self.start, head_at), entry, positions)
-        rounds = self.rounds(range(head_at, self.stop), body, positions) if self.last else []
-        return positions[lo:hi], MicroBatch(slice(at, at + hi - lo), body, tuple(rounds))
-
-    def body(self, indices: range, entry: Layout, positions: Positions) -> Chain:
-        """Return the body's steps of a stage, with its transfers from and to other stages."""
-        whole = (positions.size, *self.model.input_shape)
-        before = self.chain(range(indices.start), entry, whole, positions)
-        own = self.chain(indices, before.exit, before.exit_shape, positions)
-        steps, back_to = own.steps, own.back_to
-        if self.stage:
-            arrives = local_shape(before.exit_shape, before.exit, self.coords)
-            steps = (Transfer(self.model.layers[self.start][0], arrives, out=False), *steps)
-            back_to = 0 if self.first < self.start else back_to + 1
-        if not self.last:
-            leaves = local_shape(own.exit_shape, own.exit, self.coords)
-            nothing = back_to == len(steps)
-            steps = (*steps, Transfer(self.model.layers[self.stop][0], leaves, out=True))
-            back_to += nothing
-        return replace(own, entry=before.exit, steps=steps, back_to=back_to)
-
-    def rounds(self, indices: range, body: Chain, positions: Positions) -> Iterator[Round]:
-        """Yield the rounds of the head."""
-        before = list(self.divisions.values())[indices.start]
-        for part in parts(self.plan, before, body.exit, body.exit_shape, self.coords):
-            shape = (part.positions.size, *body.exit_shape[1:])
-            places = positions[part.positions]
-            head = self.chain(indices, part.entry, shape, places, loss=True)
-            lo, hi = region(head.exit_shape, head.exit, self.coords)[BATCH]
-            yield Round(part.rows, places.size, head, places[lo:hi])
-
-    def chain(
-        self, indices: range, entry: Layout, shape: Shape, positions: Positions, loss: bool = False
-    ) -> Chain:
-        """Return the steps of some consecutive layers for examples at `positions`."""
-        steps: list[Step] = []
-        back_to = None
-        layout = entry
-        for index in indices:
-            name, layer = self.model.layers[index]
-            x, y_shape, y = self._layouts(name, layer, shape, layout)
-            moves = self._moves(name, shape, layout, x)
-            steps += moves
-            if index >= self.first and back_to is None:
-                back_to = len(steps)
-            step = self._compute(index, (shape, x), (y_shape, y), positions)
-            steps.append(step if moves else _join(steps, step))
-            layout, shape = y, y_shape
-        if loss:
-            wanted = layout
-            if not self.divisions[LOSS].follows:
-                wanted = self.site.input_layout(shape, self.divisions[LOSS])
-            steps += self._moves(LOSS, shape, layout, wanted)
-            layout = wanted
-        return Chain(tuple(steps), entry, layout, shape, len(steps) if back_to is None else back_to)
-
-    def _moves(self, name: str, shape: Shape, found: Layout, wanted: Layout) -> list[Step]:
-        """Return the moves that bring the input of layer `name` to where it is wanted."""
-        return [Redistribute(name, hop) for hop in self.site.route(shape, found, wanted)]
-
-    def _compute(
-        self, index: int, x: tuple[Shape, Layout], y: tuple[Shape, Layout], positions: Positions
-    ) -> Compute:
-        name, layer = self.model.layers[index]
-        rows = self.divisions[name].rows
-        box = region(*y, self.coords)
-        return Compute(
-            name=name,
-            layer=layer,
-            index=index,
-            x_shape=local_shape(*x, self.coords),
-            y_shape=local_shape(*y, self.coords),
-            positions=positions[slice(*box[BATCH])],
-            channels=box[CHANNEL],
-            weights=self.of_layer[name],
-            sum_axes=tuple(
-                a for a, row in enumerate(rows) if row.shares_batch and self.plan.grid[a] > 1
-            ),
-            idle=any(row.alone and at > 0 for row, at in zip(rows, self.coords, strict=True)),
-            first=index == self.first,
+    def program(self, count: int) -> Program:
+        """Return the program for a batch of `count` examples."""
+        bounds = weighted_bounds(count, (1.0,) * self.plan.micro_batches)
+        cuts = [np.arange(lo, hi) for lo, hi in pairwise(bounds) if lo < hi]
+        read: list[Positions] = []
+        done: dict[tuple[str, int], Turn] = {}
+        for index, positions in enumerate(cuts):
+            mine, done["F", index], done["B", index] = self._micro_batch(
+                positions, sum(p.size for p in read), len(cuts) == 1, count
+            )
+            read.append(mine)
+        order = [
+            done[turn] for turn in turns(self.plan.order, self.plan.depth, self.stage, len(cuts))
+        ]
+        ops: list[Operation] = []
+        for turn, following in zip(order, [*order[1:], Turn()], strict=True):
+            # what a turn receives is posted a turn before
+            ops += [*(turn.receives if turn is order[0] else ()), *following.receives, *turn.ops]
+        gradients = Gradients(
+            self.weights, self.network.grads, self.coords, self.options.bucket, self.network.numbers
         )
+        complete = [
+            *fetched(
+                gradients.brought(ops), self.weights, self.homes, self.network.use,
+                self.network.numbers,
+            ),
+            *self.sends,
+        ]  # fmt: skip
+        kept = {EXAMPLES, *self.homes.values(), *gradients.home.values()}
+        listed = with_frees(iter(complete), kept)
+        return Program(
+            count, np.concatenate(read), listed, self.network.slot(), tuple(self.weights.values()),
+            self.homes, gradients.home,
+        )  # fmt: skip
+
+    def _micro_batch(
+        self, positions: Positions, at: int, whole: bool, count: int
+    ) -> tuple[Positions, Turn, Turn]:
+        """Return the examples that this rank reads of those at `positions`, and what it does with
+        them forward and backward.
+
+        What it reads before them are `at` examples; `whole` says that they are all of the batch.
+        """
+        forward, backward = Turn(), Turn()
+        images = self._images(positions.size)
+        lo, hi = (0, 0) if self.stage else region(images.shape, images.layout, self.coords)[BATCH]
+        values = {0: images}
+        for index, lies in self.network.lie_all(values, range(self.start)).items():
+            values[index + 1] = Value(lies.y_shape, lies.y)
+        if self.stage:
+            here = {v: self._receive(values[v], v, forward, back=False) for v in self.arriving}
+            forward.ops += self._waits(forward)
+        elif whole:
+            here = {0: Value(images.shape, images.layout, EXAMPLES)}
+        else:
+            here = {0: Value(images.shape, images.layout, self.network.slot())}
+            forward.ops.append(Rows(EXAMPLES, here[0].slot, slice(at, at + hi - lo)))
+        outside = Counter(v for v in self.leaving if self.model.learns[v])
+        indices = range(self.start, self.stop)
+        if self.rounds:
+            indices = range(self.start, self.head)
+            outside = Counter(self.model.crossing(self.head))
+        segment = Segment(
+            self.network, indices, here, positions, outside, self.last and not self.rounds
+        )
+        self._forward(segment, forward)
+        segment.ops = backward.ops
+        if self.rounds:
+            self._rounds(segment, count)
+        elif self.last:
+            segment.forward(range(self.head, self.stop))
+            segment.lose()
+        else:
+            self._receive_gradients(segment, backward)
+        segment.backward(indices)
+        for value in reversed(self.arriving):
+            if self.model.learns[value]:
+                self._send(segment, value, segment.gradient(value), back=True)
+        return positions[lo:hi], forward, backward
+
+    def _forward(self, segment: Segment, turn: Turn) -> None:
+        """Write the body's forward pass; what later stages read leaves as soon as it is there."""
+        segment.ops = turn.ops
+        for value, held in segment.values.items():
+            segment.begin(value)
+            if value in self.leaving:
+                self._send(segment, value, held.slot, back=False)
+        for index in range(self.start, self.head):
+            segment.forward([index])
+            if index + 1 in self.leaving:
+                self._send(segment, index + 1, segment.values[index + 1].slot, back=False)
+
+    def _receive_gradients(self, segment: Segment, turn: Turn) -> None:
+        """Write the arrival of gradients of what later stages have read."""
+        arrived = [
+            (v, self._receive(segment.values[v], v, turn, back=True))
+            for v in reversed(self.leaving)
+            if self.model.learns[v]
+        ]
+        segment.ops += self._waits(turn)
+        for value, held in arrived:
+            segment.contribute(value, OWN, held.slot)
+
+    def _receive(self, value: Value, number: int, turn: Turn, back: bool) -> Value:
+        shape = local_shape(value.shape, value.layout, self.coords)
+        name = self.model.layers[self.stop if back else self.start][0]
+        slot = self.network.slot()
+        turn.receives.append(Receive(name, slot, shape, number, back))
+        return Value(value.shape, value.layout, slot)
+
+    @staticmethod
+    def _waits(turn: Turn) -> list[Operation]:
+        found = (op for op in turn.receives if isinstance(op, Receive))
+        return [Wait(op.name, op.y, op.detail, op.back) for op in found]
+
+    def _send(self, segment: Segment, number: int, slot: Slot, back: bool) -> None:
+        value = segment.values[number]
+        shape = local_shape(value.shape, value.layout, self.coords)
+        name = self.model.layers[self.start if back else self.stop][0]
+        send = Send(name, slot, self.network.slot(), shape, number, back)
+        segment.ops.append(send)
+        self.sends.append(Wait(name, send.y, send.detail, back))
+
+    def _rounds(self, body: Segment, count: int) -> None:
+        """Write the head's rounds.
+
+        While a round computes, the next one's feed and the last one's gradient travel (OWT).
+        """
+        crossing = self.model.crossing(self.head)
+        if len(crossing) > 1:
+            raise UserError(
+                f"plan: scheme ({self.plan.scheme}) needs a stage that begins where one layer "
+                f"alone feeds those behind, unlike {self.model.layers[self.head][0]}; use scheme a "
+                "or another stage"
+            )
+        (entry,) = crossing
+        held = body.values[entry]
+        division = list(self.network.divisions.values())[entry]
+        gradient = self.network.slot()
+        found = [
+            self._round(body, entry, part, gradient)
+            for part in parts(self.plan, division, held.layout, held.shape, self.coords)
+        ]
+        names = [name for name, w in self.weights.items() if self._in_head(w) and not w.buffer]
+        body.ops += found[0].feed
+        returning: list[Operation] = []
+        for this, following in zip(found, [*found[1:], None], strict=True):
+            body.ops += [*(following.feed if following else ()), *this.ops]
+            if self.options.by_round:
+                grads = {name: self.network.grads[name] for name in names}
+                body.ops.append(Update(grads, count / this.count))
+            body.ops += returning
+            returning = this.returning
+        body.ops += returning
+        if self.model.learns[entry]:
+            body.contribute(entry, OWN, gradient)
+
+    def _in_head(self, weight: WeightLayout) -> bool:
+        names = {name for name, _ in self.model.layers[self.head :]}
+        return weight.layer in names
+
+    def _round(self, body: Segment, entry: int, part: Part, gradient: Slot) -> Round:
+        """Return what one run of the head does; its entry's gradient goes to its rows of a slot."""
+        held = body.values[entry]
+        shape = (part.positions.size, *held.shape[1:])
+        value = Value(shape, part.entry, self.network.slot())
+        head = Segment(
+            self.network, range(self.head, self.stop), {entry: value},
+            body.positions[part.positions], Counter(), loss=True,
+        )  # fmt: skip
+        head.ops.append(Rows(held.slot, value.slot, part.rows))
+        head.begin(entry)
+        head.forward(head.indices)
+        feed, rest = _cut_feed(head.ops)
+        head.ops = rest
+        head.lose()
+        behind = len(head.ops)
+        head.backward(head.indices)
+        if self.model.learns[entry]:
+            local = local_shape(held.shape, held.layout, self.coords)
+            head.ops.append(Store(head.gradient(entry), gradient, part.rows, local))
+        ops, returning = _cut_return(head.ops, behind)
+        return Round(part.positions.size, feed, ops, returning)
+
+
+@dataclass(frozen=True)
+class Round:
+    """Hold a run of the head on `count` examples: what feeds it, what it computes, and the end of
+    the way back of its gradient."""
+
+    count: int
+    feed: list[Operation]
+    ops: list[Operation]
+    returning: list[Operation]
+
+
+def _cut_feed(ops: list[Operation]) -> tuple[list[Operation], list[Operation]]:
+    """Return what may be done while another round computes, and the rest.
+
+    That is all up to the first wait, if no weights are in it: they may change between rounds, and
+    their gradients count once a round.
+    """
+    at = next((i for i, op in enumerate(ops) if isinstance(op, Wait)), 0)
+    weighted = any(isinstance(op, Forward) and op.use for op in ops[:at])
+    at = 0 if weighted else at
+    return ops[:at], ops[at:]
+
+
+def _cut_return(ops: list[Operation], behind: int) -> tuple[list[Operation], list[Operation]]:
+    """Return what a round computes, and what is left once its gradient is on its way back.
+
+    Nothing with weights is left.
+    """
+    weighted = [i for i, op in enumerate(ops) if isinstance(op, Backward) and op.grads]
+    last = max([behind - 1, *weighted])
+    at = next((i for i in range(last + 1, len(ops)) if isinstance(ops[i], Wait)), len(ops))
+    return ops[:at], ops[at:]

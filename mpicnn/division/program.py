@@ -1,10 +1,14 @@
-"""The program of one rank: the steps that training carries out and forecasts count."""
+"""The program of one rank: one list of operations, which training carries out and forecasts count.
+
+Operations pass values on through numbered slots. A slot holds one array, or one that is on its way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +18,10 @@ from mpicnn.division.placement import Layout, Partial, Replicated, Shape
 from mpicnn.layers.base import Layer, Param
 
 Positions = NDArray[np.int64]
+Slot = int
+
+EXAMPLES: Slot = 0
+"""The slot of the examples that a rank reads."""
 
 
 @dataclass(frozen=True)
@@ -24,43 +32,67 @@ class Hop:
     move: Move
     shape: Shape
 
+    @property
+    def adjoint(self) -> Hop:
+        """Return the hop that carries gradients back."""
+        return replace(self, move=self.move.adjoint)
+
 
 @dataclass(frozen=True)
-class Redistribute:
-    """Describe a step that changes where activations lie before layer `name` runs."""
+class Start:
+    """Begin to carry `x` along a hop for layer `name`; `y` is what arrives."""
 
     name: str
     hop: Hop
+    x: Slot
+    y: Slot
+    back: bool = False
 
-    def detail(self, forward: bool) -> str:
-        """Return its collective and direction in words."""
-        move = self.hop.move if forward else self.hop.move.adjoint
-        return f"{move.collective}, {'forward' if forward else 'backward'}"
+    @property
+    def detail(self) -> str:
+        """Return the collective and the direction in words."""
+        return f"{self.hop.move.collective}, {_direction(self.back)}"
 
 
 @dataclass(frozen=True)
-class Compute:
-    """Describe a step that runs one layer on this rank's part of its input.
+class Wait:
+    """Wait for what is on its way to slot `y`; `name` and `detail` are those of its beginning."""
 
-    `x_shape` and `y_shape` are local; `positions` are the places in the global batch of the local
-    rows of y; `channels` the local range of y's channels; `sum_axes` the mesh axes that divide
-    the batch; `weights` the full names of the layer's parameters by their short ones; `idle`
-    marks a rank that leaves the layer to another one; `first` the layer before which no gradient
-    is needed; `joined` a contraction and a ReLU behind it that go forward in one pass.
+    name: str
+    y: Slot
+    detail: str
+    back: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """Describe one run of a layer on this rank's part of its inputs.
+
+    Shapes are local; `positions` are the places in the global batch of the local rows of y;
+    `channels` the local range of y's channels; `sum_axes` the mesh axes that divide the batch;
+    `weights` the full names of the layer's parameters and buffers by their short ones; `idle` marks
+    a rank that leaves the layer to another one; `need_dx` says whether a gradient of its inputs is
+    wanted; `joined` a contraction and a ReLU behind it that go forward in one pass.
     """
 
     name: str
     layer: Layer
     index: int
-    x_shape: Shape
+    x_shapes: tuple[Shape, ...]
     y_shape: Shape
     positions: Positions
     channels: tuple[int, int]
-    weights: dict[str, str]
+    weights: Mapping[str, str]
     sum_axes: tuple[int, ...]
     idle: bool
-    first: bool
+    need_dx: bool
     joined: bool = False
+
+    @property
+    def fed(self) -> Any:
+        """Return one example's shape here as the layer is fed it: several for one that joins."""
+        shapes = tuple(shape[1:] for shape in self.x_shapes)
+        return shapes if self.layer.joins else shapes[0]
 
     @property
     def category(self) -> str:
@@ -69,66 +101,145 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """A step that hands the activations, of local `shape`, to the stage behind this one, or takes
-    them from the stage before it; layer `name` is the first behind the border.
+class Forward:
+    """Run a layer on `x`; `saved` takes what its backward pass needs, where there is one."""
 
-    Every rank deals with the one at its own place in the other stage's grid. The backward pass is
-    the same step in the other direction.
-    """
-
-    name: str
-    shape: Shape
-    out: bool
-
-    def detail(self, forward: bool) -> str:
-        """Return its direction in words."""
-        verb = "send" if self.out == forward else "receive"
-        return f"{verb} between stages, {'forward' if forward else 'backward'}"
-
-
-Step = Compute | Redistribute | Transfer
+    call: Call
+    x: tuple[Slot, ...]
+    y: Slot
+    saved: Slot | None
+    use: Mapping[str, Slot]
 
 
 @dataclass(frozen=True)
-class Chain:
-    """List steps that run forward in order and backward in reverse.
+class Backward:
+    """Run a layer backward on `dy`.
 
-    `back_to` is the index of the last step that the backward pass must still visit.
+    `dx` takes the gradients of its inputs, None for one that nobody wants; those of its parameters
+    are added to what the slots `grads` hold.
     """
 
-    steps: tuple[Step, ...]
-    entry: Layout
-    exit: Layout
-    exit_shape: Shape
-    back_to: int
-
-    @cached_property
-    def feed(self) -> int | None:
-        """Return the index of the redistribution that feeds a round; None where there is none.
-
-        It may start while another round computes, and so may what comes before it. That must
-        have no weights: they may change between rounds, and their gradients count once a round.
-        """
-        for at, step in enumerate(self.steps):
-            if isinstance(step, Redistribute):
-                return at
-            if isinstance(step, Compute) and step.weights:
-                return None
-        return None
+    call: Call
+    dy: Slot
+    dx: tuple[Slot | None, ...]
+    saved: Slot
+    use: Mapping[str, Slot]
+    grads: Mapping[str, Slot]
 
 
 @dataclass(frozen=True)
-class Round:
-    """Describe one run of the head on a part of the batch: `rows` of the body's local output.
+class Loss:
+    """Take the loss of logits `x` and their gradient `dx` (None: the answers alone are wanted).
 
     `labels` are the places in the global batch of the rows on which this rank has the loss.
     """
 
-    rows: slice
-    count: int
-    chain: Chain
+    x: Slot
+    dx: Slot | None
     labels: Positions
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Take some rows of `x`, without a copy."""
+
+    x: Slot
+    y: Slot
+    rows: slice
+
+
+@dataclass(frozen=True)
+class Store:
+    """Put `x` into some rows of `y`, whose local shape is `shape`."""
+
+    x: Slot
+    y: Slot
+    rows: slice
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Accumulate:
+    """Add `x` to `to`; `y` is the sum: in place where it is `to`, whose array nobody else holds."""
+
+    x: Slot
+    to: Slot
+    y: Slot
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Begin to sum gradients of the parameters `names` over the ranks along `axes`, as one message.
+
+    `y` is on its way until all of `x` are summed.
+    """
+
+    names: tuple[str, ...]
+    axes: tuple[int, ...]
+    x: tuple[Slot, ...]
+    y: Slot
+
+
+@dataclass(frozen=True)
+class Send:
+    """Begin to send `x` to the stage behind this one, or before it: `number` tells values apart.
+
+    Every rank deals with the one at its own place in the other stage's grid. `y` is on its way
+    until it has been sent.
+    """
+
+    name: str
+    x: Slot
+    y: Slot
+    shape: Shape
+    number: int
+    back: bool
+
+    @property
+    def detail(self) -> str:
+        """Return the direction in words."""
+        return f"send between stages, {_direction(self.back)}"
+
+
+@dataclass(frozen=True)
+class Receive:
+    """Begin to receive `y`, of local `shape`, from the stage before this one, or behind it."""
+
+    name: str
+    y: Slot
+    shape: Shape
+    number: int
+    back: bool
+
+    @property
+    def detail(self) -> str:
+        """Return the direction in words."""
+        return f"receive between stages, {_direction(self.back)}"
+
+
+@dataclass(frozen=True)
+class Update:
+    """Change parameters now by their gradients times `scale`: after a round (OWT)."""
+
+    grads: Mapping[str, Slot]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Free:
+    """Let go of what slots hold."""
+
+    slots: tuple[Slot, ...]
+
+
+Operation = (
+    Start | Wait | Forward | Backward | Loss | Rows | Store | Accumulate | Sum | Send | Receive
+    | Update | Free
+)  # fmt: skip
+
+
+def _direction(back: bool) -> str:
+    return "backward" if back else "forward"
 
 
 @dataclass(frozen=True)
@@ -148,6 +259,11 @@ class WeightLayout:
     buffer: bool
 
     @property
+    def layer(self) -> str:
+        """Return the name of the layer that it belongs to."""
+        return self.name.rsplit(".", 1)[0]
+
+    @property
     def summed(self) -> tuple[int, ...]:
         """Return the mesh axes over which `bring` is one plain all-reduce; () where it is not."""
         plain = all(
@@ -158,48 +274,99 @@ class WeightLayout:
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Describe what one rank does with one part of the batch.
-
-    The body runs forward once; then every round runs the head forward and backward; then the body
-    runs backward. The head is the fully connected segment and the loss, or what of it lies in the
-    last pipeline stage; other stages have no rounds. `rows` index the examples that this rank
-    reads.
-    """
-
-    rows: slice
-    body: Chain
-    rounds: tuple[Round, ...]
-
-    @property
-    def learns(self) -> bool:
-        """Say whether the gradient of the body's output is wanted."""
-        return self.body.back_to < len(self.body.steps)
-
-    @property
-    def passes(self) -> Iterator[tuple[Chain, int]]:
-        """Yield every chain with the last step that its backward pass visits."""
-        yield self.body, self.body.back_to
-        for part in self.rounds:
-            yield part.chain, 0 if self.learns else part.chain.back_to
-
-
-@dataclass(frozen=True)
 class Program:
     """Describe what one rank does in one training step of a batch of `count` examples.
 
-    `order` holds ("F", i) and ("B", i): the body of micro-batch i forward; its head, and its body
-    backward. `positions` are the examples of the batch that this rank reads.
+    `positions` are the examples of the batch that this rank reads. `homes` are the slots of the
+    parameters and buffers as they live, by name; `grads` those of the gradients as they arrive.
     """
 
     count: int
     positions: Positions
-    micro_batches: tuple[MicroBatch, ...]
-    order: tuple[tuple[str, int], ...]
+    ops: tuple[Operation, ...]
+    slots: int
     weights: tuple[WeightLayout, ...]
+    homes: Mapping[str, Slot]
+    grads: Mapping[str, Slot]
+
+    @property
+    def losses(self) -> Iterator[Loss]:
+        """Yield the losses in order: one for each round of each micro-batch."""
+        return (op for op in self.ops if isinstance(op, Loss))
 
     @property
     def answers(self) -> Positions:
         """Return the places in the batch of the examples on which this rank has the loss."""
-        parts = [part.labels for micro in self.micro_batches for part in micro.rounds]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
+        return np.concatenate([np.zeros(0, np.int64), *(loss.labels for loss in self.losses)])
+
+    @cached_property
+    def forward(self) -> tuple[Operation, ...]:
+        """Return what of it gives answers: no gradients, and nothing kept for them."""
+        return with_frees(_forward(self.ops), {EXAMPLES, *self.homes.values()})
+
+
+def _forward(ops: tuple[Operation, ...]) -> Iterator[Operation]:
+    for op in ops:
+        match op:
+            case Forward():
+                yield replace(op, saved=None)
+            case Loss():
+                yield replace(op, dx=None)
+            case Rows():
+                yield op
+            case Start() | Wait() | Send() | Receive() if not op.back:
+                yield op
+
+
+def reads(op: Operation) -> tuple[Slot, ...]:
+    """Return the slots that an operation looks at."""
+    match op:
+        case Start() | Loss() | Rows() | Send():
+            return (op.x,)
+        case Wait():
+            return (op.y,)
+        case Forward():
+            return (*op.x, *op.use.values())
+        case Backward():
+            return (op.dy, op.saved, *op.use.values(), *op.grads.values())
+        case Store():
+            return (op.x, op.y)
+        case Accumulate():
+            return (op.x, op.to)
+        case Sum():
+            return op.x
+        case Update():
+            return tuple(op.grads.values())
+    return ()
+
+
+def writes(op: Operation) -> tuple[Slot, ...]:
+    """Return the slots that an operation fills, or that something is on its way to from then on."""
+    match op:
+        case Forward():
+            return (op.y,) if op.saved is None else (op.y, op.saved)
+        case Backward():
+            return (*(slot for slot in op.dx if slot is not None), *op.grads.values())
+        case Loss():
+            return () if op.dx is None else (op.dx,)
+        case Start() | Rows() | Store() | Accumulate() | Sum() | Send() | Receive():
+            return (op.y,)
+    return ()
+
+
+def with_frees(ops: Iterator[Operation], kept: set[Slot]) -> tuple[Operation, ...]:
+    """Return operations with a Free behind the last one that deals with each slot not `kept`."""
+    listed = list(ops)
+    last: dict[Slot, int] = {}
+    for at, op in enumerate(listed):
+        last |= dict.fromkeys((*reads(op), *writes(op)), at)
+    done: dict[int, list[Slot]] = {}
+    for slot, at in last.items():
+        if slot not in kept:
+            done.setdefault(at, []).append(slot)
+    found: list[Operation] = []
+    for at, op in enumerate(listed):
+        found.append(op)
+        if at in done:
+            found.append(Free(tuple(done[at])))
+    return tuple(found)

@@ -35,17 +35,17 @@ class LayerDivision:
 def propagate(model: Model, plan: Plan) -> dict[str, LayerDivision]:
     """Return how "input", every layer of `model` and "loss" are divided, in this order.
 
-    A layer that the plan does not name keeps the layout of the one before it where its kind can,
-    else it divides the batch.
+    A layer that the plan does not name keeps the layout of what it reads (first) where its kind
+    can, else it divides the batch.
     Raises UserError where the plan does not fit the network.
     """
     check_form(model, plan)
-    before = _input(model, plan)
-    found = {INPUT: before}
-    kinds = {name: layer.kind for name, layer in model.layers} | {LOSS: LOSS_KIND}
-    for name, kind in kinds.items():
-        before = found[name] = _divide(name, kind, plan, before)
-    return found
+    values = [_input(model, plan)]
+    for (name, layer), sources in zip(model.layers, model.sources, strict=True):
+        values.append(_divide(name, layer.kind, plan, values[sources[0]]))
+    loss = _divide(LOSS, LOSS_KIND, plan, values[-1])
+    names = (INPUT, *(name for name, _ in model.layers), LOSS)
+    return dict(zip(names, (*values, loss), strict=True))
 
 
 def _input(model: Model, plan: Plan) -> LayerDivision:

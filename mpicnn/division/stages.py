@@ -26,7 +26,7 @@ def cut(model: Model, depth: int) -> tuple[str, ...]:
     """
     work = [0.0]
     starts = []
-    for at, ((_, layer), shape) in enumerate(zip(model.layers, model.shapes(), strict=False)):
+    for at, ((_, layer), shape) in enumerate(zip(model.layers, model.fed, strict=True)):
         if layer.kind == "contraction":
             starts.append(at)
         once = whole_layer_work(layer, shape)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from mpicnn.layers.base import Layer, Shape
 
@@ -27,19 +28,23 @@ class LayerWork:
 
 
 def layer_work(
-    layer: Layer, x_shape: Shape, y_shape: Shape, weights: Mapping[str, int]
+    layer: Layer, x_shapes: Sequence[Shape], y_shape: Shape, weights: Mapping[str, int]
 ) -> LayerWork:
-    """Return the work of a layer on `x_shape` (n, …), given its weights' items by short name.
+    """Return the work of a layer on inputs of `x_shapes` (n, …), given its weights' items by short
+    name.
 
     Every weight of a contraction is used once for every output position of every example.
     """
     multiply_adds = 0
     if layer.kind == "contraction":
         multiply_adds = y_shape[0] * prod(y_shape[2:]) * weights["w"]
-    return LayerWork(multiply_adds, prod(x_shape) + prod(y_shape), sum(weights.values()))
+    activations = sum(map(prod, x_shapes)) + prod(y_shape)
+    return LayerWork(multiply_adds, activations, sum(weights.values()))
 
 
-def whole_layer_work(layer: Layer, shape: Shape) -> LayerWork:
-    """Return the work of an undivided layer on one example of `shape`."""
-    weights = {name: prod(p.shape) for name, p in layer.params(shape).items()}
-    return layer_work(layer, (1, *shape), (1, *layer.out_shape(shape)), weights)
+def whole_layer_work(layer: Layer, fed: Any) -> LayerWork:
+    """Return the work of an undivided layer on one example as it is fed it (`Model.fed`)."""
+    weights = {name: prod(p.shape) for name, p in layer.params(fed).items()}
+    shapes = fed if layer.joins else (fed,)
+    examples = [(1, *shape) for shape in shapes]
+    return layer_work(layer, examples, (1, *layer.out_shape(fed)), weights)

@@ -1,15 +1,25 @@
-"""What every step of a program computes, touches and sends, from shapes and moves alone."""
+"""What every operation of a program computes, touches and sends, from shapes and moves alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from mpicnn.division.move import SUM
 from mpicnn.division.placement import local_shape
-from mpicnn.division.program import Compute, Hop, Program, Step, Transfer, WeightLayout
-from mpicnn.division.work import layer_work
+from mpicnn.division.program import (
+    Backward,
+    Call,
+    Forward,
+    Hop,
+    Operation,
+    Program,
+    Send,
+    Start,
+    Sum,
+)
+from mpicnn.division.work import LayerWork, layer_work
 
 
 @dataclass(frozen=True)
@@ -48,80 +58,79 @@ def step_costs(
     Moves before a layer, the sums over its divided batch, and its parameters' journeys count for
     the layer. Bytes agree with what `Group.sent` counts in the same step.
     """
-    found: list[tuple[str, Work]] = []
-    here = {w.name: prod(local_shape(w.param.shape, w.use, coords)) for w in program.weights}
-    for micro in program.micro_batches:
-        for chain, back_to in micro.passes:
-            for at, step in enumerate(chain.steps):
-                found.append((step.name, _step(step, at >= back_to, here, grid, coords, itemsize)))
-    for weight in program.weights:
-        found.append((weight.name.rsplit(".", 1)[0], _weight(weight, grid, coords, itemsize)))
+    counter = _Counter(program, tuple(grid), tuple(coords), itemsize)
+    found: dict[str, Work] = {}
+    for op in program.ops:
+        for name, work in counter.count(op):
+            found[name] = found.get(name, Work()) + work
     held: dict[str, int] = {}
     for weight in program.weights:
-        if weight.buffer:
-            continue
-        layer = weight.name.rsplit(".", 1)[0]
-        items = prod(local_shape(weight.param.shape, weight.home, coords))
-        held[layer] = held.get(layer, 0) + items
-    names = list(dict.fromkeys(name for name, _ in found))
-    totals = {name: sum((w for n, w in found if n == name), Work()) for name in names}
-    return [LayerCost(name, totals[name], held.get(name, 0)) for name in names]
+        found.setdefault(weight.layer, Work())
+        if not weight.buffer:
+            items = prod(local_shape(weight.param.shape, weight.home, coords))
+            held[weight.layer] = held.get(weight.layer, 0) + items
+    return [LayerCost(name, work, held.get(name, 0)) for name, work in found.items()]
 
 
-def _step(
-    step: Step, back: bool, here: dict[str, int],
-    grid: Sequence[int], coords: Sequence[int], itemsize: int,
-) -> Work:  # fmt: skip
-    if isinstance(step, Compute):
-        return _compute(step, back, here, grid, itemsize)
-    if isinstance(step, Transfer):
-        sends = step.out or back
-        return Work(bytes_sent=sends * prod(step.shape) * itemsize, messages=sends)
-    work = _hop(step.hop, grid, coords, itemsize)
-    if back:
-        adjoint = replace(step.hop, move=step.hop.move.adjoint)
-        work += _hop(adjoint, grid, coords, itemsize)
-    return work
+class _Counter:
+    def __init__(
+        self, program: Program, grid: tuple[int, ...], coords: tuple[int, ...], itemsize: int
+    ) -> None:
+        self.grid, self.coords, self.itemsize = grid, coords, itemsize
+        self.here = {
+            w.name: prod(local_shape(w.param.shape, w.use, coords)) for w in program.weights
+        }
 
+    def count(self, op: Operation) -> Iterator[tuple[str, Work]]:
+        """Yield the layers that an operation works for, and what it does for them."""
+        match op:
+            case Forward():
+                yield op.call.name, self._forward(op.call)
+            case Backward():
+                yield op.call.name, self._backward(op.call)
+            case Start():
+                yield op.name, self._hop(op.hop)
+            case Send():
+                sent = prod(op.shape) * self.itemsize
+                yield op.name, Work(bytes_sent=sent, messages=1)
+            case Sum():
+                ranks = prod(self.grid[axis] for axis in op.axes)
+                for at, name in enumerate(op.names):
+                    work = self._sum(self.here[name], ranks, messages=int(not at))
+                    yield name.rsplit(".", 1)[0], work
 
-def _hop(hop: Hop, grid: Sequence[int], coords: Sequence[int], itemsize: int) -> Work:
-    items = hop.move.items_sent(hop.shape, grid[hop.axis], coords[hop.axis])
-    return Work(bytes_sent=items * itemsize, messages=not hop.move.local)
+    def _hop(self, hop: Hop) -> Work:
+        items = hop.move.items_sent(hop.shape, self.grid[hop.axis], self.coords[hop.axis])
+        return Work(bytes_sent=items * self.itemsize, messages=int(not hop.move.local))
 
+    def _sum(self, length: int, ranks: int, messages: int = 1) -> Work:
+        sent = SUM.items_sent((length,), ranks, 0) * self.itemsize
+        return Work(bytes_sent=sent, messages=messages)
 
-def _sum(length: int, ranks: int, itemsize: int) -> Work:
-    return Work(bytes_sent=SUM.items_sent((length,), ranks, 0) * itemsize, messages=1)
+    def _once(self, call: Call) -> LayerWork:
+        weights = {short: self.here[name] for short, name in call.weights.items()}
+        return layer_work(call.layer, call.x_shapes, call.y_shape, weights)
 
+    def _forward(self, call: Call) -> Work:
+        once = self._once(call)
+        passes = 0 if call.joined and call.layer.kind != "contraction" else 1
+        work = Work(bytes_touched=(passes * once.activations + once.weights) * self.itemsize)
+        if call.idle:
+            return work
+        return work + Work(flops=once.flops()) + self._sums(call, 0)
 
-def _compute(
-    step: Compute, back: bool, here: dict[str, int], grid: Sequence[int], itemsize: int
-) -> Work:
-    contraction = step.layer.kind == "contraction"
-    weights = {short: here[name] for short, name in step.weights.items()}
-    once = layer_work(step.layer, step.x_shape, step.y_shape, weights)
-    over = 1 + back - (step.joined and not contraction)
-    items = over * once.activations + (2 * back + 1) * once.weights
-    work = Work(bytes_touched=items * itemsize)
-    if step.idle:
+    def _backward(self, call: Call) -> Work:
+        once = self._once(call)
+        work = Work(bytes_touched=(once.activations + 2 * once.weights) * self.itemsize)
+        if call.idle:
+            return work
+        work += Work(flops=once.flops(1 + call.need_dx))
+        return work + self._sums(call, 1) if call.need_dx else work
+
+    def _sums(self, call: Call, way: int) -> Work:
+        """Return what the layer sums over the batch on the way forward (0) or back (1)."""
+        work = Work()
+        for length in call.layer.batch_sums(call.fed)[way]:
+            for axis in call.sum_axes:
+                work += self._sum(length, self.grid[axis])
         return work
-    forward, backward = step.layer.batch_sums(step.x_shape[1:])
-    for length in (*forward, *(backward if back and not step.first else ())):
-        for axis in step.sum_axes:
-            work += _sum(length, grid[axis], itemsize)
-    return work + Work(flops=once.flops(1 + back + (back and not step.first)))
-
-
-def _weight(
-    weight: WeightLayout, grid: Sequence[int], coords: Sequence[int], itemsize: int
-) -> Work:
-    if weight.buffer:
-        return Work()
-    work = Work()
-    for hop in weight.fetch:
-        work += _hop(hop, grid, coords, itemsize)
-    if weight.summed:
-        ranks = prod(grid[axis] for axis in weight.summed)
-        return work + _sum(prod(weight.bring[0].shape), ranks, itemsize)
-    for hop in weight.bring:
-        work += _hop(hop, grid, coords, itemsize)
-    return work

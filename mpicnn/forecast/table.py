@@ -144,9 +144,11 @@ def _shares(model: Model, division: LayerDivision, name: str, batch: int) -> str
 def _channels(model: Model, name: str) -> tuple[int, int]:
     """Return the numbers of a layer's input and output channels."""
     names = [INPUT, *(other for other, _ in model.layers), LOSS]
-    shapes = [model.input_shape, *model.shapes(), (model.classes,)]
+    fed = [shape[0] if isinstance(shape[0], tuple) else shape for shape in model.fed]
+    before = [model.input_shape, *fed, model.shapes[-1]]
+    behind = [model.input_shape, *model.shapes[1:], model.shapes[-1]]
     at = names.index(name)
-    return shapes[at][0], shapes[at + 1][0]
+    return before[at][0], behind[at][0]
 
 
 def _run_lengths(counts: Sequence[int]) -> str:

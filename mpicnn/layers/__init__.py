@@ -5,22 +5,27 @@ from mpicnn.layers.base import Array, Context, Layer, Param, Shape
 from mpicnn.layers.conv import Conv
 from mpicnn.layers.dropout import Dropout
 from mpicnn.layers.flatten import Flatten
+from mpicnn.layers.join import Add, Concat, Multiply
 from mpicnn.layers.linear import Linear
 from mpicnn.layers.loss import SoftmaxCrossEntropy
 from mpicnn.layers.norm import LRN, BatchNorm
-from mpicnn.layers.pool import AvgPool, MaxPool
+from mpicnn.layers.pool import AvgPool, GlobalAvgPool, MaxPool
 
 __all__ = [
     "LRN",
+    "Add",
     "Array",
     "AvgPool",
     "BatchNorm",
+    "Concat",
     "Conv",
     "Dropout",
     "Flatten",
+    "GlobalAvgPool",
     "Layer",
     "Linear",
     "MaxPool",
+    "Multiply",
     "Param",
     "ReLU",
     "Context",

@@ -66,11 +66,14 @@ class Layer:
     `kind` says which placements a layer works under (`mpicnn.division.strategy`): "contraction" for
     convolution and fully connected layers, "channelwise" for layers that treat every channel by
     itself, "examplewise" for layers that need all channels of an example. `convolves` tells
-    convolutions from other contractions, which are the fully connected layers.
+    convolutions from other contractions, which are the fully connected layers. `joins` marks a
+    layer of several inputs: its methods take a tuple of shapes and a list of arrays in place of one
+    `shape` and `x`, and return a list of gradients in place of `dx`.
     """
 
     kind: ClassVar[str] = "channelwise"
     convolves: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
 
     def out_shape(self, shape: Shape) -> Shape:
         """Return the shape of one output example for one input example of `shape`.

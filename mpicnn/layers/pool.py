@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from mpicnn.errors import UserError
@@ -96,3 +97,27 @@ class AvgPool(_Pool):
     @property
     def _arguments(self) -> tuple[Any, ...]:
         return *self._moves, self.ceil_mode, self.count_include_pad
+
+
+@dataclass(frozen=True)
+class GlobalAvgPool(Layer):
+    """Return the mean of every channel over all of space: (n, c, 1, 1) for (n, c, h, w)."""
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Return (c, 1, 1) for (c, h, w)."""
+        check_image(self, shape)
+        return (shape[0], *(1 for _ in shape[1:]))
+
+    def forward(
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
+    ) -> tuple[Array, Any]:
+        return x.mean(axis=tuple(range(2, x.ndim)), keepdims=True), x.shape
+
+    def backward(
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+    ) -> tuple[Array | None, dict[str, Array]]:
+        if not ctx.need_dx:
+            return None, {}
+        dx = ops.xp.empty(saved, dy.dtype)
+        dx[...] = dy / prod(saved[2:])
+        return dx, {}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mpicnn.errors import UserError
+from mpicnn.models.entry import Node
 from mpicnn.models.files import python_layers, toml_layers
 from mpicnn.models.model import Model
 from mpicnn.models.zoo import ZOO
@@ -27,7 +28,7 @@ def load(name_or_path: str | Path, input_shape: Iterable[int], classes: int) -> 
     name = str(name_or_path)
     path = Path(name_or_path)
     if name in ZOO:
-        layers = ZOO[name](shape, classes)
+        layers: list[Node] = list(ZOO[name](shape, classes))
     elif path.suffix not in (".py", ".toml"):
         raise UserError(
             f"unknown network {name!r}, expected one of {', '.join(NAMES)}, or the path of a .py "

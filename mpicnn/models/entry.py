@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,18 +10,25 @@ from typing import Any
 from mpicnn.errors import UserError
 from mpicnn.layers import (
     LRN,
+    Add,
     AvgPool,
     BatchNorm,
+    Concat,
     Conv,
     Dropout,
     Flatten,
+    GlobalAvgPool,
     Linear,
     MaxPool,
+    Multiply,
     ReLU,
 )
 from mpicnn.layers.base import Layer
 
 Named = tuple[str, Layer]
+Node = tuple[str, Layer] | tuple[str, Layer, Sequence[str]]
+"""A layer with its name, and the names of the layers that it reads where it is not the one before.
+"""
 
 TYPES: Mapping[str, type[Layer]] = MappingProxyType(
     {
@@ -29,6 +36,10 @@ TYPES: Mapping[str, type[Layer]] = MappingProxyType(
         "linear": Linear,
         "maxpool": MaxPool,
         "avgpool": AvgPool,
+        "globalavgpool": GlobalAvgPool,
+        "add": Add,
+        "concat": Concat,
+        "multiply": Multiply,
         "lrn": LRN,
         "batchnorm": BatchNorm,
         "relu": ReLU,
@@ -61,13 +72,15 @@ def known(description: Iterable[Mapping[str, Any]]) -> bool:
     return all(entry.get("type") in TYPES for entry in description)
 
 
-def build(entry: Mapping[str, Any], where: str) -> Named:
-    """Return the named layer that `entry` describes; `where` opens the message of every error.
+def build(entry: Mapping[str, Any], where: str) -> Node:
+    """Return the named layer that `entry` describes, and what it reads; `where` opens the message
+    of every error.
 
     Raises UserError for an unknown type, an unknown, missing or impossible setting.
     """
     settings = dict(entry)
     name, kind = settings.pop("name", None), settings.pop("type", None)
+    inputs = read_inputs(settings.pop("inputs", ()), where)
     if not isinstance(name, str):
         raise UserError(f"{where}: name {name!r}, expected a text such as 'conv1'")
     if not isinstance(kind, str) or kind not in TYPES:
@@ -81,8 +94,17 @@ def build(entry: Mapping[str, Any], where: str) -> Named:
         if key not in settings and f.default is MISSING and f.default_factory is MISSING:
             raise UserError(f"{where}: {kind} needs the setting {key!r}")
     try:
-        return name, TYPES[kind](
+        layer = TYPES[kind](
             **{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
         )
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from error
+    return (name, layer, inputs) if inputs else (name, layer)
+
+
+def read_inputs(found: Any, where: str) -> tuple[str, ...]:
+    """Return the names of the layers that a layer reads. Raises UserError for anything else."""
+    names = [found] if isinstance(found, str) else found
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}: inputs {found!r}, expected names of layers")
+    return tuple(names)

@@ -14,8 +14,9 @@ from mpicnn.layers.base import Layer, Shape
 from mpicnn.models import entry
 
 
-def python_layers(path: Path, input_shape: Shape, classes: int) -> list[entry.Named]:
-    """Run the file's `model(input_shape, classes)` and return the (name, Layer) pairs it lists.
+def python_layers(path: Path, input_shape: Shape, classes: int) -> list[entry.Node]:
+    """Run the file's `model(input_shape, classes)` and return the layers it lists: (name, Layer),
+    or (name, Layer, inputs).
 
     Raises UserError, with the file's name and line, for whatever goes wrong in the file.
     """
@@ -29,22 +30,28 @@ def python_layers(path: Path, input_shape: Shape, classes: int) -> list[entry.Na
         if not isinstance(error, UserError):
             message = f"{type(error).__name__}: {message}"
         raise UserError(f"{_place(path, error)}: {message}") from error
-    for number, pair in enumerate(layers, start=1):
-        match pair:
-            case (str(), Layer()):
-                continue
-        raise UserError(
-            f"{path}: item {number} that model() returns is {pair!r}, expected (name, Layer) such "
-            "as ('conv1', Conv(32, 5))"
-        )
-    return [(name, layer) for name, layer in layers]
+    found: list[entry.Node] = []
+    for number, item in enumerate(layers, start=1):
+        match item:
+            case (str() as name, Layer() as layer):
+                found.append((name, layer))
+            case (str() as name, Layer() as layer, inputs):
+                where = f"{path}: item {number} that model() returns ({name})"
+                found.append((name, layer, entry.read_inputs(inputs, where)))
+            case _:
+                raise UserError(
+                    f"{path}: item {number} that model() returns is {item!r}, expected (name, "
+                    "Layer) such as ('conv1', Conv(32, 5)), or (name, Layer, inputs)"
+                )
+    return found
 
 
-def toml_layers(path: Path, classes: int) -> list[entry.Named]:
+def toml_layers(path: Path, classes: int) -> list[entry.Node]:
     """Return the layers of the file's [[layer]] tables.
 
-    Each table has a `type`, optionally a `name` (else the type and its number: "conv1"), and the
-    settings of that type. `o = "classes"` stands for the number of classes. Raises UserError,
+    Each table has a `type`, optionally a `name` (else the type and its number: "conv1"), optionally
+    `inputs`, names of earlier layers (else the one before), and the settings of that type.
+    `o = "classes"` stands for the number of classes. Raises UserError,
     with the file's name and the number of the entry.
     """
     try:

@@ -1,18 +1,19 @@
-"""What a network is: named layers in a row, and what follows from them."""
+"""What a network is: named layers, what each of them reads, and what follows from that."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, TypeVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers import Flatten
-from mpicnn.layers.base import Param, Shape
+from mpicnn.layers.base import Layer, Param, Shape
 from mpicnn.models import entry
 
 T = TypeVar("T")
@@ -23,27 +24,56 @@ MOST_NUMBERS = 2**40
 """In one array: above, bytes and FLOP are no longer exact numbers everywhere."""
 
 
+IMAGES = "input"
+"""What a layer reads that takes the images themselves."""
+
+
 @dataclass(frozen=True)
 class Model:
-    """Name a network's layers in order, from images of `input_shape` (c, h, w) to logits.
+    """Name a network's layers, from images of `input_shape` (c, h, w) to logits.
 
-    The loss is not one of the layers. Raises UserError if a layer does not fit what it is fed, if
-    two layers share a name, or if the last layer does not give one number per class.
+    `layers` are given as (name, layer), which reads the layer before it, or (name, layer, inputs)
+    with the names of the earlier layers that it reads, "input" for the images. The last one gives
+    the logits; the loss is not one of the layers. A network's values are numbered: 0 is the images,
+    i + 1 what layer i gives.
+    Raises UserError if a layer does not fit what it is fed or reads what is not there, if nothing
+    reads a layer, if two share a name, or if the last does not give one number per class.
     """
 
     name: str
     input_shape: Shape
-    layers: tuple[entry.Named, ...]
+    layers: tuple[Any, ...]
+    sources: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        given: tuple[entry.Node, ...] = self.layers
         if not self.name.isprintable():
             raise UserError(f"network {self.name}: its name does not print; rename its file")
-        if len(self.layers) > MOST_LAYERS:
+        if len(given) > MOST_LAYERS:
             raise UserError(
-                f"network {self.name}: {len(self.layers)} layers, expected at most {MOST_LAYERS}"
+                f"network {self.name}: {len(given)} layers, expected at most {MOST_LAYERS}"
             )
-        counts = Counter(name for name, _ in self.layers)
-        for name, count in counts.items():
+        self._check_names([node[0] for node in given])
+        sources = tuple(self._sources(at, given) for at in range(len(given)))
+        object.__setattr__(self, "layers", tuple((node[0], node[1]) for node in given))
+        object.__setattr__(self, "sources", sources)
+        self._check_sizes()
+        last = self.shapes[-1]
+        if len(last) != 1:
+            raise UserError(
+                f"network {self.name}: ends in examples of shape {last}, expected one number per "
+                "class; end it with a fully connected layer"
+            )
+        read = {value for values in sources for value in values}
+        for at, (name, _) in enumerate(self.layers[:-1]):
+            if at + 1 not in read:
+                raise UserError(
+                    f"network {self.name}, layer {name}: no layer reads it; name it in the inputs "
+                    "of another, or take it out"
+                )
+
+    def _check_names(self, names: list[str]) -> None:
+        for name, count in Counter(names).items():
             if count > 1:
                 raise UserError(
                     f"network {self.name}: {count} layers named {name!r}, expected one of each name"
@@ -53,18 +83,32 @@ class Model:
                     f"network {self.name}: layer name {name!r}, expected a letter and then "
                     "letters, digits, '_' or '-'"
                 )
-        self._check_sizes()
-        last = self.shapes()[-1]
-        if len(last) != 1:
+
+    def _sources(self, at: int, given: tuple[entry.Node, ...]) -> tuple[int, ...]:
+        """Return the numbers of the values that a layer reads."""
+        name, layer, *more = given[at]
+        known = {IMAGES: 0} | {node[0]: i + 1 for i, node in enumerate(given)}
+        asked = tuple(more[0]) if more and more[0] else ()
+        where = f"network {self.name}, layer {name}"
+        for other in asked:
+            if other not in known:
+                raise UserError(f"{where}: reads {other!r}, expected the name of a layer before it")
+            if known[other] > at:
+                raise UserError(
+                    f"{where}: reads {other}, which comes after it; list layers in an order in "
+                    "which each follows all that it reads"
+                )
+        found = tuple(known[other] for other in asked) or (at,)
+        if layer.joins != (len(found) > 1):
+            wants = "two inputs or more" if layer.joins else "one input"
             raise UserError(
-                f"network {self.name}: ends in examples of shape {last}, expected one number per "
-                "class; end it with a fully connected layer"
+                f"{where}: reads {len(found)} layer(s), but {type(layer).__name__} takes {wants}"
             )
+        return found
 
     def _check_sizes(self) -> None:
         """Raise UserError for a layer whose output or parameters no machine can hold."""
-        shapes = self.shapes()
-        held = {name: shape for (name, _), shape in zip(self.layers, shapes[1:], strict=True)}
+        held = {name: shape for (name, _), shape in zip(self.layers, self.shapes[1:], strict=True)}
         held |= {name: param.shape for name, param in self.param_specs().items()}
         for name, shape in held.items():
             if prod(shape) > MOST_NUMBERS:
@@ -76,39 +120,68 @@ class Model:
     @property
     def classes(self) -> int:
         """Return the number of classes: the length of one example's logits."""
-        return self.shapes()[-1][0]
+        return self.shapes[-1][0]
 
-    @property
+    @cached_property
     def fc_start(self) -> int:
         """Return the index of the first layer of the fully connected segment.
 
-        It is the last Flatten before the first fully connected layer, else that layer; len(layers)
-        in a network without any.
+        It begins where the network is one value wide and all contractions behind are fully
+        connected: at the last Flatten before the first such layer, else at that layer. It is
+        len(layers) in a network without any.
         """
         layers = [layer for _, layer in self.layers]
-        connected = (layer.kind == "contraction" and not layer.convolves for layer in layers)
-        first = next((i for i, found in enumerate(connected) if found), len(layers))
-        if first == len(layers):
-            return first
-        flattens = [i for i in range(first) if isinstance(layers[i], Flatten)]
-        return flattens[-1] if flattens else first
+        convolutions = [i for i, layer in enumerate(layers) if layer.convolves]
+        behind = range(convolutions[-1] + 1 if convolutions else 0, len(layers))
+        for at in behind:
+            if layers[at].kind == "contraction" and len(self.crossing(at)) == 1:
+                flattens = [i for i in behind if i < at and isinstance(layers[i], Flatten)]
+                narrow = [i for i in flattens if len(self.crossing(i)) == 1]
+                return narrow[-1] if narrow else at
+        return len(layers)
 
-    def shapes(self) -> list[Shape]:
-        """Return the shape of one example before each layer, and after the last."""
+    def crossing(self, at: int) -> tuple[int, ...]:
+        """Return the values from before layer `at` that it or later layers read, in order."""
+        if at == len(self.layers):
+            return (at,)
+        read = {value for values in self.sources[at:] for value in values if value <= at}
+        return tuple(sorted(read))
+
+    @cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Return the shape of one example of every value: the images, then layers' outputs."""
         shapes = [self.input_shape]
-        for name, layer in self.layers:
-            shapes.append(self._ask(name, layer.out_shape, shapes[-1]))
-        return shapes
+        for (name, layer), values in zip(self.layers, self.sources, strict=True):
+            fed = self._fed(layer, values, shapes)
+            shapes.append(self._ask(name, layer.out_shape, fed))
+        return tuple(shapes)
 
-    def shape_before(self, name: str) -> Shape:
-        """Return the shape of one example as the layer `name` is fed it."""
-        return self.shapes()[[other for other, _ in self.layers].index(name)]
+    @cached_property
+    def fed(self) -> tuple[Any, ...]:
+        """Return the shape of one example as each layer is fed it: several for one that joins."""
+        return tuple(
+            self._fed(layer, values, self.shapes)
+            for (_, layer), values in zip(self.layers, self.sources, strict=True)
+        )
+
+    @staticmethod
+    def _fed(layer: Layer, values: Sequence[int], shapes: Sequence[Shape]) -> Any:
+        found = tuple(shapes[value] for value in values)
+        return found if layer.joins else found[0]
+
+    @cached_property
+    def learns(self) -> tuple[bool, ...]:
+        """Say of every value whether weights stand before it, so that its gradient is wanted."""
+        found = [False]
+        for (_, layer), values, shape in zip(self.layers, self.sources, self.fed, strict=True):
+            found.append(bool(layer.params(shape)) or any(found[value] for value in values))
+        return tuple(found)
 
     def param_specs(self) -> dict[str, Param]:
         """Return every parameter, whole, by layer and name ("conv1.w")."""
         return {
             f"{name}.{key}": param
-            for (name, layer), shape in zip(self.layers, self.shapes(), strict=False)
+            for (name, layer), shape in zip(self.layers, self.fed, strict=True)
             for key, param in self._ask(name, layer.params, shape).items()
         }
 
@@ -116,13 +189,20 @@ class Model:
         """Return every buffer (running statistics), whole, by layer and name ("norm1.mean")."""
         return {
             f"{name}.{key}": buffer
-            for (name, layer), shape in zip(self.layers, self.shapes(), strict=False)
+            for (name, layer), shape in zip(self.layers, self.fed, strict=True)
             for key, buffer in self._ask(name, layer.buffers, shape).items()
         }
 
     def describe(self) -> list[dict[str, Any]]:
         """Return name, type and settings of every layer as plain data, equal to its JSON."""
-        return [entry.describe(name, layer) for name, layer in self.layers]
+        names = (IMAGES, *(name for name, _ in self.layers))
+        described = []
+        for at, ((name, layer), values) in enumerate(zip(self.layers, self.sources, strict=True)):
+            item = entry.describe(name, layer)
+            if values != (at,):  # what reads the layer before it says nothing of that
+                item["inputs"] = [names[value] for value in values]
+            described.append(item)
+        return described
 
     @classmethod
     def from_description(
@@ -143,7 +223,7 @@ class Model:
             tables.append("\n".join(["[[layer]]", *lines]))
         return "\n\n".join(tables) + "\n"
 
-    def _ask(self, name: str, question: Callable[[Shape], T], shape: Shape) -> T:
+    def _ask(self, name: str, question: Callable[[Any], T], shape: Any) -> T:
         """Return a layer's answer, with the layer's place before the message of its UserError."""
         try:
             return question(shape)

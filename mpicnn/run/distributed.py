@@ -13,7 +13,7 @@ from mpicnn.checkpoint import Checkpoints, Outline, Tensor
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.pending import ProgressMode
 from mpicnn.devices.choice import Device
-from mpicnn.division.compile import compile
+from mpicnn.division.compile import Options, compile
 from mpicnn.division.placement import box_shape, region
 from mpicnn.division.plan import Plan
 from mpicnn.division.program import Program
@@ -44,6 +44,7 @@ class DistributedModel:
     precision: str
     seed: int = 0
     bucket: int = 1 << 20
+    by_round: bool = False
     progress: ProgressMode = "poll"
     activity: Activity = field(default_factory=Activity)
     ops: Backend = field(init=False)
@@ -55,7 +56,7 @@ class DistributedModel:
         self.mesh = Mesh(
             self.comm, self.plan.grid, self.plan.depth, self.progress, self.device.wires
         )
-        self.executor = Executor(self.mesh, self.ops, self.seed, self.bucket, self.activity)
+        self.executor = Executor(self.mesh, self.ops, self.seed, self.activity)
         self.program = lru_cache(maxsize=8)(self._compile)
         self.weights = agree(self.mesh.world.comm, self.program, 1).weights
         text = f"{self.model.describe()} {self.plan} {self.precision} {self.seed} {np.__version__}"
@@ -67,7 +68,8 @@ class DistributedModel:
         return dtype_of(self.precision)
 
     def _compile(self, count: int) -> Program:
-        return compile(self.model, self.plan, self.mesh.coords, count, self.mesh.stage)
+        options = Options(max(1, self.bucket // self.dtype.itemsize), self.by_round)
+        return compile(self.model, self.plan, self.mesh.coords, count, self.mesh.stage, options)
 
     def initial(self) -> State:
         """Return this rank's part of the state at the start of a run."""

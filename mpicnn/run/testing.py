@@ -12,7 +12,7 @@ from mpicnn.data.augment import Augment
 from mpicnn.data.file import Dataset
 from mpicnn.data.layout import Array, Index
 from mpicnn.data.loader import Batches, Inputs, Order
-from mpicnn.step.executor import Totals
+from mpicnn.step.interpreter import Totals
 
 if TYPE_CHECKING:
     from mpicnn.run.distributed import DistributedModel

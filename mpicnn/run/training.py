@@ -121,6 +121,7 @@ def open_distributed(
         comm, device, model, plan, settings.precision, settings.seed,
         bucket=int(settings.bucket_mb * 1e6),
         progress=agree(comm, progress_of, comm, settings.progress_thread), activity=activity,
+        by_round=settings.fc_update == "round",
     )  # fmt: skip
     if settings.fc_update == "round":
         agree(comm, check_rounds, distributed, batch)
@@ -143,7 +144,7 @@ def check_rounds(distributed: DistributedModel, batch: int) -> None:
         raise UserError(
             "fc-update round: scheme (a) has one round a step; use scheme b or c, or fc-update step"
         )
-    rounds = len(distributed.program(batch).micro_batches[0].rounds)
+    rounds = len(list(distributed.program(batch).losses))
     if plan.scheme == "c" and 0 < rounds < ranks:
         raise UserError(
             f"fc-update round: batch {batch} leaves {ranks - rounds} of the {ranks} rounds of "

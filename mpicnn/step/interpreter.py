@@ -1,198 +1,278 @@
-"""Carry a batch forward and backward through the steps of a chain, on one rank."""
+"""Carry out a program's operations on one rank, one after another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mpicnn.comm.mesh import Mesh
-from mpicnn.comm.pending import Pending
+import numpy as np
+
+from mpicnn.comm.mesh import Link, Mesh
 from mpicnn.comm.redistribution import redistribute
 from mpicnn.division.move import SUM
-from mpicnn.division.program import Chain, Compute, Redistribute, Transfer
+from mpicnn.division.program import (
+    EXAMPLES,
+    Accumulate,
+    Backward,
+    Call,
+    Forward,
+    Free,
+    Loss,
+    Operation,
+    Program,
+    Receive,
+    Rows,
+    Send,
+    Slot,
+    Start,
+    Store,
+    Sum,
+    Update,
+    Wait,
+)
 from mpicnn.layers.base import Context
+from mpicnn.layers.loss import SoftmaxCrossEntropy
 from mpicnn.ops.interface import Array, Backend
-from mpicnn.step.gradients import GradientReducer
+from mpicnn.step.state import Arrays, State
 from mpicnn.step.timing import StepTimer
-from mpicnn.step.weights import FetchedWeights
 
 
-@dataclass
-class Cursor:
-    """Hold how far a pass over a chain has come: its value before step `at`, and its tape.
-
-    `pending` is the value on its way to other ranks or from them, where that was started and not
-    yet waited for.
-    """
-
-    chain: Chain
-    value: Array
-    at: int = 0
-    tape: list[Any] = field(default_factory=list)
-    pending: Pending | None = None
-
-
-@dataclass
-class Interpreter:
-    """Carry out the steps of chains, forward and backward, for one batch.
-
-    `home` takes the gradients; None where nothing is learnt.
-    """
+@dataclass(frozen=True)
+class Tools:
+    """Hold what a rank computes and communicates with."""
 
     mesh: Mesh
     ops: Backend
     timer: StepTimer
     seed: int
-    weights: FetchedWeights
-    count: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Hold a batch: the examples that this rank reads, the labels of all, the step's number.
+
+    `train` says whether layers behave as in training.
+    """
+
+    x: Array
+    labels: Array
     step: int = 0
-    home: GradientReducer | None = None
-    transfers: list[Pending] = field(default_factory=list)
+    train: bool = False
 
-    def forward(self, cursor: Cursor, to_feed: bool = False) -> None:
-        """Go forward to the chain's end, or `to_feed`: only until what feeds it has started."""
-        steps, feed = cursor.chain.steps, cursor.chain.feed
-        if to_feed and feed is None:
-            return
-        while cursor.at < len(steps):
-            item = steps[cursor.at]
-            if isinstance(item, Compute):
-                cursor.tape.append(self._layer_forward(item, cursor))
-            else:
-                if cursor.pending is None:
-                    self._start(cursor, item, forward=True)
-                    if to_feed and cursor.at == feed:
-                        return
-                self._end(cursor, item, forward=True)
-                cursor.tape.append(None)
-            cursor.at += 1
 
-    def backward(self, cursor: Cursor, stop: int, to_feed: bool = False) -> None:
-        """Go back to step `stop`, or `to_feed`: only until the way back of its feed has started."""
-        while cursor.at > stop:
-            at = cursor.at - 1
-            item = cursor.chain.steps[at]
-            if isinstance(item, Compute):
-                self._layer_backward(item, cursor)
-            else:
-                if cursor.pending is None:
-                    self._start(cursor, item, forward=False)
-                    if to_feed and at == cursor.chain.feed:
-                        return
-                self._end(cursor, item, forward=False)
-            cursor.at = at
+@dataclass
+class Totals:
+    """Sum this rank's losses, and count answers that were right (top-1, top-5).
 
-    def post_receives(self, cursors: Sequence[Cursor], turns: Sequence[tuple[str, int]]) -> None:
-        """Post receives for what another stage will send in these turns."""
-        for direction, index in turns:
-            cursor, forward = cursors[index], direction == "F"
-            steps = cursor.chain.steps if forward or cursor.chain.back_to < cursor.at else ()
-            item = steps[0 if forward else -1] if steps else None
-            if isinstance(item, Transfer) and item.out != forward:
-                self._start(cursor, item, forward)
+    They are copied from the device while it computes: reading them waits for these copies only.
+    """
 
-    def finish_sends(self) -> None:
-        """Wait until all messages to other stages have been sent."""
-        waiting = self.timer.begin("stages", "communication", "messages to other stages")
-        for pending in self.transfers:
-            if not pending.poll():
-                pending.wait()
-        self.transfers.clear()
-        self.timer.end(waiting)
+    parts: list[Callable[[], Array]] = field(default_factory=list)
 
-    def _start(self, cursor: Cursor, item: Redistribute | Transfer, forward: bool) -> None:
-        starting = self.timer.begin(item.name, "communication", item.detail(forward))
-        if isinstance(item, Transfer):
-            cursor.pending = self._transfer(cursor.value, item, forward)
+    def __iadd__(self, other: Totals) -> Totals:
+        self.parts += other.parts
+        return self
+
+    def read(self) -> Array:
+        """Return loss, top-1 and top-5: float64 (3,)."""
+        return np.sum([np.zeros(3), *(part() for part in self.parts)], axis=0)
+
+
+class Interpreter:
+    """Run a program's operations for one batch.
+
+    `learn` changes parameters in place by the gradients given, where the program says so. `totals`
+    and `answers`, (loss, logits), are filled meanwhile.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        program: Program,
+        state: State,
+        batch: Batch,
+        learn: Callable[[Arrays], None] | None = None,
+    ) -> None:
+        self.mesh, self.ops, self.timer = tools.mesh, tools.ops, tools.timer
+        self.seed, self.program, self.batch, self.learn = tools.seed, program, batch, learn
+        self.totals = Totals()
+        self.answers: list[tuple[Loss, Array]] = []
+        self.values: list[Any] = [None] * program.slots
+        self.values[EXAMPLES] = batch.x
+        homes = state.params | state.buffers
+        for name, slot in program.homes.items():
+            self.values[slot] = homes[name]
+        self._loss = SoftmaxCrossEntropy()
+        self._do: dict[type, Callable[[Any], None]] = {
+            Start: self._start, Wait: self._wait, Forward: self._forward, Backward: self._backward,
+            Loss: self._lose, Rows: self._rows, Store: self._store, Accumulate: self._accumulate,
+            Sum: self._sum, Send: self._send, Receive: self._receive, Update: self._update,
+            Free: self._free,
+        }  # fmt: skip
+
+    def run(self, ops: Iterable[Operation]) -> None:
+        """Carry out operations in order."""
+        do = self._do
+        for op in ops:
+            do[type(op)](op)
+
+    def _start(self, op: Start) -> None:
+        mark = self.timer.begin(op.name, "communication", op.detail)
+        group = self.mesh.axes[op.hop.axis]
+        x = self.values[op.x]
+        self.values[op.y] = redistribute(group, op.hop.move, x, op.hop.shape)
+        self.timer.end(mark)
+
+    def _wait(self, op: Wait) -> None:
+        mark = self.timer.begin(op.name, "communication", op.detail)
+        pending = self.values[op.y]
+        self.values[op.y] = pending.wait()
+        self.timer.transferred(op.name, pending.began, pending.ended)
+        self.timer.end(mark)
+
+    def _forward(self, op: Forward) -> None:
+        call = op.call
+        mark = self.timer.begin(call.name, call.category, "forward")
+        if call.idle:
+            y, saved = self.ops.xp.empty(call.y_shape, self._dtype(op.x[0])), None
         else:
-            group = self.mesh.axes[item.hop.axis]
-            move = item.hop.move if forward else item.hop.move.adjoint
-            cursor.pending = redistribute(group, move, cursor.value, item.hop.shape)
-        self.timer.end(starting)
-
-    def _transfer(self, value: Array, item: Transfer, forward: bool) -> Pending:
-        """Begin to send `value` to another stage, or to receive its successor."""
-        link = self.mesh.behind if item.out else self.mesh.before
-        assert link is not None
-        if item.out != forward:
-            pending = link.receive(item.shape, value.dtype)
-            self.transfers.append(pending)
-            return pending
-        self.transfers.append(link.send(value))
-        return Pending.done(value[:0])
-
-    def _end(self, cursor: Cursor, item: Redistribute | Transfer, forward: bool) -> None:
-        waiting = self.timer.begin(item.name, "communication", item.detail(forward))
-        assert cursor.pending is not None
-        cursor.value = cursor.pending.wait()
-        self.timer.transferred(item.name, cursor.pending.began, cursor.pending.ended)
-        cursor.pending = None
-        self.timer.end(waiting)
-
-    def _poll(self) -> None:
-        """Let MPI make progress with what travels beside the computation."""
-        if not (self.transfers or self.mesh.engine.busy):
-            return
-        polling = self.timer.begin("progress", "communication")
-        self.mesh.engine.poll()
-        self.transfers = [pending for pending in self.transfers if not pending.poll()]
-        self.timer.end(polling)
-
-    def _layer_forward(self, item: Compute, cursor: Cursor) -> Any:
-        """Run a layer on the cursor's value; return what its backward pass needs."""
-        p = self.weights.of(item)
-        computing = self.timer.begin(item.name, item.category, "forward")
-        saved = None
-        if item.idle:
-            cursor.value = self.ops.xp.empty(item.y_shape, cursor.value.dtype)
-        else:
-            run = self._run(item, need_dx=True)
-            cursor.value, saved = item.layer.forward(self.ops, cursor.value, p, run)
-        self.timer.end(computing)
-        self._poll()
-        return saved
-
-    def _layer_backward(self, item: Compute, cursor: Cursor) -> None:
-        """Run a layer backward on the cursor's value and send its gradients home."""
-        p = self.weights.of(item)
-        computing = self.timer.begin(item.name, item.category, "backward")
-        dx: Array | None
-        if item.idle:
-            learnt = {s: a for s, a in p.items() if item.weights[s] not in self.weights.buffers}
-            grads = {short: self.ops.xp.zeros_like(a) for short, a in learnt.items()}
-            dx = self.ops.xp.empty(item.x_shape, cursor.value.dtype)
-        else:
-            assert self.home is not None
-            run = self._run(item, need_dx=not item.first)
-            run.sums = self.home.sums(item.weights)
-            dx, grads = item.layer.backward(
-                self.ops, cursor.value, cursor.tape[cursor.at - 1], p, run
+            y, saved = call.layer.forward(
+                self.ops, self._inputs(call, op.x), self._here(op.use), self._context(call)
             )
-        cursor.tape[cursor.at - 1] = None
-        if dx is not None:
-            cursor.value = dx
-        self.timer.end(computing)
-        assert self.home is not None
-        self.home.add({item.weights[short]: g for short, g in grads.items()})
+        self.values[op.y] = y
+        if op.saved is not None:
+            self.values[op.saved] = saved
+        self.timer.end(mark)
         self._poll()
 
-    def _run(self, item: Compute, need_dx: bool) -> Context:
+    def _backward(self, op: Backward) -> None:
+        call, values = op.call, self.values
+        mark = self.timer.begin(call.name, call.category, "backward")
+        dy, p = values[op.dy], self._here(op.use)
+        before = {s: values[g] for s, g in op.grads.items() if values[g] is not None}
+        if call.idle:
+            grads = {short: self.ops.xp.zeros_like(p[short]) for short in op.grads}
+            found: Any = [self.ops.xp.empty(shape, dy.dtype) for shape in call.x_shapes]
+        else:
+            context = self._context(call)
+            context.sums = before
+            found, grads = call.layer.backward(self.ops, dy, values[op.saved], p, context)
+            found = found if call.layer.joins else [found]
+        for slot, dx in zip(op.dx, found or (), strict=False):
+            if slot is not None:
+                values[slot] = dx
+        self.timer.end(mark)
+        mark = self.timer.begin("gradients", "other")
+        for short, slot in op.grads.items():
+            kept, g = before.get(short), grads[short]
+            if kept is not None and kept is not g:
+                g += kept
+            values[slot] = g
+        self.timer.end(mark)
+        self._poll()
+
+    def _lose(self, op: Loss) -> None:
+        logits = self.values[op.x]
+        if op.dx is None:
+            self.answers.append((op, logits))
+            return
+        mark = self.timer.begin("loss", "other")
+        some, saved = self.lose(op, logits)
+        self.totals += some
+        self.values[op.dx] = self._loss.backward(self.ops, saved, self.program.count)
+        self.timer.end(mark)
+
+    def lose(self, op: Loss, logits: Array) -> tuple[Totals, Any]:
+        """Return the totals of some answers, and what their gradient is made of."""
+        sums, saved = self._loss.forward(self.ops, logits, self.batch.labels[op.labels])
+        return Totals([self.ops.fetch(sums)]), saved
+
+    def _rows(self, op: Rows) -> None:
+        self.values[op.y] = self.values[op.x][op.rows]
+
+    def _store(self, op: Store) -> None:
+        x = self.values[op.x]
+        if self.values[op.y] is None:
+            self.values[op.y] = self.ops.xp.zeros(op.shape, x.dtype)
+        self.values[op.y][op.rows] = x
+
+    def _accumulate(self, op: Accumulate) -> None:
+        mark = self.timer.begin("gradients", "other")
+        if op.y == op.to:
+            self.values[op.y] += self.values[op.x]
+        else:
+            self.values[op.y] = self.values[op.to] + self.values[op.x]
+        self.timer.end(mark)
+
+    def _sum(self, op: Sum) -> None:
+        mark = self.timer.begin("gradients", "communication", "sum over the ranks")
+        group, values = self.mesh.group(op.axes), self.values
+        flat = group.xp.concatenate([group.flat(values[slot]) for slot in op.x])
+        at = 0
+        for slot in op.x:
+            g = values[slot]
+            values[slot] = flat[at : at + g.size].reshape(g.shape)
+            at += g.size
+        values[op.y] = self.mesh.engine.add(group.allreduce(flat), lambda: flat)
+        self.timer.end(mark)
+
+    def _send(self, op: Send) -> None:
+        mark = self.timer.begin(op.name, "communication", op.detail)
+        self.values[op.y] = self._link(op.back).send(self.values[op.x], op.number)
+        self.timer.end(mark)
+
+    def _receive(self, op: Receive) -> None:
+        mark = self.timer.begin(op.name, "communication", op.detail)
+        link = self._link(not op.back)
+        self.values[op.y] = link.receive(op.shape, self.batch.x.dtype, op.number)
+        self.timer.end(mark)
+
+    def _link(self, before: bool) -> Link:
+        link = self.mesh.before if before else self.mesh.behind
+        assert link is not None
+        return link
+
+    def _update(self, op: Update) -> None:
+        assert self.learn is not None
+        self.learn({name: self.values[slot] * op.scale for name, slot in op.grads.items()})
+
+    def _free(self, op: Free) -> None:
+        for slot in op.slots:
+            self.values[slot] = None
+
+    def _inputs(self, call: Call, slots: tuple[Slot, ...]) -> Any:
+        return [self.values[slot] for slot in slots] if call.layer.joins else self.values[slots[0]]
+
+    def _here(self, use: Any) -> Arrays:
+        return {short: self.values[slot] for short, slot in use.items()}
+
+    def _dtype(self, slot: Slot) -> Any:
+        return self.values[slot].dtype
+
+    def _context(self, call: Call) -> Context:
         return Context(
-            train=self.home is not None,
-            step=self.step,
+            train=self.batch.train,
+            step=self.batch.step,
             seed=self.seed,
-            layer=item.index,
-            count=self.count,
-            positions=item.positions,
-            channels=item.channels,
-            need_dx=need_dx,
-            batch_sum=lambda partial: self._sum(item, partial),
-            joined=item.joined,
+            layer=call.index,
+            count=self.program.count,
+            positions=call.positions,
+            channels=call.channels,
+            need_dx=call.need_dx,
+            batch_sum=lambda partial: self._batch_sum(call, partial),
+            joined=call.joined,
         )
 
-    def _sum(self, item: Compute, partial: Array) -> Array:
-        for axis in item.sum_axes:
+    def _batch_sum(self, call: Call, partial: Array) -> Array:
+        for axis in call.sum_axes:
             group = self.mesh.axes[axis]
             partial = redistribute(group, SUM, partial, partial.shape).wait()
         return partial
+
+    def _poll(self) -> None:
+        """Let MPI make progress with what travels beside the computation."""
+        if self.mesh.engine.busy:
+            mark = self.timer.begin("progress", "communication")
+            self.mesh.engine.poll()
+            self.timer.end(mark)

@@ -45,7 +45,7 @@ def survey(name, precision):
     """Yield layer, kind and number of engines for every convolution of a network."""
     device = cudnn.create_device_properties(json.dumps(H200))
     model = models.load(name, *natural(name))
-    for (layer_name, layer), shape in zip(model.layers, model.shapes(), strict=False):
+    for (layer_name, layer), shape in zip(model.layers, model.fed, strict=True):
         if not isinstance(layer, Conv):
             continue
         w = layer.params(shape)["w"].shape

@@ -6,7 +6,7 @@ import pytest
 from mpicnn import ops as backends
 from mpicnn.comm.mesh import Mesh
 from mpicnn.devices.choice import Device
-from mpicnn.division.compile import compile
+from mpicnn.division.compile import Options, compile
 from mpicnn.division.placement import region
 from mpicnn.division.plan import LayerPlan, Plan, equal_shares
 from mpicnn.division.presets import PRESETS, preset
@@ -30,6 +30,7 @@ from mpicnn.step.state import initial_state
 
 CLASSES, BATCH, RAGGED, STEPS, SEED = 5, 11, 2, 20, 3
 IMAGE = (3, 9, 7)
+SMALL = Options(bucket=64)
 
 
 def network(normalised=True):
@@ -85,11 +86,11 @@ def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll",
     ops = device.ops
     mesh = Mesh(comm, plan.grid, plan.depth, progress, device.wires)
     model = model or network()
-    runner = Executor(mesh, ops, SEED, bucket=512)
-    programs = {n: compile(model, plan, mesh.coords, n, mesh.stage) for n in (BATCH, RAGGED)}
+    runner = Executor(mesh, ops, SEED)
+    programs = {n: compile(model, plan, mesh.coords, n, mesh.stage, SMALL) for n in (BATCH, RAGGED)}
     if comm.Get_rank() == 0:
         for count in programs:
-            check(all_programs(model, plan, count))
+            check(all_programs(model, plan, count, SMALL))
     weights = programs[BATCH].weights
     state = initial_state(weights, mesh.coords, SEED, dtype).on(ops)
     specs = {w.name: w.param for w in weights}

@@ -9,7 +9,7 @@ from oracle import run_ranks
 from plan_cases import whole
 
 from mpicnn.comm.mesh import Mesh
-from mpicnn.division.compile import compile
+from mpicnn.division.compile import Options, compile
 from mpicnn.division.placement import region
 from mpicnn.division.plan import INPUT, LOSS, LayerPlan, Plan
 from mpicnn.division.presets import PRESETS, preset
@@ -20,13 +20,17 @@ from mpicnn.errors import UserError
 from mpicnn.forecast.cost import step_costs
 from mpicnn.layers import (
     LRN,
+    Add,
     AvgPool,
     BatchNorm,
+    Concat,
     Conv,
     Dropout,
     Flatten,
+    GlobalAvgPool,
     Linear,
     MaxPool,
+    Multiply,
     ReLU,
 )  # fmt: skip
 from mpicnn.models import Model
@@ -37,6 +41,7 @@ from mpicnn.step.state import initial_state
 
 OPS = load("numpy")
 CLASSES, SEED = 5, 7
+SMALL = Options(bucket=32)
 
 
 @dataclass
@@ -48,12 +53,12 @@ class Case:
     batches: tuple[int, int]
 
 
-def draw(seed):
-    """Return the case of a seed."""
+def draw(seed, graph=False):
+    """Return the case of a seed: a chain of layers, or a `graph`."""
     rng = np.random.default_rng(seed)
     # batch normalisation sees the whole batch at once: it forbids rounds and micro-batches
     normalised = bool(rng.random() < 0.4)
-    model = draw_model(rng, normalised)
+    model = (draw_graph if graph else draw_model)(rng, normalised)
     plan = draw_plan(rng, model, cut=not normalised or rng.random() < 0.1)
     batch = int(rng.integers(1, 18) if rng.random() < 0.1 else rng.integers(4, 18))
     return Case(model, plan, (batch, int(rng.integers(1, batch + 1))))
@@ -78,6 +83,50 @@ def draw_model(rng, normalised):
             layers.append((f"behind{number}", layer))
     layers.append(("last", Linear(CLASSES, bias=bool(rng.integers(2)))))
     return Model("random", image, tuple(layers))
+
+
+def draw_graph(rng, normalised, most=14):
+    """Return a network whose layers read any earlier ones: skips, branches, gates, joins."""
+    image = (int(rng.integers(1, 4)), int(rng.integers(5, 9)), int(rng.integers(5, 9)))
+    shapes, layers, unread = {"input": image}, [], {"input"}
+
+    def put(layer, *inputs):
+        fed = tuple(shapes[name] for name in inputs)
+        name = f"layer{len(layers)}"
+        shapes[name] = layer.out_shape(fed if layer.joins else fed[0])
+        layers.append((name, layer, inputs))
+        unread.difference_update(inputs)
+        unread.add(name)
+        return name
+
+    for _ in range(int(rng.integers(2, most))):
+        names = list(shapes)
+        name = names[-1] if rng.random() < 0.5 else str(rng.choice(names))
+        shape = shapes[name]
+        alike = [n for n in names if shapes[n] == shape]
+        near = [n for n in names if shapes[n][1:] == shape[1:]]
+        draw = rng.random()
+        if draw < 0.25 and len(alike) > 1:
+            put(Add(), *map(str, rng.choice(alike, int(rng.integers(2, 4)))))
+        elif draw < 0.4 and len(near) > 1:
+            put(Concat(), *map(str, rng.choice(near, 2)))
+        elif draw < 0.5:
+            put(Multiply(), name, put(GlobalAvgPool(), name))
+        else:
+            layer = _image_layer(rng, shape, normalised)
+            if shape[1:] == (1, 1) and getattr(layer, "padding", (0, 0)) != (0, 0):
+                continue  # all of its outputs are the bias: what is largest is up to rounding
+            try:
+                put(layer, name)
+            except UserError:
+                continue
+    ends = [put(GlobalAvgPool(), n) if shapes[n][1:] != (1, 1) else n for n in sorted(unread)]
+    y = put(Flatten(), put(Concat(), *ends) if len(ends) > 1 else ends[0])
+    if rng.random() < 0.6:
+        y = put(Linear(6), y)
+        y = put(Add(), y, put(ReLU(), put(Linear(6), y)))
+    put(Linear(CLASSES), y)
+    return Model("graph", image, tuple(layers))
 
 
 def _image_layer(rng, shape, normalised):
@@ -136,8 +185,8 @@ def _shares(rng, ranks):
 def train(comm, case, plan, backend=OPS):
     """Return losses, parts of the final state, and bytes sent and predicted on this rank."""
     mesh = Mesh(comm, plan.grid, plan.depth)
-    executor = Executor(mesh, backend, SEED, bucket=256)
-    programs = [compile(case.model, plan, mesh.coords, n, mesh.stage) for n in case.batches]
+    executor = Executor(mesh, backend, SEED)
+    programs = [compile(case.model, plan, mesh.coords, n, mesh.stage, SMALL) for n in case.batches]
     weights = programs[0].weights
     state = initial_state(weights, mesh.coords, SEED, np.float64)
     specs = {w.name: w.param for w in weights}
@@ -164,7 +213,7 @@ def refusal(case):
     try:
         check_batch(case.model, case.plan, case.batches[0])
         for count in case.batches:
-            check(all_programs(case.model, case.plan, count))
+            check(all_programs(case.model, case.plan, count, SMALL))
     except UserError as error:
         return str(error)
     return ""

@@ -1,0 +1,183 @@
+"""Put the journeys of parameters and gradients between the operations that need and make them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from math import prod
+
+from mpicnn.division.placement import local_shape
+from mpicnn.division.program import (
+    Backward,
+    Forward,
+    Free,
+    Hop,
+    Operation,
+    Slot,
+    Start,
+    Sum,
+    Update,
+    Wait,
+    WeightLayout,
+)
+
+
+@dataclass
+class Journey:
+    """Follow an array over hops from slot to slot."""
+
+    name: str
+    hops: tuple[Hop, ...]
+    slots: tuple[Slot, ...]
+    back: bool = False
+    begun: int = 0
+    ended: int = 0
+
+    def begin(self) -> Iterator[Operation]:
+        """Yield what starts the first hop."""
+        self.ended = self.begun = 0
+        yield self._start()
+
+    def end(self) -> Iterator[Operation]:
+        """Yield what waits for the last hop, starting those in between."""
+        while self.ended < len(self.hops):
+            if self.begun == self.ended:
+                yield self._start()
+            begun = Start(self.name, self.hops[self.ended], 0, 0, self.back)
+            self.ended += 1
+            yield Wait(self.name, self.slots[self.ended], begun.detail, self.back)
+
+    def _start(self) -> Operation:
+        at, self.begun = self.begun, self.begun + 1
+        return Start(self.name, self.hops[at], self.slots[at], self.slots[at + 1], self.back)
+
+
+def fetched(
+    ops: Iterable[Operation],
+    weights: Mapping[str, WeightLayout],
+    homes: Mapping[str, Slot],
+    use: Mapping[str, Slot],
+    numbers: count[int],
+) -> Iterator[Operation]:
+    """Yield operations, and between them what carries parameters from home to where they are used.
+
+    All set out at once; each is waited for before its first use. After an update they set out anew.
+    """
+    journeys = {
+        name: Journey(
+            w.layer, w.fetch, (homes[name], *(next(numbers) for _ in w.fetch[1:]), use[name])
+        )
+        for name, w in weights.items()
+        if w.fetch
+    }
+    for journey in journeys.values():
+        yield from journey.begin()
+    for op in ops:
+        if isinstance(op, Forward | Backward):
+            for name in op.call.weights.values():
+                if name in journeys:
+                    yield from journeys[name].end()
+        yield op
+        if isinstance(op, Update):
+            for name in op.grads:
+                if name in journeys:
+                    yield from journeys[name].begin()
+
+
+@dataclass
+class Gradients:
+    """Bring gradients home as soon as they are complete.
+
+    Those that need a plain sum over the same ranks share a message of at least `limit` items; the
+    others travel one by one. All ranks do so in the same order, so that their collectives match.
+    `grads` are the slots where they are made; `home` those where they arrive.
+    """
+
+    weights: Mapping[str, WeightLayout]
+    grads: Mapping[str, Slot]
+    coords: Sequence[int]
+    limit: int
+    numbers: count[int]
+    home: dict[str, Slot] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.home = {
+            name: slot if self._stays(self.weights[name]) else next(self.numbers)
+            for name, slot in self.grads.items()
+        }
+        self.open: dict[tuple[int, ...], list[str]] = {}
+        self.travelling: list[Journey] = []
+        self.summing: list[Sum] = []
+
+    @staticmethod
+    def _stays(weight: WeightLayout) -> bool:
+        return not weight.bring or bool(weight.summed)
+
+    def brought(self, ops: Iterable[Operation]) -> Iterator[Operation]:
+        """Yield operations, and between them what brings gradients home."""
+        listed = list(ops)
+        missing = _contributions(listed)
+        updates = 0
+        for op in listed:
+            if isinstance(op, Update):
+                updates += 1
+                yield from self._finish()
+                yield Update({name: self.home[name] for name in op.grads}, op.scale)
+                yield Free((*op.grads.values(), *(self.home[name] for name in op.grads)))
+                continue
+            yield op
+            if isinstance(op, Backward):
+                for short in op.grads:
+                    name = op.call.weights[short]
+                    missing[updates, name] -= 1
+                    if not missing[updates, name]:
+                        yield from self._send(name)
+        yield from self._finish()
+
+    def _send(self, name: str) -> Iterator[Operation]:
+        weight = self.weights[name]
+        if weight.summed:
+            names = self.open.setdefault(weight.summed, [])
+            names.append(name)
+            if sum(map(self._items, names)) >= self.limit:
+                yield self._close(weight.summed)
+        elif weight.bring:
+            between = (next(self.numbers) for _ in weight.bring[1:])
+            slots = (self.grads[name], *between, self.home[name])
+            journey = Journey(weight.layer, weight.bring, slots, back=True)
+            self.travelling.append(journey)
+            yield from journey.begin()
+
+    def _items(self, name: str) -> int:
+        weight = self.weights[name]
+        return prod(local_shape(weight.param.shape, weight.use, self.coords))
+
+    def _close(self, axes: tuple[int, ...]) -> Sum:
+        names = tuple(self.open.pop(axes))
+        slots = tuple(self.grads[name] for name in names)
+        self.summing.append(Sum(names, axes, slots, next(self.numbers)))
+        return self.summing[-1]
+
+    def _finish(self) -> Iterator[Operation]:
+        """Yield what waits for all that is under way, and sends what has not been sent."""
+        for axes in list(self.open):
+            yield self._close(axes)
+        for journey in self.travelling:
+            yield from journey.end()
+        for bucket in self.summing:
+            yield Wait("gradients", bucket.y, "sum over the ranks", back=True)
+        self.travelling, self.summing = [], []
+
+
+def _contributions(ops: Sequence[Operation]) -> Counter[tuple[int, str]]:
+    """Return how often each gradient is added to, by the number of updates before."""
+    found: Counter[tuple[int, str]] = Counter()
+    updates = 0
+    for op in ops:
+        if isinstance(op, Update):
+            updates += 1
+        elif isinstance(op, Backward):
+            found.update((updates, op.call.weights[short]) for short in op.grads)
+    return found

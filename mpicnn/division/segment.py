@@ -1,0 +1,389 @@
+"""Write down the operations of some layers on some examples: forward, and back in reverse.
+
+A value that several layers read is moved once for each layout in which they want it. Its gradient
+is the sum of what comes back: contributions that lie alike are added before they travel.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING
+
+from mpicnn.division.layout import Site
+from mpicnn.division.placement import Layout, Shape, local_shape, region
+from mpicnn.division.plan import LOSS
+from mpicnn.division.program import (
+    Accumulate,
+    Backward,
+    Call,
+    Forward,
+    Hop,
+    Loss,
+    Operation,
+    Positions,
+    Slot,
+    Start,
+    Wait,
+)
+from mpicnn.division.propagation import LayerDivision
+from mpicnn.division.strategy import BATCH, CHANNEL
+from mpicnn.errors import UserError
+from mpicnn.layers.activation import ReLU
+from mpicnn.layers.conv import Conv
+from mpicnn.layers.linear import Linear
+
+if TYPE_CHECKING:
+    from mpicnn.models import Model
+
+
+@dataclass(frozen=True)
+class Value:
+    """Hold how a value lies: its whole shape, its layout, and the slot of the part here."""
+
+    shape: Shape
+    layout: Layout
+    slot: Slot = -1
+
+
+Wish = tuple[object, ...]
+"""What a reader asks of a value's layout, in terms that are the same on all ranks.
+
+Two wishes may come to one layout on some ranks and not on others; to take them for one wish there
+would have ranks begin other collectives.
+"""
+
+
+@dataclass(frozen=True)
+class Lying:
+    """Hold how a layer wants what it reads, and how its output lies, of whole shape `y_shape`."""
+
+    x: tuple[Layout, ...]
+    wishes: tuple[Wish, ...]
+    y_shape: Shape
+    y: Layout
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Hold what layer `name`, or the loss, wants of a value."""
+
+    name: str
+    wish: Wish
+    layout: Layout
+
+
+@dataclass
+class Network:
+    """Know a network's layouts at one place of the mesh, and number the slots of its program.
+
+    `weights` holds the full names of every layer's parameters and buffers by their short ones.
+    """
+
+    model: Model
+    site: Site
+    divisions: dict[str, LayerDivision]
+    weights: dict[str, dict[str, str]] = field(default_factory=dict)
+    grads: dict[str, Slot] = field(default_factory=dict)
+    use: dict[str, Slot] = field(default_factory=dict)
+    numbers: count[int] = field(default_factory=lambda: count(1))
+
+    def slot(self) -> Slot:
+        """Return a new slot."""
+        return next(self.numbers)
+
+    def lie(self, values: dict[int, Value], index: int) -> Lying:
+        """Return how a layer's inputs are to lie, some layouts of `values` being known.
+
+        Raises UserError where its channels are too few for the ranks that share them.
+        """
+        name, layer = self.model.layers[index]
+        sources = [values[v] for v in self.model.sources[index]]
+        division = self.divisions[name]
+        y_shape = (sources[0].shape[0], *self.model.shapes[index + 1])
+        try:
+            if division.follows:
+                x = (sources[0].layout,) * len(sources)
+            else:
+                x = tuple(self.site.input_layout(s.shape, division) for s in sources)
+            wish = self.wish(name, self.model.sources[index][0])
+            y = self.site.output_layout(x[0], y_shape, division)
+            return Lying(x, (wish,) * len(sources), y_shape, y)
+        except ValueError as error:
+            w = layer.params(self.model.fed[index]).get("w")
+            what = f"{name}.w of shape {w.shape}" if w else f"the channels of layer {name}"
+            raise UserError(
+                f"plan: {what} cannot be shared: {error}; "
+                "give the ranks that shall stay idle a share of 0"
+            ) from None
+
+    def wish(self, name: str, first: int) -> Wish:
+        """Return what a layer wants of the values that it reads, `first` and others."""
+        division = self.divisions[name]
+        if division.follows:
+            return "as", first
+        rows = (
+            (row.x, row.alone, shares)
+            for row, shares in zip(division.rows, division.shares, strict=True)
+        )
+        return "by", *rows
+
+    def lie_all(self, values: dict[int, Value], indices: Iterable[int]) -> dict[int, Lying]:
+        """Return how some layers lie, one after another, and note it in a copy of `values`."""
+        known, found = dict(values), {}
+        for index in indices:
+            found[index] = lying = self.lie(known, index)
+            known[index + 1] = Value(lying.y_shape, lying.y)
+        return found
+
+    def loss(self, logits: Value) -> Reader:
+        """Return how the loss wants the logits."""
+        division, wish = self.divisions[LOSS], self.wish(LOSS, len(self.model.layers))
+        if division.follows:
+            return Reader(LOSS, wish, logits.layout)
+        return Reader(LOSS, wish, self.site.input_layout(logits.shape, division))
+
+
+OWN: Wish = ()
+"""The wish for a value as it lies."""
+
+
+@dataclass
+class Copy:
+    """Follow a value, or a gradient, on its way to another layout, in slot after slot."""
+
+    name: str
+    hops: tuple[Hop, ...]
+    slots: list[Slot]
+    back: bool
+    ended: int = 0
+
+
+@dataclass
+class Contributions:
+    """Count what is still to be added to a gradient in one layout; `slot` is what is there.
+
+    `owned` says that nobody else holds its array.
+    """
+
+    missing: int
+    slot: Slot | None = None
+    owned: bool = False
+
+
+Key = tuple[int, Wish]
+
+
+class Segment:
+    """Write the operations of the layers `indices` for the examples at `positions` of the batch.
+
+    `values` are known when it begins, by number. Operations go to the list `ops`, which whoever
+    calls may change in between. `outside` says of which values gradients come from elsewhere too,
+    and how many times.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        indices: range,
+        values: dict[int, Value],
+        positions: Positions,
+        outside: Counter[int],
+        loss: bool = False,
+    ) -> None:
+        self.network, self.indices, self.positions = network, indices, positions
+        self.model, self.site = network.model, network.site
+        self.coords = self.site.coords
+        self.values = dict(values)
+        self.ops: list[Operation] = []
+        self.lying = network.lie_all(values, indices)
+        self.readers: dict[int, list[Reader]] = {}
+        for index in indices:
+            lies, name = self.lying[index], self.model.layers[index][0]
+            for value, wish, layout in zip(
+                self.model.sources[index], lies.wishes, lies.x, strict=True
+            ):
+                self.readers.setdefault(value, []).append(Reader(name, wish, layout))
+        if loss:
+            ends = self.lying.get(indices.stop - 1)
+            logits = Value(ends.y_shape, ends.y) if ends else values[indices.stop]
+            self.readers.setdefault(indices.stop, []).append(network.loss(logits))
+        self.copies: dict[Key, Copy] = {}
+        self.returning: dict[int, list[Copy]] = {}
+        self.saved: dict[int, tuple[Call, Slot]] = {}
+        self.outside = outside
+        self.sums: dict[Key, Contributions] = {}
+
+    def begin(self, value: int) -> None:
+        """Start a value's ways to all layouts in which it is wanted."""
+        for reader in self.readers.get(value, []):
+            key, hops = (value, reader.wish), self._route(value, reader)
+            if hops and key not in self.copies:
+                slots = [self.values[value].slot]
+                self.copies[key] = self._depart(Copy(reader.name, hops, slots, back=False))
+
+    def _route(self, value: int, reader: Reader) -> tuple[Hop, ...]:
+        held = self.values[value]
+        return self.site.route(held.shape, held.layout, reader.layout)
+
+    def _depart(self, copy: Copy) -> Copy:
+        """Start the last hop, after all before it.
+
+        Where hops begin must not depend on how many there are: along one axis ranks begin the same
+        ones in the same order, though some have hops along another axis and some have none.
+        """
+        for hop in copy.hops:
+            self._arrive(copy)
+            copy.slots.append(self.network.slot())
+            self.ops.append(Start(copy.name, hop, copy.slots[-2], copy.slots[-1], copy.back))
+        return copy
+
+    def _arrive(self, copy: Copy) -> Slot:
+        """Wait for the end of what has begun and return where it is."""
+        while copy.ended + 1 < len(copy.slots):
+            x, y = copy.slots[copy.ended : copy.ended + 2]
+            begun = Start(copy.name, copy.hops[copy.ended], x, y, copy.back)
+            self.ops.append(Wait(copy.name, y, begun.detail, copy.back))
+            copy.ended += 1
+        return copy.slots[-1]
+
+    def fetch(self, value: int, wish: Wish) -> Slot:
+        """Return the slot of a value as it is wanted, waiting where it is on its way."""
+        copy = self.copies.get((value, wish))
+        return self._arrive(copy) if copy else self.values[value].slot
+
+    def forward(self, indices: Iterable[int]) -> None:
+        """Write the forward pass of some of the layers."""
+        for index in indices:
+            lying = self.lying[index]
+            x = tuple(map(self.fetch, self.model.sources[index], lying.wishes))
+            y, saved = self.network.slot(), self.network.slot()
+            self.values[index + 1] = Value(lying.y_shape, lying.y, y)
+            call = self._call(index)
+            use = {short: self.network.use[full] for short, full in call.weights.items()}
+            learns = self.model.learns[index + 1]
+            self.ops.append(Forward(call, x, y, saved if learns else None, use))
+            if learns:
+                self.saved[index] = call, saved
+            self.begin(index + 1)
+
+    def lose(self) -> None:
+        """Write the loss, of logits that are there."""
+        last = len(self.model.layers)
+        (reader,) = (reader for reader in self.readers[last] if reader.name == LOSS)
+        x, dx = self.fetch(last, reader.wish), self.network.slot()
+        lo, hi = region(self.values[last].shape, reader.layout, self.coords)[BATCH]
+        self.ops.append(Loss(x, dx, self.positions[lo:hi]))
+        if self.model.learns[last]:
+            self.contribute(last, reader.wish, dx)
+
+    def contribute(self, value: int, wish: Wish, slot: Slot) -> None:
+        """Add an array to a value's gradient in the dual of the layout that was wished for.
+
+        What is complete in another layout than the value's own sets out.
+        """
+        copy = self.copies.get((value, wish))
+        key = (value, wish if copy else OWN)
+        if key not in self.sums:
+            self.sums[key] = Contributions(self._expected(*key))
+        found = self.sums[key]
+        if found.slot is None:
+            found.slot = slot
+        else:
+            # the first array may be another one's too: what an addition gives back for both inputs
+            total = found.slot if found.owned else self.network.slot()
+            self.ops.append(Accumulate(slot, found.slot, total))
+            found.slot, found.owned = total, True
+        found.missing -= 1
+        if copy and not found.missing:
+            hops = tuple(hop.adjoint for hop in reversed(copy.hops))
+            back = self._depart(Copy(copy.name, hops, [found.slot], back=True))
+            self.returning.setdefault(value, []).append(back)
+
+    def _expected(self, value: int, wish: Wish) -> int:
+        """Return how many contributions a value's gradient has in one layout."""
+        copied = [r.wish for r in self.readers.get(value, []) if (value, r.wish) in self.copies]
+        if wish != OWN:
+            return copied.count(wish)
+        near = len(self.readers.get(value, [])) - len(copied)
+        return near + len(set(copied)) + self.outside[value]
+
+    def gradient(self, value: int) -> Slot:
+        """Return the slot of a value's whole gradient, waiting for what is on its way."""
+        for copy in self.returning.pop(value, []):
+            self.contribute(value, OWN, self._arrive(copy))
+        found = self.sums[value, OWN]
+        assert found.slot is not None and not found.missing
+        return found.slot
+
+    def backward(self, indices: Sequence[int]) -> None:
+        """Write the backward pass of some of the layers, given in the order of the forward pass."""
+        for index in reversed(indices):
+            if index not in self.saved:
+                continue
+            dy = self.gradient(index + 1)
+            call, saved = self.saved.pop(index)
+            wanted = [self.model.learns[value] for value in self.model.sources[index]]
+            dx = tuple(self.network.slot() if want else None for want in wanted)
+            use = {short: self.network.use[full] for short, full in call.weights.items()}
+            grads = {
+                short: self.network.grads[full]
+                for short, full in call.weights.items()
+                if full in self.network.grads
+            }
+            self.ops.append(Backward(call, dy, dx, saved, use, grads))
+            places = zip(self.model.sources[index], self.lying[index].wishes, dx, strict=True)
+            for value, wish, slot in places:
+                if slot is not None:
+                    self.contribute(value, wish, slot)
+
+    def _call(self, index: int) -> Call:
+        name, layer = self.model.layers[index]
+        lying = self.lying[index]
+        rows = self.network.divisions[name].rows
+        box = region(lying.y_shape, lying.y, self.coords)
+        shapes = (self.values[value].shape for value in self.model.sources[index])
+        return Call(
+            name=name,
+            layer=layer,
+            index=index,
+            x_shapes=tuple(
+                local_shape(shape, layout, self.coords)
+                for shape, layout in zip(shapes, lying.x, strict=True)
+            ),
+            y_shape=local_shape(lying.y_shape, lying.y, self.coords),
+            positions=self.positions[slice(*box[BATCH])],
+            channels=box[CHANNEL],
+            weights=self.network.weights[name],
+            sum_axes=tuple(
+                a for a, row in enumerate(rows) if row.shares_batch and self.site.plan.grid[a] > 1
+            ),
+            idle=any(row.alone and at > 0 for row, at in zip(rows, self.coords, strict=True)),
+            need_dx=any(self.model.learns[value] for value in self.model.sources[index]),
+            joined=self._joined(index),
+        )
+
+    def _joined(self, index: int) -> bool:
+        """Say whether a layer is a contraction or the ReLU behind it that go forward in one pass.
+
+        Nothing else reads what is between them. Classes derived from these may do something else.
+        """
+        layers = [layer for _, layer in self.model.layers]
+        if type(layers[index]) is ReLU:
+            (value,) = self.model.sources[index]
+        else:
+            value = index + 1
+        pair = value - 1, value
+        return (
+            pair[0] in self.lying
+            and pair[1] in self.lying
+            and type(layers[pair[0]]) in (Conv, Linear)
+            and type(layers[pair[1]]) is ReLU
+            and self.model.sources[pair[1]] == (value,)
+            and sum(value in values for values in self.model.sources) == 1
+            and not self.site.route(
+                self.lying[pair[0]].y_shape, self.lying[pair[0]].y, self.lying[pair[1]].x[0]
+            )
+        )
