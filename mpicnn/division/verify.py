@@ -88,13 +88,6 @@ def _stage_of(item: tuple[Place, Program]) -> int:
     return item[0][0]
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """What a layer's forward pass leaves for its backward pass."""
-
-    call: Call
-
-
 class _Rank:
     """Follow one rank's slots through its program: shapes of what is there, or is on its way."""
 
@@ -128,14 +121,15 @@ class _Rank:
     def _read(self, slot: Slot, at: str, shape: object = None) -> object:
         if slot == EXAMPLES:
             return None
-        _demand(slot in self.there, f"{self.where}: {at} reads slot {slot}, which holds nothing")
+        if slot not in self.there:
+            raise BrokenProgramError(f"{self.where}: {at} reads slot {slot}, which holds nothing")
         found = self.there[slot]
         if slot in self.stored:
             rows = self.stored.pop(slot)
             whole = isinstance(found, tuple) and rows == found[0]
             _demand(whole, f"{self.where}: {at} reads {found}, of which {rows} rows are stored")
-        fits = shape is None or found is None or found == shape
-        _demand(fits, f"{self.where}: {at} reads {shape}, but the value is {found}")
+        if shape is not None and found is not None and found != shape:
+            raise BrokenProgramError(f"{self.where}: {at} reads {shape}, but the value is {found}")
         return found
 
     def _do(self, op: Operation) -> None:
@@ -201,13 +195,13 @@ class _Rank:
             _demand(fits, f"{self.where}: {call.name}: positions are not its rows")
             self.there[op.y] = call.y_shape
             if op.saved is not None:
-                self.there[op.saved] = _Saved(call)
+                self.there[op.saved] = call
         else:
             self._back(op, call)
 
     def _back(self, op: Backward, call: Call) -> None:
         self._read(op.dy, call.name, call.y_shape)
-        self._read(op.saved, call.name, _Saved(call))
+        _demand(self._read(op.saved, call.name) is call, f"{self.where}: {call.name}: another run")
         for dx, shape in zip(op.dx, call.x_shapes, strict=True):
             if dx is not None:
                 self.there[dx] = shape
