@@ -14,9 +14,15 @@ from oracle import run_ranks
 from random_cases import SMALL, alone, compare_with_one_rank, draw, refusal, train
 
 from mpicnn.division.compile import compile
+from mpicnn.division.operations import (
+    Accumulate,
+    Forward,
+    Receive,
+    Send,
+    Start,
+)
 from mpicnn.division.plan import LayerPlan, Plan, equal_shares
 from mpicnn.division.presets import preset
-from mpicnn.division.program import Accumulate, Forward, Receive, Send, Start
 from mpicnn.errors import UserError
 from mpicnn.layers import Add, Concat, Context, Conv, Flatten, GlobalAvgPool, Linear, Multiply, ReLU
 from mpicnn.models import Model, load

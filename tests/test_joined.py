@@ -10,9 +10,12 @@ from mpi4py import MPI
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.compile import compile
+from mpicnn.division.operations import (
+    Backward,
+    Forward,
+)
 from mpicnn.division.plan import LayerPlan, Plan, equal_shares
 from mpicnn.division.presets import PRESETS, preset
-from mpicnn.division.program import Backward, Forward
 from mpicnn.layers import BatchNorm, Conv, Flatten, Linear, MaxPool, ReLU
 from mpicnn.models import Model
 from mpicnn.ops.window import Window

@@ -8,8 +8,8 @@ import pytest
 
 from mpicnn import models
 from mpicnn.division.compile import compile
+from mpicnn.division.operations import Start
 from mpicnn.division.presets import preset
-from mpicnn.division.program import Start
 from mpicnn.forecast.cost import step_costs
 
 RANKS = (2, 4, 8, 16, 32, 64)

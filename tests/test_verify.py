@@ -7,9 +7,7 @@ import pytest
 from plan_cases import BATCH, make, network
 
 from mpicnn.division.move import Move
-from mpicnn.division.placement import Replicated, Split
-from mpicnn.division.plan import Plan, equal_shares
-from mpicnn.division.program import (
+from mpicnn.division.operations import (
     Backward,
     Forward,
     Loss,
@@ -21,6 +19,8 @@ from mpicnn.division.program import (
     Sum,
     Wait,
 )
+from mpicnn.division.placement import Replicated, Split
+from mpicnn.division.plan import Plan, equal_shares
 from mpicnn.division.verify import BrokenProgramError, all_programs, check
 
 PLAIN = network(normalised=False)

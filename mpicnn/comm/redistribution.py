@@ -9,6 +9,7 @@ from types import ModuleType
 from mpicnn.comm.mesh import Group, Mesh
 from mpicnn.comm.pending import Pending
 from mpicnn.division.move import Move
+from mpicnn.division.operations import Hop
 from mpicnn.division.placement import (
     Box,
     Partial,
@@ -20,7 +21,6 @@ from mpicnn.division.placement import (
     slices,
     volume,
 )
-from mpicnn.division.program import Hop
 from mpicnn.ops.interface import Array
 
 

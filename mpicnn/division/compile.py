@@ -11,31 +11,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpicnn.division.layout import Site
-from mpicnn.division.order import Gradients, fetched
-from mpicnn.division.placement import local_shape, region, weighted_bounds
-from mpicnn.division.plan import INPUT, Plan
-from mpicnn.division.program import (
+from mpicnn.division.network import Network, Value
+from mpicnn.division.operations import (
     EXAMPLES,
-    Backward,
-    Forward,
     Operation,
     Positions,
-    Program,
     Receive,
     Rows,
     Send,
     Slot,
-    Store,
-    Update,
     Wait,
-    WeightLayout,
-    with_frees,
 )
+from mpicnn.division.order import Gradients, fetched
+from mpicnn.division.placement import local_shape, region, weighted_bounds
+from mpicnn.division.plan import INPUT, Plan
+from mpicnn.division.program import Program, WeightLayout, with_frees
 from mpicnn.division.propagation import propagate
-from mpicnn.division.schedule import Part, parts, turns
-from mpicnn.division.segment import OWN, Network, Segment, Value
+from mpicnn.division.rounds import write_rounds
+from mpicnn.division.schedule import turns
+from mpicnn.division.segment import OWN, Segment
 from mpicnn.division.strategy import BATCH
-from mpicnn.errors import UserError
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
@@ -192,7 +187,7 @@ class _Builder:
         self._forward(segment, forward)
         segment.ops = backward.ops
         if self.rounds:
-            self._rounds(segment, count)
+            write_rounds(segment, range(self.head, self.stop), self._learnt_by_round(), count)
         elif self.last:
             segment.forward(range(self.head, self.stop))
             segment.lose()
@@ -247,97 +242,10 @@ class _Builder:
         segment.ops.append(send)
         self.sends.append(Wait(name, send.y, send.detail, back))
 
-    def _rounds(self, body: Segment, count: int) -> None:
-        """Write the head's rounds.
-
-        While a round computes, the next one's feed and the last one's gradient travel (OWT).
-        """
-        crossing = self.model.crossing(self.head)
-        if len(crossing) > 1:
-            raise UserError(
-                f"plan: scheme ({self.plan.scheme}) needs a stage that begins where one layer "
-                f"alone feeds those behind, unlike {self.model.layers[self.head][0]}; use scheme a "
-                "or another stage"
-            )
-        (entry,) = crossing
-        held = body.values[entry]
-        division = list(self.network.divisions.values())[entry]
-        gradient = self.network.slot()
-        found = [
-            self._round(body, entry, part, gradient)
-            for part in parts(self.plan, division, held.layout, held.shape, self.coords)
-        ]
-        names = [name for name, w in self.weights.items() if self._in_head(w) and not w.buffer]
-        body.ops += found[0].feed
-        returning: list[Operation] = []
-        for this, following in zip(found, [*found[1:], None], strict=True):
-            body.ops += [*(following.feed if following else ()), *this.ops]
-            if self.options.by_round:
-                grads = {name: self.network.grads[name] for name in names}
-                body.ops.append(Update(grads, count / this.count))
-            body.ops += returning
-            returning = this.returning
-        body.ops += returning
-        if self.model.learns[entry]:
-            body.contribute(entry, OWN, gradient)
-
-    def _in_head(self, weight: WeightLayout) -> bool:
-        names = {name for name, _ in self.model.layers[self.head :]}
-        return weight.layer in names
-
-    def _round(self, body: Segment, entry: int, part: Part, gradient: Slot) -> Round:
-        """Return what one run of the head does; its entry's gradient goes to its rows of a slot."""
-        held = body.values[entry]
-        shape = (part.positions.size, *held.shape[1:])
-        value = Value(shape, part.entry, self.network.slot())
-        head = Segment(
-            self.network, range(self.head, self.stop), {entry: value},
-            body.positions[part.positions], Counter(), loss=True,
-        )  # fmt: skip
-        head.ops.append(Rows(held.slot, value.slot, part.rows))
-        head.begin(entry)
-        head.forward(head.indices)
-        feed, rest = _cut_feed(head.ops)
-        head.ops = rest
-        head.lose()
-        behind = len(head.ops)
-        head.backward(head.indices)
-        if self.model.learns[entry]:
-            local = local_shape(held.shape, held.layout, self.coords)
-            head.ops.append(Store(head.gradient(entry), gradient, part.rows, local))
-        ops, returning = _cut_return(head.ops, behind)
-        return Round(part.positions.size, feed, ops, returning)
-
-
-@dataclass(frozen=True)
-class Round:
-    """Hold a run of the head on `count` examples: what feeds it, what it computes, and the end of
-    the way back of its gradient."""
-
-    count: int
-    feed: list[Operation]
-    ops: list[Operation]
-    returning: list[Operation]
-
-
-def _cut_feed(ops: list[Operation]) -> tuple[list[Operation], list[Operation]]:
-    """Return what may be done while another round computes, and the rest.
-
-    That is all up to the first wait, if no weights are in it: they may change between rounds, and
-    their gradients count once a round.
-    """
-    at = next((i for i, op in enumerate(ops) if isinstance(op, Wait)), 0)
-    weighted = any(isinstance(op, Forward) and op.use for op in ops[:at])
-    at = 0 if weighted else at
-    return ops[:at], ops[at:]
-
-
-def _cut_return(ops: list[Operation], behind: int) -> tuple[list[Operation], list[Operation]]:
-    """Return what a round computes, and what is left once its gradient is on its way back.
-
-    Nothing with weights is left.
-    """
-    weighted = [i for i, op in enumerate(ops) if isinstance(op, Backward) and op.grads]
-    last = max([behind - 1, *weighted])
-    at = next((i for i in range(last + 1, len(ops)) if isinstance(ops[i], Wait)), len(ops))
-    return ops[:at], ops[at:]
+    def _learnt_by_round(self) -> dict[str, Slot] | None:
+        """Return the slots of the head's gradients where it changes after every round."""
+        if not self.options.by_round:
+            return None
+        head = {name for name, _ in self.model.layers[self.head :]}
+        grads = self.network.grads.items()
+        return {name: slot for name, slot in grads if self.weights[name].layer in head}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpicnn.division.move import Move
+from mpicnn.division.operations import Hop
 from mpicnn.division.placement import (
     Bounds,
     Layout,
@@ -19,7 +20,7 @@ from mpicnn.division.placement import (
     weighted_bounds,
 )
 from mpicnn.division.plan import Plan
-from mpicnn.division.program import Hop, WeightLayout
+from mpicnn.division.program import WeightLayout
 from mpicnn.division.propagation import LayerDivision
 from mpicnn.division.strategy import CHANNEL, Row
 from mpicnn.layers.base import Param

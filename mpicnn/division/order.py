@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import prod
 
-from mpicnn.division.placement import local_shape
-from mpicnn.division.program import (
+from mpicnn.division.operations import (
     Backward,
     Forward,
     Free,
@@ -20,8 +19,9 @@ from mpicnn.division.program import (
     Sum,
     Update,
     Wait,
-    WeightLayout,
 )
+from mpicnn.division.placement import local_shape
+from mpicnn.division.program import WeightLayout
 
 
 @dataclass

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from math import prod
 
 from mpicnn.division.move import SUM
-from mpicnn.division.placement import local_shape
-from mpicnn.division.program import (
+from mpicnn.division.operations import (
     Backward,
     Call,
     Forward,
     Hop,
     Operation,
-    Program,
     Send,
     Start,
     Sum,
 )
+from mpicnn.division.placement import local_shape
+from mpicnn.division.program import Program
 from mpicnn.division.work import LayerWork, layer_work
 
 

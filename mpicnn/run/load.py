@@ -14,9 +14,9 @@ import numpy as np
 from mpicnn.checkpoint import Checkpoints, compare, read_meta
 from mpicnn.data.augment import augmentation
 from mpicnn.devices.choice import choose_device
+from mpicnn.division.operations import Positions
 from mpicnn.division.plan import Plan
 from mpicnn.division.planfile import load_plan, parse_plan, plan_ranks, saved_plan
-from mpicnn.division.program import Positions
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment

@@ -11,7 +11,7 @@ import numpy as np
 from mpicnn.comm.mesh import Link, Mesh
 from mpicnn.comm.redistribution import redistribute
 from mpicnn.division.move import SUM
-from mpicnn.division.program import (
+from mpicnn.division.operations import (
     EXAMPLES,
     Accumulate,
     Backward,
@@ -20,7 +20,6 @@ from mpicnn.division.program import (
     Free,
     Loss,
     Operation,
-    Program,
     Receive,
     Rows,
     Send,
@@ -31,6 +30,7 @@ from mpicnn.division.program import (
     Update,
     Wait,
 )
+from mpicnn.division.program import Program
 from mpicnn.layers.base import Context
 from mpicnn.layers.loss import SoftmaxCrossEntropy
 from mpicnn.ops.interface import Array, Backend
