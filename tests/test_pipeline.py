@@ -19,7 +19,7 @@ from mpicnn.division.stages import cut
 from mpicnn.errors import UserError
 from mpicnn.forecast.cost import step_costs
 from mpicnn.forecast.table import all_costs, plan_table
-from mpicnn.layers import AvgPool
+from mpicnn.layers import AvgPool, BatchNorm, Linear
 from mpicnn.models import Model
 from mpicnn.settings.groups import PlanChoice
 
@@ -200,6 +200,19 @@ def test_batch_normalisation_is_not_cut_up():
     with pytest.raises(UserError, match="layer bn1 normalises over the whole batch"):
         propagate(network(), pipeline(TWO, 2))
     propagate(network(), pipeline(TWO, 1))
+    propagate(network(), replace(pipeline(TWO, 2), batch_norm="micro"))
+    with pytest.raises(UserError, match="layer bn1 .* which scheme .c. would cut up; use scheme a"):
+        late = Model("late", (4,), (("fc1", Linear(3)), ("bn1", BatchNorm()), ("fc2", Linear(5))))
+        propagate(late, preset("owt", late, (2,), scheme="c"))
+
+
+def test_the_batch_norm_of_micro_batches_is_one_ranks_with_as_many():
+    parts = replace(preset("data", network(), (1,)), micro_batches=3, batch_norm="micro")
+    expected = run_ranks(1, lambda comm: train(comm, parts))
+    plan = replace(pipeline(THREE, 3, shares=((2, 1),)), batch_norm="micro")
+    compare(run_ranks(plan.ranks, lambda comm: train(comm, plan)), expected, 1e-12)
+    whole = one_rank(network())
+    assert abs(whole[0][0][1] - expected[0][0][1]) > 1e-6  # it is another training
 
 
 def test_a_stage_costs_what_its_layers_cost():

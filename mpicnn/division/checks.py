@@ -10,6 +10,7 @@ from mpicnn.division.plan import (
     HOMES,
     INPUT,
     LOSS,
+    NORMALISED,
     ORDERS,
     SCHEMES,
     SYNCS,
@@ -76,6 +77,9 @@ def _check_stages(model: Model, plan: Plan) -> None:
     """Raise UserError for stages, micro-batches or rounds that the network cannot run in."""
     if plan.order not in ORDERS:
         raise UserError(f"plan: order {plan.order!r} is not one of {', '.join(ORDERS)}")
+    if plan.batch_norm not in NORMALISED:
+        known = ", ".join(NORMALISED)
+        raise UserError(f"plan: batch_norm {plan.batch_norm!r} is not one of {known}")
     if plan.micro_batches < 1:
         raise UserError(f"plan: micro-batches must be at least 1, got {plan.micro_batches}")
     names = [name for name, _ in model.layers]
@@ -88,15 +92,17 @@ def _check_stages(model: Model, plan: Plan) -> None:
     starts = [names.index(name) for name in plan.stages]
     if starts != sorted(set(starts)):
         raise UserError(f"plan: stages {', '.join(plan.stages)} are not in the network's order")
-    parted = {"micro-batches above 1": 0} if plan.micro_batches > 1 else {}
+    parted = {}
+    if plan.micro_batches > 1 and plan.batch_norm == "batch":
+        parted["micro-batches above 1"] = 0, "micro-batches 1, or batch-norm micro for theirs"
     if plan.scheme != "a":
-        parted[f"scheme ({plan.scheme})"] = model.fc_start
-    for what, start in parted.items():
+        parted[f"scheme ({plan.scheme})"] = model.fc_start, "scheme a"
+    for what, (start, remedy) in parted.items():
         for (name, layer), shape in list(zip(model.layers, model.fed, strict=True))[start:]:
             if any(layer.batch_sums(shape)):
                 raise UserError(
                     f"plan: layer {name} normalises over the whole batch, which {what} would cut "
-                    "up; use micro-batches 1 and scheme a"
+                    f"up; use {remedy}"
                 )
 
 

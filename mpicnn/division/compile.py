@@ -57,7 +57,8 @@ def compile(
     Pure: the same on every rank and without MPI, so that prediction can look at all ranks.
     Raises UserError where the plan does not fit the network.
     """
-    return _Builder(model, plan, tuple(coords), stage, options).program(count)
+    network = Network(model, Site(plan, tuple(coords)), propagate(model, plan), count)
+    return _Builder(network, stage, options).program()
 
 
 @dataclass
@@ -69,13 +70,11 @@ class Turn:
 
 
 class _Builder:
-    def __init__(
-        self, model: Model, plan: Plan, coords: tuple[int, ...], stage: int, options: Options
-    ) -> None:
-        self.model, self.plan, self.coords, self.options = model, plan, coords, options
-        self.stage = stage
-        self.site = Site(plan, coords)
-        self.network = Network(model, self.site, propagate(model, plan))
+    def __init__(self, network: Network, stage: int, options: Options) -> None:
+        self.network, self.stage, self.options = network, stage, options
+        self.model, self.site = network.model, network.site
+        self.plan, self.coords = self.site.plan, self.site.coords
+        model, plan = self.model, self.plan
         names = [name for name, _ in model.layers]
         starts = [0, *(names.index(name) for name in plan.stages), len(names)]
         self.start, self.stop = starts[stage : stage + 2]
@@ -119,15 +118,16 @@ class _Builder:
         whole = (count, *self.model.input_shape)
         return Value(whole, self.site.input_layout(whole, self.network.divisions[INPUT]))
 
-    def program(self, count: int) -> Program:
-        """Return the program for a batch of `count` examples."""
+    def program(self) -> Program:
+        """Return the program for the batch."""
+        count = self.network.count
         bounds = weighted_bounds(count, (1.0,) * self.plan.micro_batches)
         cuts = [np.arange(lo, hi) for lo, hi in pairwise(bounds) if lo < hi]
         read: list[Positions] = []
         done: dict[tuple[str, int], Turn] = {}
         for index, positions in enumerate(cuts):
             mine, done["F", index], done["B", index] = self._micro_batch(
-                positions, sum(p.size for p in read), len(cuts) == 1, count
+                positions, sum(p.size for p in read), len(cuts) == 1
             )
             read.append(mine)
         order = [
@@ -155,7 +155,7 @@ class _Builder:
         )  # fmt: skip
 
     def _micro_batch(
-        self, positions: Positions, at: int, whole: bool, count: int
+        self, positions: Positions, at: int, whole: bool
     ) -> tuple[Positions, Turn, Turn]:
         """Return the examples that this rank reads of those at `positions`, and what it does with
         them forward and backward.
@@ -187,7 +187,7 @@ class _Builder:
         self._forward(segment, forward)
         segment.ops = backward.ops
         if self.rounds:
-            write_rounds(segment, range(self.head, self.stop), self._learnt_by_round(), count)
+            write_rounds(segment, range(self.head, self.stop), self._learnt_by_round())
         elif self.last:
             segment.forward(range(self.head, self.stop))
             segment.lose()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import count
 from typing import TYPE_CHECKING
 
 from mpicnn.division.layout import Site
@@ -58,16 +58,18 @@ class Reader:
 class Network:
     """Know a network's layouts at one place of the mesh, and number the slots of its program.
 
-    `weights` holds the full names of every layer's parameters and buffers by their short ones.
+    `count` examples are in the batch. `weights` holds the full names of every layer's parameters
+    and buffers by their short ones.
     """
 
     model: Model
     site: Site
     divisions: dict[str, LayerDivision]
+    count: int
     weights: dict[str, dict[str, str]] = field(default_factory=dict)
     grads: dict[str, Slot] = field(default_factory=dict)
     use: dict[str, Slot] = field(default_factory=dict)
-    numbers: count[int] = field(default_factory=lambda: count(1))
+    numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def slot(self) -> Slot:
         """Return a new slot."""

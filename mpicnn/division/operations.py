@@ -68,7 +68,8 @@ class Call:
     """Describe one run of a layer on this rank's part of its inputs.
 
     Shapes are local; `positions` are the places in the global batch of the local rows of y;
-    `channels` the local range of y's channels; `sum_axes` the mesh axes that divide the batch;
+    `channels` the local range of y's channels; `count` the examples of the batch, or micro-batch,
+    that are normalised together; `sum_axes` the mesh axes that divide the batch;
     `weights` the full names of the layer's parameters and buffers by their short ones; `idle` marks
     a rank that leaves the layer to another one; `need_dx` says whether a gradient of its inputs is
     wanted; `joined` a contraction and a ReLU behind it that go forward in one pass.
@@ -81,6 +82,7 @@ class Call:
     y_shape: Shape
     positions: Positions
     channels: tuple[int, int]
+    count: int
     weights: Mapping[str, str]
     sum_axes: tuple[int, ...]
     idle: bool

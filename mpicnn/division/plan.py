@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import get_args
 
-from mpicnn.settings.choices import Order, Scheme, Sync
+from mpicnn.settings.choices import Normalised, Order, Scheme, Sync
 
 Shares = tuple[float, ...]
 
 SCHEMES = get_args(Scheme)
 SYNCS = get_args(Sync)
 ORDERS = get_args(Order)
+NORMALISED = get_args(Normalised)
 HOMES = ("use", "first")
 INPUT, LOSS = "input", "loss"
 
@@ -49,7 +50,8 @@ class Plan:
 
     `stages` names the first layer of every pipeline stage after the first (survey): each stage has
     a grid of its own, and the batch passes through in `micro_batches` parts, in the order "1f1b"
-    or "gpipe" (`mpicnn.division.schedule`).
+    or "gpipe" (`mpicnn.division.schedule`). With `batch_norm` "micro" batch norm takes its
+    statistics of each of them; else ("batch") a network with batch norm has one alone.
     """
 
     grid: tuple[int, ...]
@@ -61,6 +63,7 @@ class Plan:
     stages: tuple[str, ...] = ()
     micro_batches: int = 1
     order: str = "1f1b"
+    batch_norm: str = "batch"
 
     @property
     def depth(self) -> int:

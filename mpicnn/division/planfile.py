@@ -35,6 +35,7 @@ _TOP = {
     "stages": list,
     "micro_batches": int,
     "order": str,
+    "batch_norm": str,
     "layers": dict,
 }
 MOST_SHARE = 1e100
@@ -49,10 +50,10 @@ def load_plan(
     """Return the plan that the settings ask for: a preset, or a TOML file that starts from one.
 
     The file may set `name`, `preset` (default "data"), `scheme`, `sync`, `grid`, `shares`,
-    `stages` (names of layers), `micro_batches`, `order`, and for any layer `[layers.NAME]` with
-    `split`, `shares` and `home`, as in `mpicnn.division.plan.LayerPlan`. `shares` is one list of
-    numbers, or one list per axis. What the file says goes before the settings, and `speeds`, one
-    weight for each rank of the last axis, before the settings' shares.
+    `stages` (names of layers), `micro_batches`, `order`, `batch_norm`, and for any layer
+    `[layers.NAME]` with `split`, `shares` and `home`, as in `mpicnn.division.plan.LayerPlan`.
+    `shares` is one list of numbers, or one list per axis. What the file says goes before the
+    settings, and `speeds`, one weight for each rank of the last axis, before the settings' shares.
     Raises UserError for anything that is not so, or does not suit the number of ranks.
     """
     if not asked.plan.endswith(".toml"):
@@ -175,6 +176,7 @@ def _divide(
         stages=tuple(stages),
         micro_batches=parts or (1 if depth == 1 else PARTS_PER_STAGE * depth),
         order=found.get("order", asked.order),
+        batch_norm=found.get("batch_norm", asked.batch_norm),
     )
 
 
@@ -234,6 +236,7 @@ def plan_toml(plan: Plan) -> str:
         f"stages = {json.dumps(plan.stages)}",
         f"micro_batches = {plan.micro_batches}",
         f'order = "{plan.order}"',
+        f'batch_norm = "{plan.batch_norm}"',
     ]
     for name, layer in plan.layers.items():
         lines += ["", f"[layers.{name}]", f'split = "{layer.split}"']

@@ -57,12 +57,12 @@ def _cut_return(ops: list[Operation], behind: int) -> tuple[list[Operation], lis
     return ops[:at], ops[at:]
 
 
-def write_rounds(body: Segment, head: range, learn: Mapping[str, Slot] | None, count: int) -> None:
+def write_rounds(body: Segment, head: range, learn: Mapping[str, Slot] | None) -> None:
     """Write the rounds of the layers `head` behind a `body` that has gone forward.
 
     While a round computes, the next one's feed and the last one's gradient travel (OWT). With
     `learn`, the head's gradients by name, its parameters change after every round, by gradients of
-    that round's mean loss; `count` examples are in the whole batch.
+    that round's mean loss.
     Raises UserError where the head is fed by several values, or not by a part of the batch.
     """
     model, plan = body.model, body.site.plan
@@ -85,7 +85,7 @@ def write_rounds(body: Segment, head: range, learn: Mapping[str, Slot] | None, c
     for this, following in zip(found, [*found[1:], None], strict=True):
         body.ops += [*(following.feed if following else ()), *this.ops]
         if learn is not None:
-            body.ops.append(Update(learn, count / this.count))
+            body.ops.append(Update(learn, body.network.count / this.count))
         body.ops += returning
         returning = this.returning
     body.ops += returning

@@ -84,6 +84,8 @@ class Segment:
         loss: bool = False,
     ) -> None:
         self.network, self.indices, self.positions = network, indices, positions
+        micro = network.site.plan.batch_norm == "micro"
+        self.count = positions.size if micro else network.count
         self.model, self.site = network.model, network.site
         self.coords = self.site.coords
         self.values = dict(values)
@@ -246,6 +248,7 @@ class Segment:
             y_shape=local_shape(lying.y_shape, lying.y, self.coords),
             positions=self.positions[slice(*box[BATCH])],
             channels=box[CHANNEL],
+            count=self.count,
             weights=self.network.weights[name],
             sum_axes=tuple(
                 a for a, row in enumerate(rows) if row.shares_batch and self.site.plan.grid[a] > 1

@@ -42,9 +42,10 @@ class Context:
 
     `positions` are the places in the global batch of the local rows (int64, one per row);
     `channels` is the half-open range of output channels (axis 1 of y) held here; `count` the
-    number of examples in the global batch; `batch_sum` sums a per-rank array over the ranks that
-    divide the batch between them and is the only way in which a layer sees other ranks. Under
-    `joined` a contraction does the forward pass of the ReLU behind it too, and that ReLU none.
+    number of examples, over all ranks, that are normalised together; `batch_sum` sums a per-rank
+    array over the ranks that divide the batch between them and is the only way in which a layer
+    sees other ranks. Under `joined` a contraction does the forward pass of the ReLU behind it too,
+    and that ReLU none.
     """
 
     train: bool

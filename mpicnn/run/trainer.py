@@ -126,6 +126,13 @@ class Trainer:
         before, now = (
             tomllib.loads(text) for text in (meta["plan"], plan_toml(self.distributed.plan))
         )
+        parts = ("batch_norm", "micro_batches")
+        if now["batch_norm"] == "micro" and any(before.get(k) != now[k] for k in parts):
+            raise UserError(
+                "batch-norm micro: the run depends on its micro-batches, so it goes on with those "
+                f"it began with: micro-batches {before['micro_batches']}, batch-norm "
+                f"{before.get('batch_norm', 'batch')}"
+            )
         rounds = ("scheme", "grid", "shares")
         if self.settings.fc_update == "round" and any(before[k] != now[k] for k in rounds):
             raise UserError(

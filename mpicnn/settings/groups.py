@@ -10,7 +10,15 @@ from typing import Literal
 
 from mpicnn.precision import Name as PrecisionName
 from mpicnn.settings.checks import devices_text, extents, path, rising, shares_text, stages_text
-from mpicnn.settings.choices import FcUpdate, Order, RateScheduleName, Scaling, Scheme, Sync
+from mpicnn.settings.choices import (
+    FcUpdate,
+    Normalised,
+    Order,
+    RateScheduleName,
+    Scaling,
+    Scheme,
+    Sync,
+)
 from mpicnn.settings.option import Options, option
 
 
@@ -171,6 +179,9 @@ class PlanChoice(Options):
         0, "parts into which a batch is cut", "N", ge=0, unset="1; 4 per stage of a pipeline"
     )
     order: Order = option("1f1b", "pipeline schedule of the micro-batches")
+    batch_norm: Normalised = option(
+        "batch", "what batch norm takes its statistics of: the whole batch, or each micro-batch"
+    )
     scheme: Scheme = option("a", "how fully connected layers get the batch (plan owt)")
     sync: Sync = option("allreduce", "how replicated weights are kept equal")
     bucket_mb: float = option(1.0, "size of the messages that gradients are joined in, MB", gt=0)

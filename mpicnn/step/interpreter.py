@@ -256,7 +256,7 @@ class Interpreter:
             step=self.batch.step,
             seed=self.seed,
             layer=call.index,
-            count=self.program.count,
+            count=call.count,
             positions=call.positions,
             channels=call.channels,
             need_dx=call.need_dx,

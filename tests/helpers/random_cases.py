@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from oracle import run_ranks
@@ -165,9 +165,10 @@ def draw_plan(rng, model, cut):
             split = "".join(str(rng.choice(letters(kind))) for _ in grid)
             own = tuple(_shares(rng, n) for n in grid) if rng.random() < 0.5 else None
             layers[layer] = LayerPlan(split, own, str(rng.choice(["use", "use", "first"])))
-    parts = int(rng.choice([1, 1, 2, 3])) if cut else 1
     order = str(rng.choice(["1f1b", "gpipe"]))
-    return Plan(grid, shares, layers, scheme, start.sync, name, stages, parts, order)
+    normalised = "micro" if rng.random() < 0.3 else "batch"
+    parts = int(rng.choice([1, 1, 2, 3])) if cut or normalised == "micro" else 1
+    return Plan(grid, shares, layers, scheme, start.sync, name, stages, parts, order, normalised)
 
 
 def _grid(rng, most):
@@ -220,8 +221,10 @@ def refusal(case):
 
 
 def alone(case):
-    """Return the plan of one rank that cuts the batch into the same micro-batches."""
-    return preset("data", case.model, (1,))
+    """Return the plan of one rank that normalises over the same parts of the batch."""
+    parts = case.plan.micro_batches if case.plan.batch_norm == "micro" else 1
+    plan = preset("data", case.model, (1,))
+    return replace(plan, micro_batches=parts, batch_norm=case.plan.batch_norm)
 
 
 def compare_with_one_rank(case):
