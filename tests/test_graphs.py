@@ -13,18 +13,25 @@ from backends import host
 from oracle import run_ranks
 from random_cases import SMALL, alone, compare_with_one_rank, draw, refusal, train
 
+from mpicnn.division.branches import branches, owners
 from mpicnn.division.compile import compile
-from mpicnn.division.operations import (
-    Accumulate,
-    Forward,
-    Receive,
-    Send,
-    Start,
-)
+from mpicnn.division.operations import Accumulate, Forward, Receive, Send, Start, Wait
+from mpicnn.division.placement import local_shape
 from mpicnn.division.plan import LayerPlan, Plan, equal_shares
 from mpicnn.division.presets import preset
 from mpicnn.errors import UserError
-from mpicnn.layers import Add, Concat, Context, Conv, Flatten, GlobalAvgPool, Linear, Multiply, ReLU
+from mpicnn.layers import (
+    Add,
+    Concat,
+    Context,
+    Conv,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool,
+    Multiply,
+    ReLU,
+)
 from mpicnn.models import Model, load
 
 IMAGE = (2, 6, 5)
@@ -192,6 +199,75 @@ def test_a_skip_passes_through_a_stage_that_does_not_read_it() -> None:
     case = replace(draw(0), model=model(*RESIDUAL), plan=replace(plan, micro_batches=3))
     case.batches = (7, 4)
     compare_with_one_rank(case)
+
+
+def inception(before: str, number: int) -> list[Any]:
+    """Return four branches of unlike length and what joins them."""
+    a, b, c, d = (f"{letter}{number}" for letter in "abcd")
+    return [
+        (a, Conv(4, 1), [before]),
+        (f"{b}-reduce", Conv(3, 1), [before]),
+        (b, Conv(5, 3, padding=1)),
+        (f"{c}-reduce", Conv(2, 1), [before]),
+        (c, Conv(3, 5, padding=2)),
+        (f"pool{number}", MaxPool(3, 1, padding=1), [before]),
+        (d, Conv(3, 1)),
+        (f"join{number}", Concat(), [a, b, c, d]),
+    ]
+
+
+BRANCHED = model(
+    ("stem", Conv(6, 3, padding=1)), *inception("stem", 1), *inception("join1", 2), *END,
+    image=(2, 9, 8),
+)  # fmt: skip
+TOWERS = model(
+    ("left", Conv(3, 3), ["input"]), ("left2", Conv(3, 1)), ("right", Conv(2, 3), ["input"]),
+    ("join", Concat(), ["left2", "right"]), *END,
+)  # fmt: skip
+
+
+def test_branches_hang_together_and_are_shared_out_by_their_work() -> None:
+    assert branches(TOWERS) == [[[0, 1], [2]]]
+    assert [[len(b) for b in place] for place in branches(BRANCHED)] == [[1, 2, 2, 2]] * 2
+    assert branches(model(*RESIDUAL)) == []  # the other way round the sum has no layers
+    assert owners(TOWERS, 2) == {"left": 0, "left2": 0, "right": 1}
+    found = owners(BRANCHED, 3)
+    assert found["b1"] == found["b1-reduce"] == 1 and found["c1"] == 0
+    assert {found[name] for name in ("a1", "d1")} == {2}
+    with pytest.raises(UserError, match="plan branches: graph has none"):
+        preset("branches", model(*RESIDUAL), (2,))
+
+
+@pytest.mark.parametrize("grid", [(2,), (3,), (2, 2)])
+@pytest.mark.parametrize("network", [BRANCHED, TOWERS], ids=["inception", "towers"])
+def test_branches_on_ranks_of_their_own_train_as_one_rank(
+    network: Model, grid: tuple[int, ...]
+) -> None:
+    plan = preset("branches", network, grid, sync="sharded")
+    compare_with_one_rank(replace(draw(0), model=network, plan=plan, batches=(11, 5)))
+
+
+def test_branches_compute_side_by_side() -> None:
+    """A rank begins its own branch without waiting for the end of another rank's."""
+    plan = preset("branches", TOWERS, (2,))
+    ops = compile(TOWERS, plan, (1,), 8, 0, SMALL).ops
+    begun: set[str] = set()
+    for op in ops:
+        if isinstance(op, Forward) and op.call.name == "right":
+            break
+        if isinstance(op, Wait):
+            begun.add(op.name)
+    assert begun == {"left", "right"}  # what enters the branches, and nothing that leaves them
+    weights = compile(TOWERS, plan, (1,), 8).weights
+    rows = {w.name: local_shape(w.param.shape, w.home, (1,))[0] for w in weights}
+    assert (rows["left.w"], rows["right.w"]) == (0, 2)  # a rank holds its own branch only
+
+
+def test_an_owner_must_be_there() -> None:
+    for split, message in (("m@2", "there is no rank 2 among 2"), ("n@1", "n has no owner")):
+        plan = Plan((2,), equal_shares((2,)), {"left": LayerPlan(split)})
+        with pytest.raises(UserError, match=f"layer left: split '{split}': {message}"):
+            compile(TOWERS, plan, (0,), 8)
 
 
 def test_inference_keeps_nothing_for_a_backward_pass() -> None:

@@ -17,7 +17,7 @@ from mpicnn.division.plan import (
     Plan,
     Shares,
 )
-from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters, rows
+from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters, names, row, rows
 from mpicnn.errors import UserError
 from mpicnn.text import one_of
 
@@ -46,17 +46,31 @@ def check_form(model: Model, plan: Plan) -> None:
         if name != INPUT and name not in kinds:
             known = ", ".join(kinds)
             raise UserError(f"{where}: {model.name} has no such layer; it has {known}")
-        able = letters(INPUT_KIND if name == INPUT else kinds[name])
-        if len(layer.split) != len(plan.grid) or any(a not in able for a in layer.split):
-            raise UserError(
-                f"{where}: split {layer.split!r} is not possible; "
-                f"expected {len(plan.grid)} letter(s) out of {', '.join(able)}"
-            )
+        _check_split(where, layer.split, INPUT_KIND if name == INPUT else kinds[name], plan.grid)
         if layer.home not in HOMES:
             raise UserError(f"{where}: home {layer.home!r} is not one of {', '.join(HOMES)}")
         if layer.shares is not None:
             check_shares(where, layer.shares, plan.grid)
     _check_groups(model, plan)
+
+
+def _check_split(where: str, split: str, kind: str, grid: Sequence[int]) -> None:
+    """Raise UserError unless a split has a letter that the kind of layer allows for each axis."""
+    able = letters(kind)
+    found = names(split)
+    if len(found) != len(grid) or any(name[:1] not in able for name in found):
+        raise UserError(
+            f"{where}: split {split!r} is not possible; "
+            f"expected {len(grid)} letter(s) out of {', '.join(able)}"
+        )
+    for name, ranks in zip(found, grid, strict=True):
+        letter, at, owner = name.partition("@")
+        if at and not row(kind, letter).alone:
+            raise UserError(f"{where}: split {split!r}: {letter} has no owner; only m@N has one")
+        if at and int(owner) >= ranks:
+            raise UserError(
+                f"{where}: split {split!r}: there is no rank {owner} among {ranks} along that axis"
+            )
 
 
 def _check_groups(model: Model, plan: Plan) -> None:
@@ -65,7 +79,7 @@ def _check_groups(model: Model, plan: Plan) -> None:
         asked = plan.layers.get(name)
         if asked is None or getattr(layer, "groups", 1) == 1:
             continue
-        if any(row.divides_inputs for row in rows(layer.kind, asked.split)):
+        if any(each.divides_inputs for each in rows(layer.kind, asked.split)):
             able = (a for a in letters(layer.kind) if not rows(layer.kind, a)[0].divides_inputs)
             raise UserError(
                 f"plan: layer {name}: a convolution in groups cannot divide its input channels; "

@@ -17,6 +17,7 @@ from mpicnn.division.placement import (
     Split,
     local_shape,
     on_first,
+    on_rank,
     weighted_bounds,
 )
 from mpicnn.division.plan import Plan
@@ -71,7 +72,7 @@ class Site:
         if dim is None or self.plan.grid[axis] == 1:
             return Replicated()
         if row.alone:
-            return Split(dim, on_first(extent[dim], self.plan.grid[axis]))
+            return Split(dim, on_rank(extent[dim], self.plan.grid[axis], row.owner))
         return Split(dim, weighted_bounds(extent[dim], shares, row.least))
 
     def _left(self, shape: Shape, outer: Sequence[Placement]) -> Shape:
@@ -114,7 +115,7 @@ class Site:
             return Replicated()
         dim = 0 if vector else row.w
         if row.alone:
-            return Split(dim, on_first(extent[dim], self.plan.grid[axis]))
+            return Split(dim, on_rank(extent[dim], self.plan.grid[axis], row.owner))
         if not isinstance(channels, Split):
             return Replicated()
         # nothing is left where an outer axis keeps the layer on its first rank

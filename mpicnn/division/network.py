@@ -106,7 +106,7 @@ class Network:
         if division.follows:
             return "as", first
         rows = (
-            (row.x, row.alone, shares)
+            (row.x, row.alone, row.owner, shares)
             for row, shares in zip(division.rows, division.shares, strict=True)
         )
         return "by", *rows

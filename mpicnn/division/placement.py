@@ -99,9 +99,14 @@ def weighted_bounds(n: int, weights: Sequence[float], least: int = 0) -> Bounds:
     return (0, *accumulate(share))
 
 
+def on_rank(n: int, ranks: int, owner: int) -> Bounds:
+    """Return the bounds that leave all `n` items on one of `ranks` ranks."""
+    return (*[0] * (owner + 1), *[n] * (ranks - owner))
+
+
 def on_first(n: int, ranks: int) -> Bounds:
     """Return the bounds that leave all `n` items on rank 0 of `ranks`."""
-    return (0, *([n] * ranks))
+    return on_rank(n, ranks, 0)
 
 
 def region(shape: Shape, layout: Layout, coords: Sequence[int]) -> Box:

@@ -28,8 +28,8 @@ class LayerDivision:
 
     @property
     def split(self) -> str:
-        """Return the letters, one per axis."""
-        return "".join(row.letter for row in self.rows)
+        """Return the names, one per axis."""
+        return "".join(row.name for row in self.rows)
 
 
 def propagate(model: Model, plan: Plan) -> dict[str, LayerDivision]:
@@ -65,7 +65,7 @@ def _divide(name: str, kind: str, plan: Plan, before: LayerDivision) -> LayerDiv
     if asked := plan.layers.get(name):
         return LayerDivision(rows(kind, asked.split), asked.shares or plan.shares, asked.home)
     able = () if kind == "contraction" else letters(kind)
-    kept = [row.follow if row.follow in able else None for row in before.rows]
+    kept = [row.follow if row.follow and row.follow[0] in able else None for row in before.rows]
     shares = (
         old if letter else new
         for letter, old, new in zip(kept, before.shares, plan.shares, strict=True)

@@ -253,7 +253,9 @@ class Segment:
             sum_axes=tuple(
                 a for a, row in enumerate(rows) if row.shares_batch and self.site.plan.grid[a] > 1
             ),
-            idle=any(row.alone and at > 0 for row, at in zip(rows, self.coords, strict=True)),
+            idle=any(
+                row.alone and at != row.owner for row, at in zip(rows, self.coords, strict=True)
+            ),
             need_dx=any(self.model.learns[value] for value in self.model.sources[index]),
             joined=self._joined(index),
         )

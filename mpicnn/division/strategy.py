@@ -9,6 +9,7 @@ n      | the batch             | data parallelism
 o      | the output channels   | filter parallelism (Marques), FC split by output (survey)
 c      | the input channels    | channel parallelism, FC split by input (survey)
 m      | nothing               | all of the layer on the first rank: the master (Marques, alg. 1)
+m@k    | nothing               | all of the layer on rank k of the axis: a branch (survey)
 r      | nothing               | all of the input on every rank
 
 What else the package wants to know of a letter, it asks its row: no letter stands elsewhere, but
@@ -17,7 +18,8 @@ in the presets, which are plans.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 BATCH, CHANNEL, OUT, IN = 0, 1, 0, 1
 INPUT_KIND, LOSS_KIND = "input", "examplewise"
@@ -30,7 +32,7 @@ class Row:
 
     `x`, `w` and `y` are the dimensions along which these are split; None is replicated. `total`
     marks that y is a pending sum, so that one rank alone may add the bias. `alone` leaves
-    everything on the first rank.
+    everything on one rank, the `owner`.
     """
 
     letter: str
@@ -39,6 +41,12 @@ class Row:
     y: int | None
     total: bool = False
     alone: bool = False
+    owner: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return what a plan calls it: the letter, with an owner that is not the first rank."""
+        return f"{self.letter}@{self.owner}" if self.owner else self.letter
 
     @property
     def shares_batch(self) -> bool:
@@ -65,17 +73,21 @@ class Row:
 
     @property
     def follow(self) -> str | None:
-        """Return the letter by which a layer behind keeps the layout of y; None where none does."""
+        """Return the name by which a layer behind keeps the layout of y; None where none does."""
         if self.total:  # a sum that is still to be made: no function of it may be taken
             return None
         kept = (r for r in _ROWS["channelwise"].values() if (r.x, r.alone) == (self.y, self.alone))
-        return next((r.letter for r in kept), None)
+        return next((replace(r, owner=self.owner).name for r in kept), None)
 
     @property
     def reads(self) -> str:
-        """Return the letter by which the input is read for a first layer of this letter."""
+        """Return the name by which the input is read for a first layer of this one."""
         rows = _ROWS[INPUT_KIND].values()
-        alike = (r.letter for r in rows if (r.y, r.alone) == (self.x, self.alone))
+        alike = (
+            replace(r, owner=self.owner).name
+            for r in rows
+            if (r.y, r.alone) == (self.x, self.alone)
+        )
         return next(alike, next(r.letter for r in rows if r.y is None))
 
     def length(self, batch: int, channels_in: int, channels_out: int) -> int:
@@ -117,6 +129,27 @@ def all_letters() -> tuple[str, ...]:
     return tuple(dict.fromkeys(a for kind in _ROWS if kind != INPUT_KIND for a in _ROWS[kind]))
 
 
+def names(split: str) -> list[str]:
+    """Return a plan's split axis by axis: ["n", "m@2"] of "nm@2".
+
+    What is none comes out as one name that no kind has.
+    """
+    found = re.findall(r"[a-z](?:@[0-9]+)?", split)
+    return found if "".join(found) == split else [split]
+
+
+def row(kind: str, name: str) -> Row:
+    """Return the row of a name such as "o" or "m@2".
+
+    Raises KeyError for one that the kind of layer does not have.
+    """
+    letter, _, owner = name.partition("@")
+    found = _ROWS[kind][letter]
+    if owner and not found.alone:
+        raise KeyError(name)
+    return replace(found, owner=int(owner or 0))
+
+
 def rows(kind: str, split: str) -> tuple[Row, ...]:
-    """Return the row of each letter of `split`; raises KeyError for one the kind does not have."""
-    return tuple(_ROWS[kind][letter] for letter in split)
+    """Return the row of each axis; raises KeyError for a name that the kind does not have."""
+    return tuple(row(kind, name) for name in names(split))

@@ -132,7 +132,7 @@ def _shares(model: Model, division: LayerDivision, name: str, batch: int) -> str
     for row, weights in zip(division.rows, division.shares, strict=True):
         length = row.length(batch, *_channels(model, name))
         if row.alone:
-            parts.append(f"{length} on the first")
+            parts.append(f"{length} on {f'rank {row.owner}' if row.owner else 'the first'}")
         elif row.divides:
             bounds = weighted_bounds(length, weights, row.least)
             parts.append(_run_lengths([hi - lo for lo, hi in pairwise(bounds)]))

@@ -149,7 +149,8 @@ class PlanChoice(Options):
 
     heading = "how the work is divided over ranks"
     plan: str = option(
-        "data", "preset data, owt, filter, fc-output, fc-input or master-worker, or FILE.toml",
+        "data",
+        "preset data, owt, filter, fc-output, fc-input, master-worker or branches, or FILE.toml",
         "PLAN", check=path, names_file=lambda value: value.endswith(".toml"),
     )  # fmt: skip
     shares: str = option(

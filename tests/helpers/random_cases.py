@@ -9,10 +9,11 @@ from oracle import run_ranks
 from plan_cases import whole
 
 from mpicnn.comm.mesh import Mesh
+from mpicnn.division.branches import branches
 from mpicnn.division.compile import Options, compile
 from mpicnn.division.placement import region
 from mpicnn.division.plan import INPUT, LOSS, LayerPlan, Plan
-from mpicnn.division.presets import PRESETS, preset
+from mpicnn.division.presets import BRANCHES, PRESETS, preset
 from mpicnn.division.propagation import check_batch
 from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters
 from mpicnn.division.verify import all_programs, check
@@ -156,19 +157,26 @@ def draw_plan(rng, model, cut):
     grid = tuple(int(n) for n in _grid(rng, 4 if not stages else 2))
     shares = tuple(_shares(rng, n) for n in grid)
     name, scheme = str(rng.choice(PRESETS)), str(rng.choice(["a", "a", "b", "c"]))
+    if branches(model) and rng.random() < 0.3:
+        name = BRANCHES
     scheme = scheme if cut and name not in ("fc-output", "master-worker") else "a"
     start = preset(name, model, grid, shares, scheme, str(rng.choice(["allreduce", "sharded"])))
     layers = dict(start.layers)
     kinds = {n: layer.kind for n, layer in model.layers} | {INPUT: INPUT_KIND, LOSS: LOSS_KIND}
     for layer, kind in kinds.items():
         if rng.random() < 0.25:
-            split = "".join(str(rng.choice(letters(kind))) for _ in grid)
+            split = "".join(_letter(rng, kind, ranks) for ranks in grid)
             own = tuple(_shares(rng, n) for n in grid) if rng.random() < 0.5 else None
             layers[layer] = LayerPlan(split, own, str(rng.choice(["use", "use", "first"])))
     order = str(rng.choice(["1f1b", "gpipe"]))
     normalised = "micro" if rng.random() < 0.3 else "batch"
     parts = int(rng.choice([1, 1, 2, 3])) if cut or normalised == "micro" else 1
     return Plan(grid, shares, layers, scheme, start.sync, name, stages, parts, order, normalised)
+
+
+def _letter(rng, kind, ranks):
+    letter = str(rng.choice(letters(kind)))
+    return f"{letter}@{rng.integers(ranks)}" if letter == "m" and rng.random() < 0.6 else letter
 
 
 def _grid(rng, most):
