@@ -36,7 +36,7 @@ def test_shares_are_within_one_of_the_exact_ones():
     for _ in range(200):
         weights = rng.random(rng.integers(1, 9)) + 1e-3
         n = int(rng.integers(0, 500))
-        shares = np.diff(weighted_bounds(n, weights.tolist()))
+        shares = np.diff(weighted_bounds(n, tuple(weights.tolist())))
         assert shares.sum() == n
         assert np.abs(shares - n * weights / weights.sum()).max() < 1
 

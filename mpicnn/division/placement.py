@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from math import isfinite, prod
 
@@ -59,11 +60,15 @@ class Split:
     def dual(self) -> Split:
         return self
 
+    def range(self, length: int, rank: int) -> tuple[int, int]:
+        """Return the half-open range that `rank` holds of the dimension, which has this length."""
+        if length != self.bounds[-1]:
+            raise ValueError(f"dimension {self.dim} of length {length} does not end {self.bounds}")
+        return self.bounds[rank], self.bounds[rank + 1]
+
     def box(self, shape: Shape, rank: int) -> Box:
         """Return the half-open range of every dimension that `rank` holds of `shape`."""
-        if shape[self.dim] != self.bounds[-1]:
-            raise ValueError(f"dimension {self.dim} of {shape} does not end at {self.bounds}")
-        mine = (self.bounds[rank], self.bounds[rank + 1])
+        mine = self.range(shape[self.dim], rank)
         return tuple(mine if d == self.dim else (0, n) for d, n in enumerate(shape))
 
 
@@ -73,7 +78,8 @@ Layout = tuple[Placement, ...]
 what the earlier one left, and its bounds count from there."""
 
 
-def weighted_bounds(n: int, weights: Sequence[float], least: int = 0) -> Bounds:
+@lru_cache(maxsize=1024)
+def weighted_bounds(n: int, weights: tuple[float, ...], least: int = 0) -> Bounds:
     """Divide `n` whole items over ranks in proportion to `weights`.
 
     Largest remainders decide the rounding (ties go to the lower rank), so every share is within
@@ -111,12 +117,13 @@ def on_first(n: int, ranks: int) -> Bounds:
 
 def region(shape: Shape, layout: Layout, coords: Sequence[int]) -> Box:
     """Return the range of every dimension of the whole tensor that lies at mesh `coords`."""
-    box = tuple((0, n) for n in shape)
+    box = [(0, n) for n in shape]
     for placement, rank in zip(layout, coords, strict=True):
-        extent = tuple(hi - lo for lo, hi in box)
-        inner = placement.box(extent, rank)
-        box = tuple((lo + a, lo + b) for (lo, _), (a, b) in zip(box, inner, strict=True))
-    return box
+        if isinstance(placement, Split):
+            lo, hi = box[placement.dim]
+            start, stop = placement.range(hi - lo, rank)
+            box[placement.dim] = lo + start, lo + stop
+    return tuple(box)
 
 
 def box_shape(box: Box) -> Shape:
