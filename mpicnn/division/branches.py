@@ -18,7 +18,7 @@ def branches(model: Model) -> list[list[list[int]]]:
     Between two neighbouring places where the network is one value wide, layers hang together that
     feed one another without the last one, which joins them. Several such groups are branches.
     """
-    narrow = [at for at in range(len(model.layers)) if len(model.crossing(at)) == 1]
+    narrow = [at for at, alone in enumerate(model.narrow) if alone]
     found = []
     for start, stop in pairwise([*narrow, len(model.layers)]):
         groups: list[set[int]] = []

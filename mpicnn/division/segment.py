@@ -265,19 +265,16 @@ class Segment:
 
         Nothing else reads what is between them. Classes derived from these may do something else.
         """
-        layers = [layer for _, layer in self.model.layers]
-        if type(layers[index]) is ReLU:
-            (value,) = self.model.sources[index]
-        else:
-            value = index + 1
+        layers = self.model.layers
+        value = index if type(layers[index][1]) is ReLU else index + 1
         pair = value - 1, value
         return (
             pair[0] in self.lying
             and pair[1] in self.lying
-            and type(layers[pair[0]]) in (Conv, Linear)
-            and type(layers[pair[1]]) is ReLU
+            and type(layers[pair[0]][1]) in (Conv, Linear)
+            and type(layers[pair[1]][1]) is ReLU
             and self.model.sources[pair[1]] == (value,)
-            and sum(value in values for values in self.model.sources) == 1
+            and self.model.readers[value] == 1
             and not self.site.route(
                 self.lying[pair[0]].y_shape, self.lying[pair[0]].y, self.lying[pair[1]].x[0]
             )

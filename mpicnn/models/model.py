@@ -54,7 +54,8 @@ class Model:
                 f"network {self.name}: {len(given)} layers, expected at most {MOST_LAYERS}"
             )
         self._check_names([node[0] for node in given])
-        sources = tuple(self._sources(at, given) for at in range(len(given)))
+        known = {IMAGES: 0} | {node[0]: at + 1 for at, node in enumerate(given)}
+        sources = tuple(self._sources(at, node, known) for at, node in enumerate(given))
         object.__setattr__(self, "layers", tuple((node[0], node[1]) for node in given))
         object.__setattr__(self, "sources", sources)
         self._check_sizes()
@@ -84,10 +85,9 @@ class Model:
                     "letters, digits, '_' or '-'"
                 )
 
-    def _sources(self, at: int, given: tuple[entry.Node, ...]) -> tuple[int, ...]:
-        """Return the numbers of the values that a layer reads."""
-        name, layer, *more = given[at]
-        known = {IMAGES: 0} | {node[0]: i + 1 for i, node in enumerate(given)}
+    def _sources(self, at: int, node: entry.Node, known: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the numbers of the values that a layer reads, given those of all `known`."""
+        name, layer, *more = node
         asked = tuple(more[0]) if more and more[0] else ()
         where = f"network {self.name}, layer {name}"
         for other in asked:
@@ -134,18 +134,40 @@ class Model:
         convolutions = [i for i, layer in enumerate(layers) if layer.convolves]
         behind = range(convolutions[-1] + 1 if convolutions else 0, len(layers))
         for at in behind:
-            if layers[at].kind == "contraction" and len(self.crossing(at)) == 1:
+            if layers[at].kind == "contraction" and self.narrow[at]:
                 flattens = [i for i in behind if i < at and isinstance(layers[i], Flatten)]
-                narrow = [i for i in flattens if len(self.crossing(i)) == 1]
-                return narrow[-1] if narrow else at
+                return next((i for i in reversed(flattens) if self.narrow[i]), at)
         return len(layers)
 
     def crossing(self, at: int) -> tuple[int, ...]:
         """Return the values from before layer `at` that it or later layers read, in order."""
-        if at == len(self.layers):
-            return (at,)
-        read = {value for values in self.sources[at:] for value in values if value <= at}
-        return tuple(sorted(read))
+        return tuple(value for value in range(at + 1) if self.last_read[value] >= at)
+
+    @cached_property
+    def readers(self) -> tuple[int, ...]:
+        """Return how many times each value is read, by layers and by the loss."""
+        found = Counter(value for values in self.sources for value in values)
+        last = len(self.layers)
+        return tuple(found[value] + (value == last) for value in range(last + 1))
+
+    @cached_property
+    def last_read(self) -> tuple[int, ...]:
+        """Return the last layer that reads each value; len(layers) is the loss."""
+        found = [len(self.layers)] * (len(self.layers) + 1)
+        for at, values in enumerate(self.sources):
+            for value in values:
+                found[value] = at
+        return tuple(found)
+
+    @cached_property
+    def narrow(self) -> tuple[bool, ...]:
+        """Say of every layer whether it and all behind read one value alone from before it."""
+        alive, found = 0, []
+        ends = Counter(self.last_read)
+        for at in range(len(self.layers)):
+            alive += 1 - (ends[at - 1] if at else 0)
+            found.append(alive == 1)
+        return tuple(found)
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
