@@ -18,6 +18,7 @@ from mpicnn.layers import (
     GlobalAvgPool,
     Linear,
     MaxPool,
+    MixedLabels,
     ReLU,
     SoftmaxCrossEntropy,
 )
@@ -177,6 +178,24 @@ def test_softmax_cross_entropy(ops):
     assert correct5 == (own > probability.min(axis=1)).sum()
     expected = (probability - np.eye(6)[labels]) / 20
     np.testing.assert_allclose(host(loss.backward(ops, saved, 20)), expected, rtol=0, atol=1e-15)
+
+
+def test_mixed_labels(ops):
+    """The loss is that of soft targets: weight for an image's own label, the rest for the other."""
+    rng = np.random.default_rng(3)
+    logits = rng.standard_normal((7, 6))
+    own, other = rng.integers(0, 6, (2, 9))
+    mixed = MixedLabels(own, other, 0.7)[1:8]
+    loss = SoftmaxCrossEntropy()
+    sums, saved = loss.forward(ops, ops.xp.asarray(logits), mixed)
+    odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    soft = 0.7 * np.eye(6)[own[1:8]] + 0.3 * np.eye(6)[other[1:8]]
+    best = np.eye(6)[odds.argmax(axis=1)]
+    # sums of seven terms of order 1 by other formulas
+    assert host(sums)[0] == pytest.approx(-(soft * np.log(odds)).sum(), abs=1e-13)
+    assert host(sums)[1] == pytest.approx((soft * best).sum(), abs=1e-13)
+    found = host(loss.backward(ops, saved, 20))
+    np.testing.assert_allclose(found, (odds - soft) / 20, rtol=0, atol=1e-15)
 
 
 def test_dropout_in_evaluation_changes_nothing(ops):

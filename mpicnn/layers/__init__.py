@@ -7,7 +7,7 @@ from mpicnn.layers.dropout import Dropout
 from mpicnn.layers.flatten import Flatten
 from mpicnn.layers.join import Add, Concat, Multiply
 from mpicnn.layers.linear import Linear
-from mpicnn.layers.loss import SoftmaxCrossEntropy
+from mpicnn.layers.loss import MixedLabels, SoftmaxCrossEntropy
 from mpicnn.layers.norm import LRN, BatchNorm
 from mpicnn.layers.pool import AvgPool, GlobalAvgPool, MaxPool
 
@@ -25,6 +25,7 @@ __all__ = [
     "Layer",
     "Linear",
     "MaxPool",
+    "MixedLabels",
     "Multiply",
     "Param",
     "ReLU",

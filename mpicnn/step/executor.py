@@ -10,6 +10,7 @@ import numpy as np
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.program import Program
 from mpicnn.job.activity import Activity
+from mpicnn.layers.loss import Labels
 from mpicnn.ops.interface import Array, Backend
 from mpicnn.step.interpreter import Batch, Interpreter, Tools, Totals
 from mpicnn.step.optimiser import Optimiser
@@ -38,7 +39,7 @@ class Executor:
         program: Program,
         optimiser: Optimiser,
         x: Array,
-        labels: Array,
+        labels: Labels,
         number: int,
         stop: bool = False,
     ) -> Array:
@@ -66,7 +67,7 @@ class Executor:
         program: Program,
         state: State,
         x: Array,
-        labels: Array,
+        labels: Labels,
         step: int,
         learn: Callable[[Arrays], None] | None = None,
     ) -> tuple[Arrays, Totals]:

@@ -32,7 +32,7 @@ from mpicnn.division.operations import (
 )
 from mpicnn.division.program import Program
 from mpicnn.layers.base import Context
-from mpicnn.layers.loss import SoftmaxCrossEntropy
+from mpicnn.layers.loss import Labels, SoftmaxCrossEntropy
 from mpicnn.ops.interface import Array, Backend
 from mpicnn.step.state import Arrays, State
 from mpicnn.step.timing import StepTimer
@@ -56,7 +56,7 @@ class Batch:
     """
 
     x: Array
-    labels: Array
+    labels: Labels
     step: int = 0
     train: bool = False
 
