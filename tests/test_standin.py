@@ -21,6 +21,11 @@ def stream():
         yield made
 
 
+def test_rows_of_an_array_of_one_row():
+    rows = cupy.asarray(np.zeros(3, np.int64))
+    np.testing.assert_array_equal(cupy.asarray(np.arange(4.0)[None])[rows].get()[2], np.arange(4.0))
+
+
 def test_host_arrays_do_not_mix():
     a, host = device_array(2, 3), np.ones((2, 3), np.float32)
     for mix in (

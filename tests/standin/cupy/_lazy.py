@@ -75,7 +75,9 @@ def _swap(value: Any, change: Callable[[ndarray], np.ndarray]) -> Any:
 
 
 def _dummy(array: ndarray) -> np.ndarray:
-    return np.broadcast_to(np.ones((), array.dtype), array.shape)
+    # 0 where it may be an index: that is there in any array that has items
+    one = np.ones((), array.dtype) * (array.dtype.kind not in "iu")
+    return np.broadcast_to(one.astype(array.dtype), array.shape)
 
 
 def _host(array: ndarray) -> np.ndarray:
