@@ -58,6 +58,11 @@ def draws(seed: int, purpose: str, step: int, index: NDArray[np.int64]) -> Words
     return philox4x32(low, high, step & LOW, step >> 32, key(seed, purpose))
 
 
+def uniform(seed: int, purpose: str, step: int, index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the words of `draws` as numbers of the uniform distribution on [0, 1)."""
+    return draws(seed, purpose, step, index) / 2**32
+
+
 def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of the n examples in an epoch, as indices (n,)."""
     words = draws(seed, "order", epoch, np.arange(n, dtype=np.int64)).astype(np.uint64)

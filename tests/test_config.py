@@ -50,7 +50,8 @@ def test_every_default_may_be_given_and_passes_its_own_bounds(command: str) -> N
         if isinstance(value, bool):
             argv.append(f"--{name}" if value else f"--no-{name}")
         else:
-            argv.append(f"--{name}={','.join(map(str, value)) if value == (0.5, 0.75) else value}")
+            listed = isinstance(value, tuple)
+            argv.append(f"--{name}={[*value] if listed else value}")
     assert config.parse(argv, command, {}) == defaults
 
 
@@ -113,6 +114,13 @@ def test_shares_may_be_a_list_in_the_file(write: Write) -> None:
         ("a.toml b.toml", ["b.toml", "too many"]),
         ("missing.toml", ["missing.toml", "no such file or recipe"]),
         ("--pad 4", ["pad", "crop"]),
+        ("--crop-area 0.08,1", ["crop-area", "crop"]),
+        ("--crop 8 --crop-area 0.5", ["--crop-area", "0.08,1"]),
+        ("--erase-area 0.5,0.2", ["--erase-area", "least and most"]),
+        ("--crop-ratio 0,1", ["--crop-ratio", "least and most"]),
+        ("--test-size 40", ["test-size", "crop-area"]),
+        ("--crop 8 --crop-area 0.08,1 --test-size 7", ["test-size 7", "8"]),
+        ("--hue 0.6", ["--hue", "0.5"]),
         ("--schedule steps --drops []", ["steps", "drops"]),
         ("--resume", ["resume", "run-dir"]),
     ],
@@ -170,6 +178,7 @@ def test_file_that_is_no_text(tmp_path: Path) -> None:
 AWKWARD = Settings(
     model='a"b\\c\n\t\x7fé.py', run_dir="runs/ü 1", rate=0.1 + 0.2, decay=5e-324, warmup=1e16,
     drops=(0.1, 1 / 3), seed=2**63 - 1, flip=True, crop=24, pad=4, shares="2,1", resume=True,
+    crop_area=(0.1, 1.0),
 )  # fmt: skip
 
 

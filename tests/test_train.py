@@ -84,7 +84,10 @@ def test_a_run_leaves_what_evaluation_and_prediction_need(train, tmp_path, image
 @pytest.mark.limit(180)
 def test_a_resumed_run_on_other_ranks_is_the_same_run(train, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = ("--momentum", 0.8, "--schedule", "constant", "--keep", 9)
+    options = (
+        "--momentum", 0.8, "--schedule", "constant", "--keep", 9, "--crop", 12, "--crop-area",
+        "0.3,1", "--flip", "--contrast", 0.4, "--erase", 0.5, "--mixup", 0.4, "--cutmix", 1,
+    )  # fmt: skip
     assert train(0, "--run-dir", whole, "--epochs", 2, *options).code == 0
     first = train(2, "--run-dir", parts, "--epochs", 0.6, *options, "--plan", "filter")
     assert first.code == 0, first.err

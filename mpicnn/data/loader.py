@@ -6,7 +6,6 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -16,6 +15,8 @@ from mpicnn import rng
 from mpicnn.data.augment import Augment
 from mpicnn.data.file import Split
 from mpicnn.data.layout import Array, Index
+from mpicnn.data.mixing import Mixture, partner_labels, with_partners
+from mpicnn.layers.loss import Labels, MixedLabels
 from mpicnn.ops import numpy as plain
 from mpicnn.ops.interface import Backend
 
@@ -28,6 +29,7 @@ class Batch:
 
     `x` is (rows, c, h, w), normalised, of the rows asked for; `labels`, int64 (count,), are of
     the whole global batch of `count` examples; `step` counts from the start of the training.
+    `mixture` says how the images are mixed with their partners; None: they are not.
     """
 
     x: Array
@@ -35,6 +37,14 @@ class Batch:
     count: int
     epoch: int
     step: int
+    mixture: Mixture | None = None
+
+    @property
+    def targets(self) -> Labels:
+        """Return what the loss compares answers with: the labels, mixed as the images are."""
+        if self.mixture is None:
+            return self.labels
+        return MixedLabels(self.labels, partner_labels(self.labels), self.mixture.weight)
 
 
 @dataclass(frozen=True)
@@ -153,14 +163,20 @@ class Batches:
         positions = np.asarray(self.rows(len(index)), np.int64)
         if positions.size and not 0 <= positions.min() <= positions.max() < len(index):
             raise ValueError(f"rows: positions outside 0 to {len(index) - 1}: {positions}")
-        mine = index[positions]
-        windows = inputs.augment.windows(self.split.shape, self.order.seed, epoch, mine)
-        make = partial(
-            inputs.augment.apply, inputs.ops,
-            windows=windows, mean=inputs.mean, std=inputs.std, dtype=inputs.dtype,
-        )  # fmt: skip
-        x = self.feed.put(self.split.read(mine), make)
-        return Batch(x, self.split.labels[index], len(index), epoch, step)
+        augment, seed = inputs.augment, self.order.seed
+        mixture = augment.mix.draw(seed, step, self.shape[1:])
+        wanted, partners = (
+            with_partners(positions, len(index)) if mixture else (positions, positions)
+        )
+        mine = index[wanted]
+        windows = augment.windows(self.split.shape, seed, epoch, mine)
+
+        def make(images: Array) -> Array:
+            x = augment.apply(inputs.ops, images, windows, inputs.mean, inputs.std, inputs.dtype)
+            return mixture.blend(inputs.ops, x, partners) if mixture else x
+
+        x = self.feed.put(augment.vary(self.split.read(mine), seed, epoch, mine), make)
+        return Batch(x, self.split.labels[index], len(index), epoch, step, mixture)
 
     def _epoch_order(self, epoch: int) -> Index:
         if self._permuted[0] != epoch:

@@ -89,7 +89,9 @@ class TrainedModel:
     def _prepared(self, images: Array) -> Array:
         """Return images as the network takes them: cropped and normalised as in testing."""
         augment = augmentation(self.settings).for_evaluation()
-        windows = augment.windows(images.shape[1:], 0, 0, np.arange(len(images)))
+        places = np.arange(len(images))
+        images = augment.vary(images, 0, 0, places)
+        windows = augment.windows(images.shape[1:], 0, 0, places)
         mean, std = np.array(self.meta["mean"]), np.array(self.meta["std"])
         ops, dtype = self.distributed.ops, self.distributed.dtype
         return augment.apply(ops, ops.xp.asarray(images), windows, mean, std, dtype)

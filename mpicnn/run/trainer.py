@@ -245,7 +245,7 @@ class Trainer:
         program = distributed.program(batch.count)
         rate = self.optimiser.rate_at(self.step)
         loss, top1, top5, stop = distributed.executor.step(
-            program, self.optimiser, batch.x, batch.labels, self.step, stopping
+            program, self.optimiser, batch.x, batch.targets, self.step, stopping
         ).tolist()
         if not isfinite(loss):
             self._diverged("the loss")

@@ -84,6 +84,20 @@ def rising(value: Sequence[float]) -> tuple[float, ...]:
     return tuple(value)
 
 
+def fractions(value: Sequence[float]) -> tuple[float, ...]:
+    """Return `value` as a tuple if it is two numbers in order, above 0 and up to 1."""
+    if not (len(value) == 2 and 0 < value[0] <= value[1] <= 1):
+        raise ValueError("least and most, above 0 and at most 1, like 0.08,1")
+    return tuple(value)
+
+
+def ratios(value: Sequence[float]) -> tuple[float, ...]:
+    """Return `value` as a tuple if it is two numbers in order, above 0."""
+    if not (len(value) == 2 and 0 < value[0] <= value[1]):
+        raise ValueError("least and most, above 0, like 0.75,1.3333")
+    return tuple(value)
+
+
 def names_text(value: object) -> str:
     """Return class names joined by commas, none of them empty or twice, as text."""
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -59,6 +59,12 @@ class Settings(
     def __post_init__(self) -> None:
         if self.pad and not self.crop:
             raise UserError("pad needs crop: give crop, the size to cut from the padded images")
+        if self.crop_area and not self.crop:
+            raise UserError("crop-area needs crop: give crop, the size that boxes are scaled to")
+        if self.test_size and not self.crop_area:
+            raise UserError("test-size needs crop-area: without it images are not scaled")
+        if 0 < self.test_size < self.crop:
+            raise UserError(f"test-size {self.test_size}: expected at least crop, {self.crop}")
         if self.schedule == "steps" and not self.drops:
             raise UserError("schedule steps needs drops: fractions of the run, like 0.5,0.75")
         if self.resume and not self.run_dir:

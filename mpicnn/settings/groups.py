@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mpicnn.precision import Name as PrecisionName
-from mpicnn.settings.checks import devices_text, extents, path, rising, shares_text, stages_text
+from mpicnn.settings.checks import (
+    devices_text,
+    extents,
+    fractions,
+    path,
+    ratios,
+    rising,
+    shares_text,
+    stages_text,
+)
 from mpicnn.settings.choices import (
     FcUpdate,
     Normalised,
@@ -130,9 +139,39 @@ class Augmentation(Options):
 
     heading = "augmentation of training images"
     fixed = True
-    crop: int = option(0, "size of random square crops, pixels", ge=0, unset="off")
+    crop: int = option(0, "size of random square crops, pixels", ge=0, le=65536, unset="off")
     pad: int = option(0, "zeros added around images before the crop, pixels", ge=0, le=4096)
     flip: bool = option(False, "mirror half of the images left to right, at random")
+    crop_area: tuple[float, ...] = option(
+        (), "cut out this fraction of the area, least and most, and scale it to crop", "X,X",
+        unset="off", check=lambda value: fractions(value) if value else (),
+    )  # fmt: skip
+    crop_ratio: tuple[float, ...] = option(
+        (3 / 4, 4 / 3), "crop-area: width / height, least and most", "X,X", check=ratios
+    )
+    test_size: int = option(
+        0, "crop-area: shorter side that images are scaled to in tests, pixels", ge=0, le=65536,
+        unset="crop / 0.875, or the image's own if less",
+    )  # fmt: skip
+    brightness: float = option(0.0, "multiply brightness by 1 - X to 1 + X", ge=0)
+    contrast: float = option(0.0, "multiply contrast by 1 - X to 1 + X", ge=0)
+    saturation: float = option(0.0, "multiply saturation by 1 - X to 1 + X", ge=0)
+    hue: float = option(0.0, "turn hues by -X to X of the colour circle", ge=0, le=0.5)
+    erase: float = option(
+        0.0, "probability that a box of the image gets the mean colour", ge=0, le=1
+    )
+    erase_area: tuple[float, ...] = option(
+        (0.02, 0.33), "erase: fraction of the image, least and most", "X,X", check=fractions
+    )
+    mixup: float = option(
+        0.0, "average images and labels with others, weights from Beta(X, X); 0: off", ge=0, le=1000
+    )
+    cutmix: float = option(
+        0.0, "put boxes of other images in, sizes from Beta(X, X); 0: off", ge=0, le=1000
+    )
+    mix_probability: float = option(
+        1.0, "mixup, cutmix: probability that a batch is mixed", ge=0, le=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,9 +153,9 @@ def add_options(parser: Parser, kind: type[Options], types: Mapping[str, Any]) -
 
 
 def parts(text: str) -> list[str]:
-    """Return the parts of "0.5,0.75", which may stand in brackets."""
+    """Return the parts of "0.5,0.75", which may stand in brackets; of "[]" none."""
     inner = text[1:-1] if text[:1] + text[-1:] == "[]" else text
-    return inner.split(",")
+    return inner.split(",") if text != "[]" else []
 
 
 def add_general(group: argparse._ArgumentGroup) -> None:
@@ -201,7 +201,7 @@ def help_text(each: Field[Any], hint: Any) -> str:
     if isinstance(default, bool):
         default = "on" if default else "off"
     elif isinstance(default, tuple):
-        default = ",".join(map(str, default))
+        default = ",".join(f"{each:g}" for each in default)
     elif isinstance(default, float):
         default = f"{default:g}"
     return f"{text} [{default}]"
