@@ -371,3 +371,15 @@ def test_trace_picture(tmp_path):
     job = mpi_jobs.run(0, BENCH / "trace_picture.py", f"(a)={trace}", "--step", 1, "--out", out)
     assert job.code == 0, job.err
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_way_of_varying_images_is_timed_and_drawn(script):
+    augmentation = script("augmentation")
+    found = augmentation.costs(8, 6, batch=2, repeats=1)
+    assert found.keys() == augmentation.WAYS.keys()
+    assert min(found.values()) > 0
+    images = np.random.default_rng(0).integers(0, 256, (4, 1, 9, 8), np.uint8)
+    drawn = augmentation.picture(images, np.zeros(1), scale=2)
+    # saturation and hue are not for images of one channel
+    assert drawn.size == (4 * (2 * 8 + 4), (len(augmentation.WAYS) - 2) * (2 * 9 + 4))
+    np.testing.assert_array_equal(np.asarray(drawn)[:18:2, :16:2], images[0, 0])
