@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -20,6 +20,12 @@ def figure(number: float) -> str:
 def counted(number: int, noun: str) -> str:
     """Return "1 rank" or "2 ranks"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(values: Iterable[str]) -> str:
+    """Return "a", "a and b" or "a, b and c"."""
+    *most, last = values
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def one_of(values: Sequence[str]) -> str:

@@ -122,26 +122,34 @@ def test_what_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("folders", "training", "testing"),
+    ("folders", "expected", "division"),
     [
-        ("train test", "train", "test"),
-        ("Training Testing", "Training", "Testing"),
-        ("TRAIN Validation", "TRAIN", "Validation"),
-        ("train valid", "train", "valid"),
-        ("train dev", "train", "dev"),
-        ("train val test extra", "train", "test"),
+        ("train test", "train test", "train/ for training, test/ for testing"),
+        ("Training Testing", "Training Testing", "Training/ for training, Testing/ for testing"),
+        ("TRAIN Validation", "TRAIN Validation", "TRAIN/ for training, Validation/ for testing"),
+        ("train valid", "train valid", "train/ for training, valid/ for testing"),
+        ("train dev", "train dev", "train/ for training, dev/ for testing"),
+        (
+            "extra train val test", "train val test",
+            "train/ for training, val/ for validation, test/ for testing",
+        ),
+        (
+            "TEST Dev training", "training Dev TEST",
+            "training/ for training, Dev/ for validation, TEST/ for testing",
+        ),
     ],
-)
-def test_known_names_of_splits(tmp_path: Path, folders: str, training: str, testing: str) -> None:
+)  # fmt: skip
+def test_known_names_of_splits(tmp_path: Path, folders: str, expected: str, division: str) -> None:
     root = classes(tmp_path, *(f"{name}/{c}" for name in folders.split() for c in ("cat", "dog")))
     source = opened(root)
     assert source.classes == ("cat", "dog")
-    assert {path.split("/")[0] for path in source.paths["train"]} == {training}
-    assert {path.split("/")[0] for path in source.paths["test"]} == {testing}
-    assert source.division == f"{training}/ for training, {testing}/ for testing"
-    beside = sorted(set(folders.split()) - {training, testing})
-    lines = [f"{len(beside)} beside train and test: {', '.join(beside)}"]
-    assert skipped(source) == (lines if beside else [])
+    splits = ["train", "validation", "test"] if len(expected.split()) == 3 else ["train", "test"]
+    found = {split: {path.split("/")[0] for path in of} for split, of in source.paths.items()}
+    assert found == {split: {name} for split, name in zip(splits, expected.split(), strict=True)}
+    assert list(found) == splits
+    assert source.division == division
+    lines = ["1 beside train, val and test: extra"]
+    assert skipped(source) == (lines if "extra" in folders else [])
 
 
 REFUSED = {
@@ -158,6 +166,14 @@ REFUSED = {
     "split among classes": ("cat dog test/cat test/dog", r"is test a class \(test/cat holds"),
     "two for training": ("train/a training/a test/a", "has train and training; say which by --sp"),
     "other classes": ("train/cat train/dog val/cat", "only one of train and val has dog; expected"),
+    "other classes for validation": (
+        "train/cat test/cat val/cat val/dog",
+        "only one of train and val has dog; expected",
+    ),
+    "two for validation": (
+        "train/a val/a dev/a test/a",
+        "has dev and val; say which by --splits TRAIN,TEST or TRAIN,VALIDATION,TEST$",
+    ),
 }
 
 
@@ -174,8 +190,12 @@ def test_splits_are_named(tmp_path: Path) -> None:
     source = opened(root, splits="fold2,fold1")
     assert source.paths["train"] == [f"fold2/{c}/{k}.png" for c in ("cat", "dog") for k in (0, 1)]
     assert opened(root, splits="none").classes == ("fold1", "fold2")
-    with pytest.raises(UserError, match=r"fold3: could not be read \(No such file"):
-        opened(root, splits="fold1,fold3")
+    classes(root, "fold3/cat", "fold3/dog")
+    three = opened(root, splits="fold3,fold1,fold2").paths
+    assert [of[0].split("/")[0] for of in three.values()] == ["fold3", "fold1", "fold2"]
+    assert list(three) == ["train", "validation", "test"]
+    with pytest.raises(UserError, match=r"fold4: could not be read \(No such file"):
+        opened(root, splits="fold1,fold4")
     with pytest.raises(UserError, match="has fold1/; --test-fraction is for a directory without"):
         opened(root, splits="fold2,fold1", fraction=0.5)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpicnn.data.cifar import CIFAR10, CIFAR100, open_cifar
+from mpicnn.data.draw import Draw
 from mpicnn.data.file import Dataset, open_dataset
 from mpicnn.data.folder import Division, open_folder
 from mpicnn.data.idx import open_idx
 from mpicnn.data.images import Decoding
-from mpicnn.data.layout import SPLITS, class_counts
+from mpicnn.data.layout import class_counts
 from mpicnn.data.prepare import Opener, Taking, prepare
 from mpicnn.data.verify import verify
 from mpicnn.errors import UserError, printable
@@ -51,7 +52,8 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     account: list[str] = []
     if not isinstance(settings, InfoSettings):
         taking = Taking(
-            per_class=_two(settings.per_class),
+            per_class=tuple(map(int, filter(None, settings.per_class.split(",")))),
+            validation=Draw(settings.validation, settings.seed) if settings.validation else None,
             gzip=None if settings.gzip < 0 else settings.gzip,
             overwrite=settings.overwrite,
             skip_broken=isinstance(settings, FolderSettings) and settings.skip_broken,
@@ -69,7 +71,7 @@ def verified(comm: MPI.Intracomm, data: Dataset) -> str:
             f"{data.path}: has no digests of its images to check them by; make the file anew with "
             "'python -m mpicnn.data prepare'"
         )
-    count = sum(len(data.split(split)) for split in SPLITS)
+    count = sum(map(len, data.splits.values()))
     return f"{data.path}: all {count} images are as they were prepared, digest {data.digest}"
 
 
@@ -87,17 +89,11 @@ def opener(settings: Prepared) -> Opener:
     return lambda _: open_cifar(source, version)
 
 
-def _two(text: str) -> tuple[int, int] | None:
-    if not text:
-        return None
-    train, test = map(int, text.split(","))
-    return train, test
-
-
 def info(path: str | Path) -> str:
     """Return what the image file at `path` holds, as text."""
     with open_dataset(path) as data:
-        counts = [class_counts(data.split(split).labels, len(data.classes)) for split in SPLITS]
+        splits = data.splits.values()
+        counts = [class_counts(split.labels, len(data.classes)) for split in splits]
         size = os.path.getsize(data.path)
         c, h, w = data.shape
         lines = [
@@ -107,9 +103,14 @@ def info(path: str | Path) -> str:
             f"mean    {' '.join(f'{v:.4f}' for v in data.mean)}",
             f"std     {' '.join(f'{v:.4f}' for v in data.std)}",
             "",
-            f"{'label':>5}  {'train':>8}  {'test':>8}  class",
         ]
-        rows = zip(*counts, data.classes, strict=True)
-        lines += [f"{k:5}  {a:8}  {b:8}  {name}" for k, (a, b, name) in enumerate(rows)]
-        lines.append(f"{'all':>5}  {counts[0].sum():8}  {counts[1].sum():8}")
+        columns = [max(8, len(name)) for name in data.splits]
+        table = [
+            ("label", *data.splits, "class"),
+            *zip(range(len(data.classes)), *counts, data.classes, strict=True),
+            ("all", *(each.sum() for each in counts), ""),
+        ]
+        for label, *numbers, name in table:
+            cells = map("{:>{}}".format, numbers, columns)
+            lines.append("  ".join((f"{label:>5}", *cells, name)).rstrip())
         return "\n".join(lines)

@@ -15,10 +15,11 @@ import numpy as np
 
 from mpicnn.data.check import Checker, check_equal_images
 from mpicnn.data.digests import SAMPLED, Digests
-from mpicnn.data.layout import SPLITS, Array, ImageShape, Index
+from mpicnn.data.layout import SPLITS, VALIDATION, Array, ImageShape, Index
 from mpicnn.data.raw import RawFile
 from mpicnn.data.store import Store, open_store
 from mpicnn.errors import UserError
+from mpicnn.text import listed
 
 EMBEDDED = "embedded"
 
@@ -68,7 +69,8 @@ class Dataset:
     """Hold an open image file: what it says about itself, and its splits.
 
     `shape` is (c, h, w); `mean` and `std`, float64 (c,), are of the training images in units of
-    0 … 255. Close it, or use it as a context manager, when the last batch has been read.
+    0 … 255; `splits` are those that the file has, in the order of `layout.SPLITS`. Close it, or use
+    it as a context manager, when the last batch has been read.
     """
 
     path: str
@@ -81,8 +83,21 @@ class Dataset:
     raw: RawFile
 
     def split(self, name: str) -> Split:
-        """Return the split "train" or "test"."""
+        """Return the split "train", "test" or "validation".
+
+        Raises UserError where the file has no such images: those for validation may be missing.
+        """
+        if name not in self.splits:
+            raise UserError(
+                f"{self.path}: has no {name} images, but {listed(self.splits)} images; "
+                "make a file that has some with 'python -m mpicnn.data prepare --validation'"
+            )
         return self.splits[name]
+
+    @property
+    def choosing(self) -> str:
+        """Return the name of the split to choose by: that for validation, if there is one."""
+        return VALIDATION if VALIDATION in self.splits else "test"
 
     @cached_property
     def digest(self) -> str:
@@ -91,7 +106,7 @@ class Dataset:
         It is of all images by their digests; where the file has none, of a few images only.
         """
         digest = hashlib.sha256(repr((self.shape, self.classes)).encode())
-        splits = [self.splits[name] for name in SPLITS]
+        splits = list(self.splits.values())
         for values in (self.mean, self.std, *(split.labels for split in splits)):
             digest.update(repr(values.shape).encode())
             digest.update(np.ascontiguousarray(values).tobytes())

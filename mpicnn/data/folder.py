@@ -12,22 +12,25 @@ import numpy as np
 
 from mpicnn import rng
 from mpicnn.data.images import ENDINGS, Decoding, ImageError, read_picture
-from mpicnn.data.layout import SPLITS, Array, ImageShape, Index, some
+from mpicnn.data.layout import Array, ImageShape, Index, some
 from mpicnn.data.listing import Skipped, list_images, scan
 from mpicnn.data.source import Found
-from mpicnn.data.splits import TESTING, VALIDATION, among, check_classes, find_splits
+from mpicnn.data.splits import TESTING, VALIDATING, among, check_classes, find_splits
 from mpicnn.errors import UserError
-from mpicnn.text import counted
+from mpicnn.text import counted, listed
 
 DEFAULT_TEST_FRACTION = 0.1
+
+PURPOSES = {"train": "training", "validation": "validation", "test": "testing"}
 
 
 @dataclass(frozen=True)
 class Division:
-    """Say which images are for testing.
+    """Say which images are for which split.
 
-    `splits` is empty, "none" or the names of two folders (see `splits.find_splits`). Without such
-    folders, `fraction` of every class is drawn with `seed`: None for the default.
+    `splits` is empty, "none" or the names of two or three folders (see `splits.find_splits`).
+    Without such folders, `fraction` of every class is drawn for testing with `seed`: None for the
+    default.
     """
 
     splits: str = ""
@@ -86,12 +89,12 @@ class FolderSource:
 def open_folder(
     root: Path, decoding: Decoding, division: Division, without: Collection[str] = ()
 ) -> FolderSource:
-    """Return the files of ROOT/train/CLASS/… and ROOT/test/CLASS/…, or of ROOT/CLASS/….
+    """Return the files of ROOT/train/CLASS/…, ROOT/test/CLASS/… and so on, or of ROOT/CLASS/….
 
     Where there are no folders for training and testing, part of every class (rounded, at least one
     image, never all) is for testing. Labels are places in the sorted class names. `without` are
     files, relative to `root`, to take for absent. Raises UserError for classes without images, for
-    unlike classes in the two splits, for folders that are neither classes nor splits, and for a
+    unlike classes in the splits, for folders that are neither classes nor splits, and for a
     fraction where there are images for testing already.
     """
     skipped = Skipped()
@@ -111,15 +114,15 @@ def open_folder(
                 f"{root}: has {places['test']}/; --test-fraction is for a directory without"
             )
         files = split_files(root, places, skipped, without)
-        both = " and ".join(places.values())
+        beside = f"beside {listed(places.values())}"
         for name in sorted({*folders, *loose}.difference(places.values())):
-            skipped.add(f"beside {both}", name)
-        origin = f"{places['train']}/ for training, {places['test']}/ for testing"
+            skipped.add(beside, name)
+        origin = ", ".join(f"{place}/ for {PURPOSES[split]}" for split, place in places.items())
     classes = tuple(sorted(files["train"]))
-    paths = {split: [p for name in classes for p in files[split][name]] for split in SPLITS}
+    paths = {split: [p for name in classes for p in of[name]] for split, of in files.items()}
     labels = {
-        split: np.repeat(np.arange(len(classes)), [len(files[split][name]) for name in classes])
-        for split in SPLITS
+        split: np.repeat(np.arange(len(classes)), [len(of[name]) for name in classes])
+        for split, of in files.items()
     }
     shape = first_shape(root, paths["train"], decoding)
     return FolderSource(str(root), classes, labels, paths, shape, decoding, origin, skipped)
@@ -145,12 +148,15 @@ def first_shape(root: Path, paths: Sequence[str], decoding: Decoding) -> ImageSh
 def split_files(
     root: Path, places: dict[str, str], skipped: Skipped, without: Collection[str]
 ) -> dict[str, dict[str, list[str]]]:
-    """Return the files of every class in the folders for training and for testing."""
+    """Return the files of every class in the folder of each split."""
     files = {split: class_files(root, place, skipped, without) for split, place in places.items()}
-    odd = sorted(set(files["train"]) ^ set(files["test"]))
-    if odd:
-        both = " and ".join(places.values())
-        raise UserError(f"{root}: only one of {both} has {some(odd)}; expected the same classes")
+    for split, place in places.items():
+        odd = sorted(set(files["train"]) ^ set(files[split]))
+        if odd:
+            both = f"{places['train']} and {place}"
+            raise UserError(
+                f"{root}: only one of {both} has {some(odd)}; expected the same classes"
+            )
     return files
 
 
@@ -165,7 +171,7 @@ def class_files(
         hint = "; to draw images for testing, give the folder for training as SOURCE"
         raise UserError(
             f"{root / place}: expected a folder for each class, found none"
-            f"{hint if among([place], TESTING | VALIDATION) else ''}"
+            f"{hint if among([place], TESTING | VALIDATING) else ''}"
         )
     files: dict[str, list[str]] = {}
     for path in folders:
@@ -202,7 +208,7 @@ def divide(
     root: Path, files: dict[str, list[str]], fraction: float, seed: int
 ) -> dict[str, dict[str, list[str]]]:
     """Return the files for training and for testing, each class divided by itself."""
-    parts: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    parts: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
     for place, (name, paths) in enumerate(sorted(files.items())):
         if len(paths) < 2:
             raise UserError(f"{root / name}: one image; expected two or more, to train and to test")

@@ -14,7 +14,10 @@ ImageShape = tuple[int, int, int]
 
 FORMAT = "mpicnn-images"
 VERSION = 1
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
+"""In the order in which they are written and shown."""
+VALIDATION = "validation"
+"""The one that may be missing."""
 
 # A byte of a deflate stream stands for at most 1032 bytes of data (RFC 1951: a length code of
 # 258 bytes in two bits), so whatever claims to unpack to more than that is not what it says.

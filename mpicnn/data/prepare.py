@@ -14,11 +14,14 @@ import numpy as np
 from tqdm import tqdm
 
 from mpicnn.data.broken import BrokenFiles, list_file, refusal, shared, write_list
-from mpicnn.data.layout import SPLITS, Array, ImageShape, Index
+from mpicnn.data.draw import Draw, drawn
+from mpicnn.data.layout import VALIDATION, Array, ImageShape, Index
 from mpicnn.data.source import Found, Source, check_source, first_per_class
 from mpicnn.data.write import Writer, check_target, writing
+from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root, same
 from mpicnn.job.waiting import wait
+from mpicnn.text import counted, listed
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -31,14 +34,24 @@ BLOCK_BYTES = 8 * 2**20
 class Taking:
     """Say what is taken of a source, and how it is stored.
 
-    `per_class` takes only the first so many training and test images of each class; `gzip` is the
+    `per_class` takes only the first so many images of each class: a number for each split of the
+    source. Of the training images so taken, `validation` are drawn for validation. `gzip` is the
     level of compression; `skip_broken` goes on without the files that give no image.
     """
 
-    per_class: tuple[int, int] | None = None
+    per_class: tuple[int, ...] = ()
+    validation: Draw | None = None
     gzip: int | None = None
     overwrite: bool = False
     skip_broken: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Hold which images, at which places of which split of the source, make a split of the file."""
+
+    split: str
+    places: Index
 
 
 Opener = Callable[[Collection[str]], Source]
@@ -57,7 +70,7 @@ def prepare(comm: MPI.Intracomm, target: Path, make: Opener, taking: Taking) -> 
     broken: dict[str, str] = {}
     while True:
         source, chosen = agree(comm, open_source, target, partial(make, broken), taking)
-        count = sum(map(len, chosen.values()))
+        count = sum(len(part.places) for part in chosen.values())
         try:
             found = write_file(comm, target, source, chosen, taking.gzip)
             break
@@ -66,6 +79,9 @@ def prepare(comm: MPI.Intracomm, target: Path, make: Opener, taking: Taking) -> 
                 raise refusal(comm, target, source.where, error.found.broken, count) from None
             broken |= error.found.broken
     lines = source.account(found, count)
+    if taking.validation:
+        number = counted(len(chosen[VALIDATION].places), "training image")
+        lines.append(f"drawn   {number} for validation, by class, seed {taking.validation.seed}")
     if broken:
         from_root(comm, write_list, target, source.where, dict(sorted(broken.items())))
         lines.append(f"skipped {len(broken)} that cannot be read: listed in {list_file(target)}")
@@ -78,7 +94,7 @@ def write_file(
     comm: MPI.Intracomm,
     target: Path,
     source: Source,
-    chosen: dict[str, Index],
+    chosen: dict[str, Part],
     gzip: int | None,
 ) -> Found:
     """Write the chosen images of a source and return what was found in them. Collective.
@@ -86,8 +102,8 @@ def write_file(
     Raises BrokenFiles on all ranks, and leaves no file, where some give no image.
     """
     outline = repr((source.shape, source.classes)).encode()
-    same(comm, "source", outline + b"".join(source.labels[s].tobytes() for s in SPLITS))
-    labels = {split: source.labels[split][chosen[split]] for split in SPLITS}
+    same(comm, "source", outline + b"".join(each.tobytes() for each in source.labels.values()))
+    labels = {split: source.labels[part.split][part.places] for split, part in chosen.items()}
     found = Found()
     with contextlib.ExitStack() as stack:
         writer: Writer | None = agree(
@@ -97,9 +113,9 @@ def write_file(
             if comm.rank == 0
             else contextlib.nullcontext(),
         )
-        for split in SPLITS:
-            read = partial(source.read, split, found=found)
-            copy_split(comm, Pieces(split, chosen[split], source.shape, read), writer)
+        for split, part in chosen.items():
+            read = partial(source.read, part.split, found=found)
+            copy_split(comm, Pieces(split, part.places, source.shape, read), writer)
         found = shared(comm, found)
         if found.broken:
             raise BrokenFiles(found)
@@ -134,15 +150,39 @@ def copy_split(comm: MPI.Intracomm, pieces: Pieces, writer: Writer | None) -> No
 
 def open_source(
     target: Path, make: Callable[[], Source], taking: Taking
-) -> tuple[Source, dict[str, Index]]:
-    """Return the source and the places of the images to take from each split."""
+) -> tuple[Source, dict[str, Part]]:
+    """Return the source, and which of its images make each split of the file."""
     check_target(target, taking.overwrite)
     source = make()
     check_source(source)
-    if taking.per_class is None:
-        return source, {split: np.arange(len(source.labels[split])) for split in SPLITS}
-    counts = dict(zip(SPLITS, taking.per_class, strict=True))
-    return source, {split: first_per_class(source, split, counts[split]) for split in SPLITS}
+    if taking.per_class and len(taking.per_class) != len(source.labels):
+        raise UserError(
+            f"{source.where}: --per-class {','.join(map(str, taking.per_class))}: expected "
+            f"{len(source.labels)} numbers, for {listed(source.labels)} images"
+        )
+    if taking.per_class:
+        firsts = zip(source.labels, taking.per_class, strict=True)
+        chosen = {split: Part(split, first_per_class(source, split, n)) for split, n in firsts}
+    else:
+        chosen = {split: Part(split, np.arange(len(of))) for split, of in source.labels.items()}
+    return source, with_validation(source, chosen, taking.validation)
+
+
+def with_validation(source: Source, chosen: dict[str, Part], draw: Draw | None) -> dict[str, Part]:
+    """Return the chosen images with some of the training images for validation instead."""
+    if draw is None:
+        return chosen
+    if VALIDATION in chosen:
+        raise UserError(
+            f"{source.where}: has images for validation; --validation is for a source without"
+        )
+    training = chosen["train"].places
+    places = drawn(source.labels["train"][training], source.classes, draw)
+    return {
+        "train": Part("train", np.delete(training, places)),
+        VALIDATION: Part("train", training[places]),
+        "test": chosen["test"],
+    }
 
 
 def rounds(count: int, block: int, ranks: int) -> Iterator[Index]:

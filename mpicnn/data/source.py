@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from mpicnn.data.check import wrong_names, wrong_shape
-from mpicnn.data.layout import SPLITS, Array, ImageShape, Index, class_counts, some
+from mpicnn.data.layout import Array, ImageShape, Index, class_counts, some
 from mpicnn.errors import UserError
 
 
@@ -72,7 +72,7 @@ class ArraySource:
     @property
     def shape(self) -> ImageShape:
         """Return the shape (c, h, w) of every image."""
-        c, h, w = self.images[SPLITS[0]].shape[1:]
+        c, h, w = self.images["train"].shape[1:]
         return c, h, w
 
     def read(self, split: str, indices: Index, found: Found) -> Array:
@@ -86,8 +86,8 @@ class ArraySource:
 
 def check_source(source: Source) -> None:
     """Raise UserError where a split is empty or a class has no training images."""
-    for split in SPLITS:
-        if not source.labels[split].size:
+    for split, labels in source.labels.items():
+        if not labels.size:
             raise UserError(f"{source.where}: no {split} images; expected at least one")
     if wrong := wrong_names(source.classes):
         raise UserError(f"{source.where}: class names: expected {wrong}")

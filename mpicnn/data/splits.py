@@ -1,17 +1,17 @@
-"""Tell which folders hold the images for training and for testing, and which are classes."""
+"""Tell which folders hold the images of which split, and which are classes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from mpicnn.data.layout import SPLITS, some
+from mpicnn.data.layout import SPLITS, VALIDATION, some
 from mpicnn.errors import UserError
 
 TRAINING = frozenset(("train", "training"))
 TESTING = frozenset(("test", "testing"))
-VALIDATION = frozenset(("dev", "eval", "val", "valid", "validation"))
-KNOWN = TRAINING | TESTING | VALIDATION
+VALIDATING = frozenset(("dev", "eval", "val", "valid", "validation"))
+KNOWN = TRAINING | TESTING | VALIDATING
 
 ARE_CLASSES = "none"
 """What --splits says where the folders are classes, whatever they are called."""
@@ -21,26 +21,37 @@ EXPECTED = (
     "the folders by --splits TRAIN,TEST, or give --splits none if they are classes"
 )
 
+NAMED = "--splits TRAIN,TEST or TRAIN,VALIDATION,TEST"
+
 
 def find_splits(root: Path, folders: Sequence[str], named: str) -> dict[str, str] | None:
-    """Return which of `folders` is for training and which for testing; None if they are classes.
+    """Return which of `folders` is for which split; None if they are classes.
 
     `named` says it, as --splits does. Where it is empty, the names of the folders do, in whatever
-    case: one for training, and one for testing or, without that, for validation. Raises UserError
-    where two would serve.
+    case: one for training, one for testing and perhaps one for validation, which is for testing
+    where no other is. Raises UserError where two would serve.
     """
     if named == ARE_CLASSES:
         return None
     if named:
-        return dict(zip(SPLITS, named.split(","), strict=True))
-    training = among(folders, TRAINING)
-    testing = among(folders, TESTING) or among(folders, VALIDATION)
+        names = named.split(",")
+        return dict(zip(parts_of(len(names)), names, strict=True))
+    training, validating = among(folders, TRAINING), among(folders, VALIDATING)
+    testing = among(folders, TESTING)
+    if not testing:
+        testing, validating = validating, []
     if not training or not testing:
         return None
-    for names in (training, testing):
+    for names in (training, validating, testing):
         if len(names) > 1:
-            raise UserError(f"{root}: has {' and '.join(names)}; say which by --splits TRAIN,TEST")
-    return dict(zip(SPLITS, (*training, *testing), strict=True))
+            raise UserError(f"{root}: has {' and '.join(names)}; say which by {NAMED}")
+    found = (*training, *validating, *testing)
+    return dict(zip(parts_of(len(found)), found, strict=True))
+
+
+def parts_of(count: int) -> list[str]:
+    """Return the names of `count` splits, 2 or 3: of two, none is for validation."""
+    return [name for name in SPLITS if count == len(SPLITS) or name != VALIDATION]
 
 
 def among(folders: Sequence[str], known: Collection[str]) -> list[str]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from mpicnn.data.digests import check_blocks, sample
 from mpicnn.data.file import Dataset
-from mpicnn.data.layout import SPLITS
 from mpicnn.job.agreement import agree
 
 if TYPE_CHECKING:
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 
 def verify_sample(comm: MPI.Intracomm, data: Dataset) -> None:
     """Check a few images on every rank. Collective; raises UserError where they are others."""
-    for name in SPLITS:
-        split = data.split(name)
+    for split in data.splits.values():
         agree(comm, check_blocks, split, sample(split, comm.rank))
 
 
@@ -25,8 +23,7 @@ def verify(comm: MPI.Intracomm, data: Dataset) -> bool:
 
     Collective; raises UserError where an image is not as it was prepared.
     """
-    splits = [data.split(name) for name in SPLITS]
-    for split in splits:
+    for split in data.splits.values():
         count = 0 if split.digests is None else len(split.digests.values)
         agree(comm, check_blocks, split, range(comm.rank, count, comm.size))
-    return all(split.digests is not None for split in splits)
+    return all(split.digests is not None for split in data.splits.values())

@@ -20,7 +20,6 @@ from mpicnn.data.layout import (
     FORMAT,
     MOST_MEMORY_BYTES,
     MOST_UNPACKED_BYTES,
-    SPLITS,
     VERSION,
     Array,
     ImageShape,
@@ -52,11 +51,11 @@ class Writer:
     ) -> None:
         self._file = file
         self._path = path
-        self._done = dict.fromkeys(SPLITS, 0)
+        self._done = dict.fromkeys(labels, 0)
         # How often each value occurs in each channel: exact however many images there are.
         self._histogram = np.zeros((shape[0], 256), np.int64)
-        self._hashers = {split: BlockHasher(shape) for split in SPLITS}
-        self._digests: dict[str, list[bytes]] = {split: [] for split in SPLITS}
+        self._hashers = {split: BlockHasher(shape) for split in labels}
+        self._digests: dict[str, list[bytes]] = {split: [] for split in labels}
         packing = {} if gzip is None else {"compression": gzip}
         with reporting(path):
             file.attrs["format"] = FORMAT
@@ -64,7 +63,7 @@ class Writer:
             file.create_dataset("classes", data=list(classes), dtype=h5py.string_dtype())
             for name in ("mean", "std"):
                 file[name] = np.zeros(shape[0])
-            for split in SPLITS:
+            for split in labels:
                 data = labels[split].astype(np.int64)
                 small = packing if data.nbytes <= MOST_UNPACKED_BYTES else {}
                 file.create_dataset(f"{split}/labels", data=data, **small)
@@ -72,7 +71,7 @@ class Writer:
                 blocks = -(-len(data) // hasher.rows)
                 file[f"{split}/sha256"] = np.zeros((blocks, 32), np.uint8)
                 file[f"{split}/sha256"].attrs["rows"] = hasher.rows
-            for split in SPLITS:
+            for split in labels:
                 count = len(labels[split])
                 rows = min(count, max(1, CHUNK_BYTES // math.prod(shape)))
                 chunks = {"chunks": (rows, *shape)} if packing else {}
@@ -128,7 +127,7 @@ def writing(
     is what it was or the whole new file. Raises UserError where there is no room or writing fails,
     and for `gzip` with a split larger than what readers unpack into memory.
     """
-    sizes = [len(labels[split]) * math.prod(shape) for split in SPLITS]
+    sizes = [len(labels[split]) * math.prod(shape) for split in labels]
     if gzip is not None and max(sizes) > MOST_MEMORY_BYTES:
         raise UserError(
             f"{path}: {max(sizes)} bytes of images in a split; --gzip is for up to"

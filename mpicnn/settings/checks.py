@@ -108,18 +108,30 @@ def names_text(value: object) -> str:
 
 
 def counts_text(value: object) -> str:
-    """Return two whole numbers above 0 joined by a comma, as text."""
+    """Return two or three whole numbers above 0 joined by commas, as text."""
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     parts = text.split(",")
-    if text and not (len(parts) == 2 and all(p.isdecimal() and int(p) > 0 for p in parts)):
-        raise ValueError("two whole numbers above 0, like 500,100")
+    if text and not (len(parts) in (2, 3) and all(p.isdecimal() and int(p) > 0 for p in parts)):
+        raise ValueError("two or three whole numbers above 0, like 500,100")
     return text
 
 
 def splits_text(value: object) -> str:
-    """Return the names of two folders joined by a comma, or "none", as text."""
+    """Return the names of two or three folders joined by commas, or "none", as text."""
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    first, _, second = text.partition(",")
-    if text not in ("", "none") and (not first or not second or "," in second or first == second):
-        raise ValueError("the names of two folders, like train,validation, or none")
+    names = text.split(",")
+    fit = len(names) in (2, 3) and all(names) and len(set(names)) == len(names)
+    if text not in ("", "none") and not fit:
+        raise ValueError(
+            "the names of two or three folders, like train,test or train,val,test, or none"
+        )
+    return text
+
+
+def amount_text(value: object) -> str:
+    """Return a whole number above 0, or a fraction above 0 and below 1, as text."""
+    text = str(value)
+    whole = text.isascii() and text.isdecimal() and len(text) < 19 and int(text) > 0
+    if text and not (whole or re.fullmatch(r"0?\.\d*[1-9]\d*", text, re.ASCII)):
+        raise ValueError("a number of images like 5000, or a fraction of each class like 0.1")
     return text

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mpicnn.settings.checks import counts_text, extents, names_text, path, splits_text
+from mpicnn.settings.checks import (
+    amount_text,
+    counts_text,
+    extents,
+    names_text,
+    path,
+    splits_text,
+)
 from mpicnn.settings.option import Options, option
 
 
@@ -106,7 +113,7 @@ class ClassNames(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class FolderImages(Options):
-    """Say how image files become images, and which of them are for testing."""
+    """Say how image files become images, and which of them are for which split."""
 
     heading = "images"
     size: int = option(
@@ -115,17 +122,28 @@ class FolderImages(Options):
     )  # fmt: skip
     gray: bool = option(False, "one channel instead of red, green and blue")
     splits: str = option(
-        "", "folders of SOURCE for training and for testing, or none: its folders are classes",
-        "TRAIN,TEST", unset="by their names", check=splits_text,
+        "", "folders of SOURCE for training, validation if any, and testing; or none: its folders "
+        "are classes", "TRAIN,TEST", unset="by their names", check=splits_text,
     )  # fmt: skip
     test_fraction: float = option(
         0.0, "part of each class for testing, where no folder is for it", "F", gt=0, lt=1,
         unset="0.1",
     )  # fmt: skip
-    seed: int = option(0, "seed of that random choice", ge=0)
     skip_broken: bool = option(
         False, "go on without files that cannot be read, and list them in OUT.broken.txt"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Options):
+    """Say which training images become images for validation."""
+
+    heading = "images"
+    validation: str = option(
+        "", "draw images for validation from the training images, by class: how many in all, or a "
+        "fraction of each class", "N|F", unset="none", check=amount_text,
+    )  # fmt: skip
+    seed: int = option(0, "seed of what is drawn by chance", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +152,9 @@ class Storage(Options):
 
     heading = "images"
     per_class: str = option(
-        "", "take only the first images of each class, for training and for testing",
-        "TRAIN,TEST", unset="all", check=counts_text,
+        "", "take only the first images of each class: how many of those for training, of those "
+        "for validation where SOURCE has some, and of those for testing", "TRAIN,TEST",
+        unset="all", check=counts_text,
     )  # fmt: skip
     gzip: int = option(
         -1, "compress, level 0 to 9 (for small sets: each rank unpacks them)", "LEVEL", ge=0,

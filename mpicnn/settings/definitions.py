@@ -19,6 +19,7 @@ from mpicnn.settings.command_groups import (
     Answered,
     Checkpoint,
     ClassNames,
+    Drawn,
     Evaluated,
     FolderImages,
     ImageFile,
@@ -141,7 +142,7 @@ class VerifySettings(ImageFile):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdxSettings(SourceAndTarget, ClassNames, Storage):
+class IdxSettings(SourceAndTarget, ClassNames, Drawn, Storage):
     """Hold the settings of preparing MNIST's format."""
 
     purpose = (
@@ -152,7 +153,7 @@ class IdxSettings(SourceAndTarget, ClassNames, Storage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cifar10Settings(SourceAndTarget, Storage):
+class Cifar10Settings(SourceAndTarget, Drawn, Storage):
     """Hold the settings of preparing CIFAR-10."""
 
     purpose = (
@@ -161,7 +162,7 @@ class Cifar10Settings(SourceAndTarget, Storage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cifar100Settings(SourceAndTarget, Storage):
+class Cifar100Settings(SourceAndTarget, Drawn, Storage):
     """Hold the settings of preparing CIFAR-100."""
 
     purpose = (
@@ -171,13 +172,14 @@ class Cifar100Settings(SourceAndTarget, Storage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderSettings(SourceAndTarget, FolderImages, Storage):
+class FolderSettings(SourceAndTarget, FolderImages, Drawn, Storage):
     """Hold the settings of preparing image files."""
 
     purpose = (
-        "Prepare image files in folders. They lie in SOURCE/train/CLASS/ and SOURCE/test/CLASS/ "
-        "(or validation/CLASS/), or in SOURCE/CLASS/. Classes are numbered in the order of their "
-        "sorted names. What is read and what is skipped: docs/data-format.md."
+        "Prepare image files in folders. They lie in SOURCE/train/CLASS/, SOURCE/test/CLASS/ and, "
+        "if there are images for validation, SOURCE/val/CLASS/; or in SOURCE/CLASS/. Classes are "
+        "numbered in the order of their sorted names. What is read and what is skipped: "
+        "docs/data-format.md."
     )
 
 

@@ -39,14 +39,16 @@ def sample(
     test: int = 5,
     shape: tuple[int, int, int] = (3, 5, 4),
     gzip: int | None = None,
+    validation: int = 0,
 ) -> Sample:
     """Write a file of random images."""
     draw = np.random.default_rng(7)
-    counts = {"train": train, "test": test}
+    counts = {"train": train, "test": test} | ({"validation": validation} if validation else {})
     images = {s: draw.integers(0, 256, (n, *shape), np.uint8) for s, n in counts.items()}
     labels = {s: draw.integers(0, len(CLASSES), n) for s, n in counts.items()}
     with writing(path, CLASSES, shape, labels, gzip) as writer:
-        for split, data in images.items():
+        for split in reversed(images):  # in any order
+            data = images[split]
             # In two pieces: the second must go where the first ended.
             writer.append(split, data[:2])
             writer.append(split, data[2:])
