@@ -10,7 +10,7 @@ from mpicnn.job.agreement import agree
 from mpicnn.job.signals import Signals
 from mpicnn.run.load import TrainedModel, load_trained
 from mpicnn.run.training import Trained, train
-from mpicnn.settings.definitions import DeviceSettings, Settings
+from mpicnn.settings.definitions import LoadSettings, Settings
 from mpicnn.settings.validation import checked
 
 if TYPE_CHECKING:
@@ -37,12 +37,20 @@ def fit(
 
 
 def load(
-    run: str | Path, plan: str = "", comm: MPI.Intracomm | None = None, **device: Any
+    run: str | Path,
+    plan: str = "",
+    comm: MPI.Intracomm | None = None,
+    checkpoint: str | int = "auto",
+    **device: Any,
 ) -> TrainedModel:
-    """Return a trained network: the newest checkpoint of a run directory, or a checkpoint file.
+    """Return a trained network: a checkpoint of a run directory, or a checkpoint file.
 
+    `checkpoint` says which one of a run: "best", "last", the number of a step, or "auto": the best
+    if the run keeps one, else the last.
     It is divided over the ranks of `comm`, which call together, by `plan` (default: the run's own).
     `device` are options such as `threads=2`.
     Raises UserError on all ranks where there is nothing valid to load.
     """
-    return load_trained(comm or MPI.COMM_WORLD, str(run), plan, checked(DeviceSettings, device))
+    settings = checked(LoadSettings, {"run": str(run), "checkpoint": str(checkpoint), **device})
+    comm = comm or MPI.COMM_WORLD
+    return load_trained(comm, settings.run, settings.checkpoint, plan, settings)

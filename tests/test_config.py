@@ -248,7 +248,7 @@ def test_version_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_predict_takes_names_of_images_as_they_are() -> None:
     found = config.parse(["runs/a", "x,y.png", "[z.png", "--top", "2"], "predict", {})
-    assert (found.checkpoint, found.images, found.top) == ("runs/a", ("x,y.png", "[z.png"), 2)
+    assert (found.run, found.images, found.top) == ("runs/a", ("x,y.png", "[z.png"), 2)
     with pytest.raises(UserError, match="IMAGE"):
         config.parse(["runs/a"], "predict", {})
 

@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,13 +21,9 @@ from mpicnn.run.metrics import COLUMNS, Metrics, MetricsRow, plot_run, read_rows
 from mpicnn.run.output import Output, write_lines
 from mpicnn.run.progress import ProgressDisplay, Reporter, duration, figure
 from mpicnn.run.summary import Memory, Opening, RunSummary, TimeSplit, startup, summary
+from mpicnn.run.testing import Score
 
-
-@dataclass(frozen=True)
-class Score:
-    loss: float
-    top1: float
-    top5: float
+SIZES = {"train": 80, "validation": 20, "test": 50}
 
 
 class Time:
@@ -250,7 +246,7 @@ def test_figure(number: float, text: str) -> None:
 def reported(tmp_path: Path) -> Iterator[tuple[Reporter, Time, Path, io.StringIO]]:
     stream, time, path = io.StringIO(), Time(), tmp_path / "metrics.csv"
     with Metrics(path) as metrics, ProgressDisplay("lines", 8, 0, stream, time) as progress:
-        yield Reporter(progress, metrics, 4, tests=50, every=3, time=time), time, path, stream
+        yield Reporter(progress, metrics, 4, SIZES, every=3, time=time), time, path, stream
 
 
 def test_reporter_weights_steps_by_their_examples(
@@ -280,11 +276,11 @@ def test_rows_of_an_epoch(
 ) -> None:
     path = tmp_path / "metrics.csv"
     with Metrics(path) as metrics, ProgressDisplay("off", 200) as progress:
-        reporter = Reporter(progress, metrics, steps_per_epoch, tests=50, every=every)
+        reporter = Reporter(progress, metrics, steps_per_epoch, SIZES, every=every)
         for step in range(1, 3 * steps_per_epoch + 1):
             reporter.step(step, Score(1.0, 0.5, 1.0), 10, 0.1)
             if step % steps_per_epoch == 0:
-                reporter.tested(step, Score(1.0, 0.5, 1.0))
+                reporter.tested(step, "test", Score(1.0, 0.5, 1.0))
     ends = [row.step for row in read_rows(path) if row.split == "train"]
     assert ends[:3] == first
     assert {b - a for a, b in pairwise([0, *ends])} == lengths
@@ -298,7 +294,7 @@ def test_reporter_leaves_tests_and_checkpoints_out_of_the_speed(
     time.now += 1
     reporter.step(1, Score(1.0, 0.5, 1.0), 10, 0.1)
     time.now += 5
-    reporter.tested(1, Score(3.0, 0.25, 0.75))
+    reporter.tested(1, "test", Score(3.0, 0.25, 0.75))
     time.now += 7
     reporter.saved(Path("checkpoint"))
     for step in (2, 3):

@@ -22,6 +22,8 @@ from mpicnn.job.agreement import agree, from_root
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+BEST = "best.h5"
+
 _FILE = re.compile(r"step-(\d{8,})\.h5")
 _TENSOR = re.compile(r"(?!meta/)[^/]+/[^/]+")
 
@@ -29,6 +31,7 @@ _TENSOR = re.compile(r"(?!meta/)[^/]+/[^/]+")
 class Checkpoints:
     """Keep the last `keep` checkpoints of one run in `directory`, one file per saved step.
 
+    Beside them there may be the best, in a file of its own that is not counted.
     `warn` gets a line for every damaged file that was passed over, on rank 0.
     """
 
@@ -41,8 +44,13 @@ class Checkpoints:
         self.keep = keep
         self.warn = warn
 
+    @property
+    def best(self) -> Path:
+        """Return the file of the best checkpoint, whether or not there is one."""
+        return self.directory / BEST
+
     def paths(self) -> list[Path]:
-        """Return the files of this directory, the latest step first, without looking inside."""
+        """Return the files of steps here, the latest first, without looking inside."""
         found = (p for p in self.directory.glob("step-*.h5") if _FILE.fullmatch(p.name))
         return sorted(found, key=_step, reverse=True)
 
@@ -65,9 +73,40 @@ class Checkpoints:
             raise UserError("no checkpoint can be used: " + "; ".join(damaged))
         return None
 
-    def save(self, comm: MPI.Intracomm, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
+    def find(self, which: str) -> Path | None:
+        """Return the file that `which` names, None where there is no file at all.
+
+        It is "best", "last" (see `newest`), the number of a step, or "auto": the best, where there
+        is one, is whole, and else the last. Raises UserError for one that is missing or not whole.
+        """
+        if which == "last" or (which == "auto" and not self.best.exists()):
+            return self.newest()
+        path = self.best if which in ("auto", "best") else self.directory / _name(int(which))
+        if not path.exists():
+            there = [str(_step(each)) for each in reversed(self.paths())]
+            there += ["best"] * self.best.exists()
+            raise UserError(
+                f"{path}: no such checkpoint; there is {', '.join(there) or 'none'} in this run"
+            )
+        try:
+            verify(path)
+        except UserError as e:
+            if which != "auto":
+                raise
+            self.warn(f"{e}; passed over for the last checkpoint")
+            return self.newest()
+        return path
+
+    def save(
+        self,
+        comm: MPI.Intracomm,
+        tensors: dict[str, Tensor],
+        meta: dict[str, Any],
+        best: bool = False,
+    ) -> Path:
         """Write all tensors and `meta` as the checkpoint of step `meta["step"]`; return its path.
 
+        Or as the `best` one, in place of the one before it.
         To be called by all ranks of `comm`. Tensors are called "section/name". `meta` is what JSON
         can hold; rank 0's is written. A new file takes its name only after it was read back whole;
         then files beyond the last `keep` go. Files of later steps stay.
@@ -76,7 +115,7 @@ class Checkpoints:
         of their largest block. Raises UserError on all ranks where the file cannot be written
         (all earlier ones are as they were), ValueError where the blocks do not make up a tensor.
         """
-        path = self.directory / f"step-{meta['step']:08d}.h5"
+        path = self.best if best else self.directory / _name(meta["step"])
         for name in tensors:
             if not _TENSOR.fullmatch(name):
                 raise ValueError(f"a tensor is called section/name, got {name!r}")
@@ -84,7 +123,8 @@ class Checkpoints:
         from_root(comm, self._prepare, path)
         if comm.rank == 0:
             agree(comm, lambda: _put(path, make_image(wholes, meta)))
-            self._prune(path)
+            if not best:
+                self._prune(path)
         else:
             agree(comm, lambda: deque(wholes, maxlen=0))
         return path
@@ -120,8 +160,9 @@ class Checkpoints:
     def _prepare(self, path: Path) -> None:
         with _writing(path):
             self.directory.mkdir(parents=True, exist_ok=True)
-            for stale in self.directory.glob(_unfinished("step-*.h5")):
-                stale.unlink()
+            for pattern in ("step-*.h5", BEST):
+                for stale in self.directory.glob(_unfinished(pattern)):
+                    stale.unlink()
 
     def _prune(self, latest: Path) -> None:
         older = [path for path in self.paths() if _step(path) <= _step(latest)]
@@ -166,6 +207,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _unfinished(name: str) -> str:
     return f".{name}.part"
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}.h5"
 
 
 def _step(path: Path) -> int:

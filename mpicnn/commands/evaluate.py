@@ -1,4 +1,4 @@
-"""Score a trained network on test examples."""
+"""Score a trained network on images of a data set."""
 
 from __future__ import annotations
 
@@ -28,34 +28,33 @@ if TYPE_CHECKING:
 def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     """Evaluate a checkpoint on all ranks and print its scores. Collective."""
     settings = read_settings(comm, EvaluateSettings, argv)
-    trained = load_trained(comm, settings.checkpoint, settings.plan, settings)
+    trained = load_trained(comm, settings.run, settings.checkpoint, settings.plan, settings)
     recorded = from_root(comm, recorded_data, trained.path, trained.settings)
     path = settings.data or recorded
     with agree(comm, open_data, path, not settings.data) as data:
         if not settings.data:
             agree(comm, check_digest, data, trained.meta, "another of the same classes")
         verify_sample(comm, data)
-        examples = agree(comm, test_set, trained, data, settings.eval_batch)
+        examples = agree(comm, test_set, trained, data, settings.eval_batch, settings.split)
+        split = data.split(settings.split)
         since = perf_counter()
         score = test(trained.distributed, trained.state, examples)
         assert score is not None, "nothing stops it"
-        seconds = perf_counter() - since
-        count = len(data.split("test"))
+        speed = len(split) / (perf_counter() - since)
     if comm.rank == 0:
-        lines = (
-            f"{trained.path}: step {trained.meta['step']}, {count} test images of "
-            f"{printable(data.path)}\n"
-            f"test: loss {score.loss:.4f}, top-1 {100 * score.top1:.2f} %, "
-            f"top-5 {100 * score.top5:.2f} %, {count / seconds:.0f} images/s"
-        )
-        say(None, lines, fd=1)
+        what = f"{len(split)} {split.name} images of {printable(data.path)}"
+        lines = [f"{trained.path}: step {trained.meta['step']}, {what}"]
+        lines.append(f"{split.name}: {score.text()}, {speed:.0f} images/s")
+        say(None, "\n".join(lines), fd=1)
 
 
-def test_set(trained: TrainedModel, data: Dataset, batch: int) -> TestSet:
-    """Return a data set's test examples as a trained network wants them.
+def test_set(trained: TrainedModel, data: Dataset, batch: int, split: str) -> TestSet:
+    """Return the examples of a data set's split as a trained network wants them.
 
-    Raises UserError where images or classes are not those that it was trained for.
+    Raises UserError where images or classes are not those that it was trained for, and where there
+    is no such split.
     """
+    data.split(split)
     model, meta = trained.distributed.model, trained.meta
     augment = augmentation(trained.settings)
     shape = augment.out_shape(data.shape)
@@ -71,4 +70,5 @@ def test_set(trained: TrainedModel, data: Dataset, batch: int) -> TestSet:
             f"{some(trained.classes)}; give the data set the names that the network was trained "
             "with"
         ) from None
-    return TestSet(data, augment, batch, np.array(meta["mean"]), np.array(meta["std"]), labels)
+    mean, std = np.array(meta["mean"]), np.array(meta["std"])
+    return TestSet(data, augment, batch, mean, std, labels, split)

@@ -37,7 +37,7 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     """
     settings = read_settings(comm, PredictSettings, argv)
     files = json.loads(from_root(comm, lambda: json.dumps(files_of(settings.images))))
-    trained = load_trained(comm, settings.checkpoint, "data", settings)
+    trained = load_trained(comm, settings.run, settings.checkpoint, "data", settings)
     failed: list[Answer] = []
     with ExitStack() as stack:
         written = Answers(settings.form, settings.output, settings.overwrite)

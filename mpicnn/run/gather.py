@@ -21,26 +21,34 @@ if TYPE_CHECKING:
     from mpicnn.run.trainer import Trainer
 
 
+BIASED = (
+    "the data have no images for validation, so the best checkpoint is chosen by the test images: "
+    "its test score is too good; 'python -m mpicnn.data prepare --validation' makes some"
+)
+
+
 def first_lines(trainer: Trainer, directory: Path) -> str:
     """Return the lines that open a run: who computes what with what. Collective."""
     distributed, data = trainer.distributed, trainer.data
     mesh, model = distributed.mesh, distributed.model
     device = distributed.device
     library = mesh.library if device.way == "MPI" else f"{mesh.library}, GPU arrays: {device.way}"
-    splits = [len(data.split(name)) for name in ("train", "test")]
+    counts = " + ".join(str(len(split)) for split in data.splits.values())
     shape = " x ".join(map(str, data.shape))
     went_on = f", from step {trainer.step}" if trainer.step else ""
     notes = {note for text in mesh.texts("\n".join(device.notes)) for note in text.splitlines()}
     if trainer.step >= trainer.steps:
         done = counted(trainer.step, "step")
         notes.add(f"the run has ended already, after {done}; give it more --epochs to go on")
+    if trainer.choice.by and trainer.split == "test":
+        notes.add(BIASED)
     opening = Opening(
         version(),
         gather_ranks(mesh, device),
         library,
         model.name,
         sum(prod(spec.shape) for spec in model.param_specs().values()),
-        f"{data.path}: {splits[0]} + {splits[1]} images of {shape} in {len(data.classes)} classes",
+        f"{data.path}: {counts} images of {shape} in {len(data.classes)} classes",
         f"{describe(distributed.plan)}, {trainer.steps} steps of batch {trainer.settings.batch}",
         f"{directory}{went_on}",
         sorted(notes),
@@ -79,13 +87,21 @@ def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float
     ]
     table = distributed.mesh.collect(np.array([*kinds, *held, distributed.ops.peak_bytes()]))
     ranks = distributed.mesh.world.size
+    test, choice = trainer.tested, trainer.choice
+    of = f" (of step {test.step})" if test and test.step != trainer.step else ""
+    best = trainer.checkpoints.best.relative_to(directory)
+    early = choice.ended(trainer.settings.patience) if trainer.step < trainer.steps else ""
+    notes = [note for note in (choice.told(trainer.split, str(best)), early) if note]
     return RunSummary(
         str(directory),
         steps,
         trainer.images,
         seconds,
-        trainer.score,
+        test.score if test else None,
         [TimeSplit(*row[:3]) for row in table.tolist()] if steps else [],
         [Memory(*(int(n) for n in row[3:])) for row in table.tolist()],
         launcher=command(environment(), distributed.mesh.library, ranks),
+        tested=(test.split if test else "", of),
+        notes=notes,
+        more="--patience MORE" if early else RunSummary.more,
     )

@@ -98,14 +98,15 @@ class TrainedModel:
 
 
 def load_trained(
-    comm: MPI.Intracomm, checkpoint: str, plan: str, machine: DeviceChoice
+    comm: MPI.Intracomm, run: str, checkpoint: str, plan: str, machine: DeviceChoice
 ) -> TrainedModel:
-    """Load a run's newest valid checkpoint, or a checkpoint file, divided over `comm`. Collective.
+    """Load a checkpoint file, or a checkpoint of a `run`, divided over `comm`. Collective.
 
-    Without a `plan`, the run's own is taken where it was made for as many ranks, and division
-    of the batch elsewhere. Raises UserError where there is nothing valid to load.
+    `checkpoint` says which one of a run (see `Checkpoints.find`). Without a `plan`, the run's own
+    is taken where it was made for as many ranks, and division of the batch elsewhere. Raises
+    UserError where there is nothing valid to load.
     """
-    path = Path(from_root(comm, _find, Path(checkpoint)))
+    path = Path(from_root(comm, _find, Path(run), checkpoint))
     meta = json.loads(from_root(comm, lambda: json.dumps(read_meta(path))))
     settings = agree(comm, check_meta, meta, path)
     # a run's rounded products are not needed to use what it learnt, and not every device has them
@@ -140,17 +141,22 @@ def described(meta: dict[str, Any], path: Path) -> Model:
     return model
 
 
-def _find(path: Path) -> str:
-    """Return the checkpoint file meant by `path`."""
+def _find(path: Path, which: str) -> str:
+    """Return the checkpoint file meant by `path`, and in a directory by `which`."""
     if os.path.isfile(path):
+        if which != "auto":
+            raise UserError(
+                f"checkpoint {which}: {path} is a checkpoint file; give the run's directory to "
+                "choose one"
+            )
         return str(path)
     inner = path / CHECKPOINTS
-    newest = Checkpoints(inner if inner.is_dir() else path, 1, warn).newest()
-    if newest is None:
+    found = Checkpoints(inner if inner.is_dir() else path, 1, warn).find(which)
+    if found is None:
         raise UserError(
             f"checkpoint {path}: nothing to load; expected a run directory or a file step-*.h5"
         )
-    return str(newest)
+    return str(found)
 
 
 def warn(line: str) -> None:

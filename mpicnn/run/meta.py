@@ -77,6 +77,19 @@ def _stamp(value: Any) -> bool:
     )
 
 
+def _best(value: Any) -> bool:
+    """Say whether a value is what `Choice.saved` gives; a score may be NaN or infinite."""
+    if not isinstance(value, dict) or value.keys() != {"by", "step", "score", "tests"}:
+        return False
+    score = value["score"]
+    return (
+        value["by"] in ("", "loss", "top1", "top5")
+        and (value["step"] is None or _whole(value["step"], 0, MOST))
+        and _whole(value["tests"], 0, MOST)
+        and (score is None or (isinstance(score, list) and [type(n) for n in score] == [float] * 3))
+    )
+
+
 def _name(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and len(value) <= MOST_TEXT
 
@@ -103,6 +116,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "plan": Entry("the text of a plan", lambda v: isinstance(v, str)),
         "data": Entry("a SHA-256 of 64 hexadecimal digits", _digest),
         "stamp": Entry("size and time of a file", _stamp, optional=True),
+        "best": Entry("the best test: by, step, score and tests", _best, optional=True),
     }
 )
 """All entries of format 1 (docs/checkpoint-format.md)."""

@@ -11,6 +11,7 @@ from typing import Self
 
 from mpicnn.errors import UserError
 from mpicnn.run.directory import write_text
+from mpicnn.run.picture import figure, save
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class MetricsRow:
     """Say how a run stood after `step` steps.
 
     `epoch` counts passes over the training data, `seconds` the time since the run was started or
-    resumed; `split` is "train" (means over the steps since the row before) or "test"; `top1` and
-    `top5` are fractions; `rate` is the learning rate of the last step.
+    resumed; `split` is "train" (means over the steps since the row before), "validation" or "test"
+    (of the network after `step`); `top1` and `top5` are fractions; `rate` is the learning rate of
+    the last step.
     """
 
     step: int
@@ -58,6 +60,7 @@ class Metrics:
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from None
         self._path = path
+        self._tests = {(row.step, row.split) for row in kept if row.split != "train"}
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def _rows_before(self, path: Path, resumed: int) -> list[MetricsRow]:
@@ -73,7 +76,12 @@ class Metrics:
             return []
 
     def write(self, row: MetricsRow) -> None:
-        """Add a row. Raises UserError where that fails, as on a full disk."""
+        """Add a row, but none of a test that was there when the run went on.
+
+        Raises UserError where that fails, as on a full disk.
+        """
+        if (row.step, row.split) in self._tests:
+            return
         try:
             self._writer.writerow(asdict(row).values())
         except OSError as error:
@@ -116,22 +124,20 @@ def plot_run(run_dir: Path) -> Path:
     Raises UserError without matplotlib, and for a directory without metrics.
     """
     rows = read_rows(run_dir / "metrics.csv")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("curves need matplotlib: pip install 'mpicnn[plot]'") from None
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, what in zip(figure.subplots(1, 2), ("loss", "top1"), strict=True):
-        for split, style in (("train", "-"), ("test", "o-")):
+    drawn = figure("curves", 9, 4)
+    chosen = any(row.split == "validation" for row in rows)
+    for axes, what in zip(drawn.subplots(1, 2), ("loss", "top1"), strict=True):
+        for split, style in (("train", "-"), ("validation", "o-"), ("test", "o-")):
             of_split = [row for row in rows if row.split == split]
+            if not of_split:
+                continue
+            if split == "test" and chosen:  # of the best network each time: no curve
+                style = "o"
             x = [row.epoch for row in of_split]
             axes.plot(x, [getattr(row, what) for row in of_split], style, ms=3, label=split)
         axes.set(xlabel="epoch", ylabel={"loss": "loss", "top1": "top-1 accuracy"}[what])
         axes.grid(alpha=0.3)
         axes.legend()
     path = run_dir / "curves.png"
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    save(drawn, path)
     return path

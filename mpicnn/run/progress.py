@@ -6,7 +6,7 @@ Used on one rank; nothing here communicates.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -61,8 +61,8 @@ class ProgressDisplay:
     def show(self, row: MetricsRow) -> None:
         """Show a row: training in the bar or as a line with the time left, a test as a line."""
         accuracy = f"loss {row.loss:.4f} top1 {100 * row.top1:.1f} %"
-        if row.split == "test":
-            accuracy = f"test {accuracy} top5 {100 * row.top5:.1f} %"
+        if row.split != "train":
+            accuracy = f"{row.split} {accuracy} top5 {100 * row.top5:.1f} %"
         speed = f"{figure(row.images_per_second)} images/s"
         where = f"step {row.step:>{len(str(self._steps))}}/{self._steps} epoch {row.epoch:.2f}"
         left = f" left {self._left(row.step)}" if row.split == "train" else ""
@@ -98,11 +98,11 @@ class ProgressDisplay:
 
 
 class Reporter:
-    """Show how a run goes and write its metrics, as a callback (`mpicnn.run.trainer.Callback`).
+    """Show how a run goes and write its metrics, as a callback (`mpicnn.run.callback.Callback`).
 
     A row stands for `every` steps (0: a tenth of an epoch, so that its last row is as long as the
-    others); its speed leaves out the time of tests and checkpoints. `tests` is the number of test
-    images.
+    others); its speed leaves out the time of tests and checkpoints. `sizes` are the numbers of
+    images by split.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Reporter:
         progress: ProgressDisplay,
         metrics: Metrics,
         steps_per_epoch: int,
-        tests: int,
+        sizes: Mapping[str, int],
         every: int = 0,
         time: Callable[[], float] = monotonic,
     ) -> None:
         self._progress, self._metrics, self._time = progress, metrics, time
-        self._steps_per_epoch, self._tests = steps_per_epoch, tests
+        self._steps_per_epoch, self._sizes = steps_per_epoch, sizes
         self._every = every
         self._begun = self._last = time()
         self._step = 0
@@ -133,11 +133,12 @@ class Reporter:
         if self._due(step):
             self._end_interval(step)
 
-    def tested(self, step: int, score: Score) -> None:
-        """Note a test on all test examples."""
+    def tested(self, step: int, split: str, score: Score) -> None:
+        """Note a test of the network after `step` on all examples of a split."""
         seconds = self._lap()
-        self._end_interval(step)
-        self._tell(step, "test", score.loss, score.top1, score.top5, self._tests / seconds)
+        self._end_interval(self._step)
+        speed = self._sizes[split] / seconds
+        self._tell(step, split, score.loss, score.top1, score.top5, speed)
 
     def saved(self, path: Path) -> None:
         """Note a saved checkpoint; the run may end with it, so write what is not written yet."""

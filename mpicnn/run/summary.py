@@ -98,7 +98,9 @@ class RunSummary:
     """Say how a run ended. `splits` (if there was a step) and `memory` have an entry per rank.
 
     `steps` and `images` are those of this process, so without the run before a resume, as are
-    `seconds`, which include tests and checkpoints. `test` is missing where none was made.
+    `seconds`, which include tests and checkpoints. `test` is missing where none was made; `tested`
+    says on which images, and of which step's network where it is not the last one. `notes` are
+    lines about what was chosen; `more` is the option that lets the run go on.
     `launcher` is what stands before `python` in commands, like "mpirun -n 4".
     """
 
@@ -110,6 +112,9 @@ class RunSummary:
     splits: Sequence[TimeSplit]
     memory: Sequence[Memory]
     launcher: str = ""
+    tested: tuple[str, str] = ("test", "")
+    notes: Sequence[str] = ()
+    more: str = "--epochs MORE"
 
 
 def summary(run: RunSummary) -> str:
@@ -119,12 +124,10 @@ def summary(run: RunSummary) -> str:
         "",
         f"{counted(run.steps, 'step')} in {duration(run.seconds)}, {speed} images/s",
     ]
+    lines += run.notes
     if run.test is not None:
-        test = run.test
-        lines.append(
-            f"test: loss {test.loss:.4f}, top-1 {100 * test.top1:.2f} %, "
-            f"top-5 {100 * test.top5:.2f} %"
-        )
+        split, of = run.tested
+        lines.append(f"{split}: {run.test.text()}{of}")
     if run.splits:
         lines += ["", *_time_table(run.splits)]
     if run.memory:
@@ -133,7 +136,7 @@ def summary(run: RunSummary) -> str:
     commands = {
         "evaluate": f"evaluate {directory}",
         "predict": f"predict {directory} IMAGE ...",
-        "resume": f"train --resume --run-dir {directory} --epochs MORE",
+        "resume": f"train --resume --run-dir {directory} {run.more}",
     }
     lines += ["", f"{run.run_dir} holds the checkpoints, metrics and settings"]
     lines += [f"  {name:<9} {before}{command}" for name, command in commands.items()]

@@ -27,10 +27,14 @@ class Score:
     top1: float
     top5: float
 
+    def text(self) -> str:
+        """Return the score for people, accuracies in percent."""
+        return f"loss {self.loss:.4f}, top-1 {100 * self.top1:.2f} %, top-5 {100 * self.top5:.2f} %"
+
 
 @dataclass(frozen=True)
 class TestSet:
-    """Describe test examples as a network wants them.
+    """Describe the examples of a split as a network wants them.
 
     `mean` and `std` (channels,) are those that it was trained with, whatever the file's own are.
     `labels` maps the file's labels to the network's classes; None where they are the same.
@@ -42,6 +46,7 @@ class TestSet:
     mean: Array
     std: Array
     labels: Index | None = None
+    split: str = "test"
 
 
 def test(
@@ -49,8 +54,12 @@ def test(
     state: State,
     examples: TestSet,
     stopping: Callable[[], bool] = lambda: False,
+    guesses: Array | None = None,
 ) -> Score | None:
-    """Return the score on all test examples, None if a rank is `stopping` before. Collective."""
+    """Return the score on all examples, None if a rank is `stopping` before. Collective.
+
+    `guesses`, float64 (examples,) of zeros, gets the class that the network sees in each.
+    """
     totals, count = Totals(), 0
     wanted = distributed.mesh.sum(np.zeros(1))
     inputs = Inputs(
@@ -58,7 +67,7 @@ def test(
         distributed.ops,
     )  # fmt: skip
     with Batches(
-        examples.data.split("test"),
+        examples.data.split(examples.split),
         Order(examples.batch, distributed.seed, shuffle=False, epochs=1),
         lambda n: distributed.program(n).positions,
         inputs,
@@ -66,7 +75,8 @@ def test(
         for item in batches:
             program = distributed.program(item.count)
             labels = item.labels if examples.labels is None else examples.labels[item.labels]
-            totals += distributed.executor.evaluate(program, state, item.x, labels)
+            part = None if guesses is None else guesses[count : count + item.count]
+            totals += distributed.executor.evaluate(program, state, item.x, labels, part)
             count += item.count
             distributed.activity.begin("test", "sum over the ranks", waits=True)
             if wanted.wait()[0]:
@@ -75,6 +85,8 @@ def test(
     distributed.activity.begin("test", "sum over the ranks", waits=True)
     wanted.wait()
     loss, top1, top5 = distributed.mesh.sum(totals.read()).wait()
+    if guesses is not None:
+        guesses[...] = distributed.mesh.sum(guesses).wait()
     return Score(float(loss) / count, float(top1) / count, float(top5) / count)
 
 

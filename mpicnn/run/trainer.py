@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
 from math import ceil, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -17,6 +16,8 @@ from mpicnn.data.loader import Batches, Inputs, Order
 from mpicnn.division.planfile import plan_toml
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import from_root
+from mpicnn.run.callback import Callback
+from mpicnn.run.choosing import Choice, Tested, metric, refused
 from mpicnn.run.meta import check_meta
 from mpicnn.run.testing import Score, TestSet, test
 from mpicnn.step import trace
@@ -27,32 +28,6 @@ if TYPE_CHECKING:
     from mpicnn.job.signals import Signals
     from mpicnn.run.distributed import DistributedModel
     from mpicnn.settings.definitions import Settings
-
-
-class Callback(Protocol):
-    """Describe what a run calls when something has happened."""
-
-    def step(self, step: int, score: Score, count: int, rate: float) -> None:
-        """Note a finished training step of `count` examples."""
-
-    def tested(self, step: int, score: Score) -> None:
-        """Note a test on all test examples."""
-
-    def saved(self, path: Path) -> None:
-        """Note a saved checkpoint."""
-
-
-class NoCallback:
-    """Do nothing: the callback of all ranks but the first."""
-
-    def step(self, step: int, score: Score, count: int, rate: float) -> None:
-        """Note a finished training step."""
-
-    def tested(self, step: int, score: Score) -> None:
-        """Note a test."""
-
-    def saved(self, path: Path) -> None:
-        """Note a saved checkpoint."""
 
 
 def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
@@ -69,8 +44,10 @@ def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
 class Trainer:
     """Train a network over a data set, from the step that its state is at to the end.
 
-    `step` counts the finished steps, `images` the examples they took here and now; `score` is of
-    the last test; `spent` holds the seconds of all steps by kind, without tests and checkpoints.
+    `step` counts the finished steps, `images` the examples they took here and now; `tested` is the
+    last test; `spent` holds the seconds of all steps by kind, without tests and checkpoints.
+    Tests on the way are on `split`, and `choice` follows them: the images for validation if there
+    are some, and then the test images are used in the end only.
     """
 
     def __init__(
@@ -92,7 +69,9 @@ class Trainer:
         self.optimiser = self._optimiser()
         self.last_saved: Path | None = None
         self.images = 0
-        self.score: Score | None = None
+        self.split = data.choosing
+        self.choice = Choice(metric(settings, self.split))
+        self.tested: Tested | None = None
         self.test_due = False
         self.spent = dict.fromkeys(CATEGORIES, 0.0)
         self.unread: StepTimer | None = None
@@ -142,8 +121,13 @@ class Trainer:
             )
         self.step = self.distributed.activity.step = meta["step"]
         self.test_due = meta.get("test_due", False)
+        if self.choice.by and "best" in meta:
+            found = Choice.of(meta["best"])
+            best = self.checkpoints.best
+            if not from_root(comm, refused, found, self.choice.by, best, self.checkpoints.warn):
+                self.choice = found
 
-    def save(self, watcher: Callback) -> None:
+    def save(self, watcher: Callback, best: bool = False) -> None:
         """Write a checkpoint; refuse to where a parameter is not finite. Collective."""
         comm = self.distributed.mesh.world.comm
         self.distributed.activity.begin("checkpoint", waits=comm.rank != 0)  # rank 0 writes
@@ -167,8 +151,10 @@ class Trainer:
             "plan": plan_toml(self.distributed.plan),
             "data": self.data.digest,
             "stamp": list(self.data.stamp),
+            "best": self.choice.saved(),
         }
-        self.last_saved = self.checkpoints.save(comm, self.distributed.tensors(self.state), meta)
+        tensors = self.distributed.tensors(self.state)
+        self.last_saved = self.checkpoints.save(comm, tensors, meta, best)
         watcher.saved(self.last_saved)
 
     def run(self, watcher: Callback, signals: Signals) -> bool:
@@ -195,37 +181,73 @@ class Trainer:
         ) as batches:  # fmt: skip
             stop = bool(self.distributed.mesh.sum(np.array([signals.stopping()], float)).wait()[0])
             stop = stop or not self._test(watcher, signals)
-            while not stop and self.step < self.steps:
+            while not (stop or self._ended):
                 stop = self._one(batches, watcher, signals.stopping())
-                last = self.step == self.steps
-                if stop or last:
+                self.test_due = self.step == self.steps or self.step % test_every == 0
+                if stop or self.test_due:
                     self._book()
-                self.test_due = last or self.step % test_every == 0
                 stop = stop or not self._test(watcher, signals)
-                if not stop and (last or self.step % save_every == 0):
+                if not stop and (self._ended or self.step % save_every == 0):
                     self.save(watcher)
             if stop:
                 self.save(watcher)
                 return False
-        if self.score is None:
-            self.score = self.test()
-        return True
+        return self._last_test(watcher, signals)
+
+    @property
+    def _ended(self) -> bool:
+        return self.step >= self.steps or bool(self.choice.ended(self.settings.patience))
 
     def _test(self, watcher: Callback, signals: Signals) -> bool:
-        """Make the test that is due, if one is; return whether no rank was stopping. Collective."""
-        if self.test_due:
-            score = self.test(signals.stopping)
-            if score is None:
-                return False
-            self.score, self.test_due = score, False
-            watcher.tested(self.step, score)
+        """Make the test that is due, if one is; return whether no rank was stopping. Collective.
+
+        Keeps the state if it is the best so far: before its score is in any other checkpoint, so
+        that a run that is killed between the two goes on from before the test.
+        """
+        if not self.test_due:
+            return True
+        if not self._score(self.split, self.step, watcher, signals):
+            return False
+        self.test_due = False
+        if self.choice.by:
+            assert self.tested
+            score = self.tested.score
+            # rank 0 decides: ranks must not differ where a sum's last digit does
+            better = from_root(
+                self.distributed.mesh.world.comm,
+                lambda: "better" if self.choice.better(score) else "",
+            )
+            self.choice = self.choice.after(self.step, score, bool(better))
+            if better:
+                self.save(watcher, best=True)
         return True
 
-    def test(self, stopping: Callable[[], bool] = lambda: False) -> Score | None:
-        """Return the score on all test examples, None if a rank is `stopping` before."""
+    def _last_test(self, watcher: Callback, signals: Signals) -> bool:
+        """Make the test on the test images, if none was made; as `_test`, but saves nothing.
+
+        Where there were images for validation, it is of the best state if one was kept: that is
+        loaded in place of the last one, which has been saved.
+        """
+        step = self.step
+        if self.split == "test" and self.tested:
+            return True
+        if self.split != "test" and self.choice.step not in (None, step):
+            comm = self.distributed.mesh.world.comm
+            self.distributed.activity.begin("checkpoint", waits=comm.rank != 0)
+            best = self.checkpoints.best
+            step = int(self.distributed.load(self.state, self.checkpoints, best)["step"])
+        return self._score("test", step, watcher, signals)
+
+    def _score(self, split: str, step: int, watcher: Callback, signals: Signals) -> bool:
+        """Test the state, that after `step`; return whether no rank was stopping. Collective."""
         data, batch = self.data, self.settings.eval_batch
-        examples = TestSet(data, self.augment, batch, data.mean, data.std)
-        return test(self.distributed, self.state, examples, stopping)
+        examples = TestSet(data, self.augment, batch, data.mean, data.std, split=split)
+        score = test(self.distributed, self.state, examples, signals.stopping)
+        if score is None:
+            return False
+        self.tested = Tested(split, step, score)
+        watcher.tested(step, split, score)
+        return True
 
     def _period(self, epochs: float) -> int:
         """Return a number of epochs as a number of steps, at least 1; 0 epochs as the whole run."""

@@ -23,6 +23,7 @@ from mpicnn.job.agreement import agree, from_root, same
 from mpicnn.job.environment import environment
 from mpicnn.job.signals import Signals
 from mpicnn.job.watchdog import Limits, Watchdog
+from mpicnn.run.callback import Callback, NoCallback
 from mpicnn.run.directory import CHECKPOINTS, CONFIG, LOG, METRICS, PLAN, open_run, write_text
 from mpicnn.run.distributed import DistributedModel
 from mpicnn.run.gather import first_lines, gather_summary
@@ -43,7 +44,7 @@ from mpicnn.run.resuming import (
 from mpicnn.run.setup import make_plan, progress_of
 from mpicnn.run.summary import summary
 from mpicnn.run.testing import Score
-from mpicnn.run.trainer import Callback, NoCallback, Trainer
+from mpicnn.run.trainer import Trainer
 from mpicnn.settings.definitions import Settings
 from mpicnn.step.trace import merged
 
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 class Trained:
     """Say how a run went: its directory, its steps so far, the last test, and whether it ended.
 
+    Where the data have images for validation, the last test of a run that ended is on the test
+    images, of the best checkpoint if one is kept.
     A run that a signal stops early has saved a checkpoint and can be resumed.
     """
 
@@ -95,7 +98,8 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
             trainer.restore()
         from_root(comm, note, trainer, directory)
         finished = watch(trainer, directory, signals)
-        return Trained(directory, trainer.step, trainer.score, finished)
+        score = trainer.tested.score if trainer.tested else None
+        return Trained(directory, trainer.step, score, finished)
 
 
 def open_distributed(
@@ -215,6 +219,6 @@ def reporter(trainer: Trainer, directory: Path, output: Output, stack: ExitStack
         stack.enter_context(progress),
         metrics,
         trainer.steps_per_epoch,
-        len(trainer.data.split("test")),
+        {name: len(split) for name, split in trainer.data.splits.items()},
         trainer.settings.log_every,
     )

@@ -128,6 +128,14 @@ def splits_text(value: object) -> str:
     return text
 
 
+def checkpoint_text(value: object) -> str:
+    """Return auto, best, last, or the number of a step, as text."""
+    text = str(value)
+    if text not in ("auto", "best", "last") and not (text.isascii() and text.isdecimal()):
+        raise ValueError("auto, best, last or the number of a step, like 400")
+    return text
+
+
 def amount_text(value: object) -> str:
     """Return a whole number above 0, or a fraction above 0 and below 1, as text."""
     text = str(value)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from mpicnn.settings.checks import (
     amount_text,
+    checkpoint_text,
     counts_text,
     extents,
     names_text,
@@ -21,9 +22,11 @@ class Checkpoint(Options):
     """Say which trained network."""
 
     heading = "what to run"
+    run: str = option(None, "run directory or checkpoint file", "RUN", positional=True, check=path)
     checkpoint: str = option(
-        None, "run directory or checkpoint file", "RUN", positional=True, check=path
-    )
+        "auto", "which checkpoint of a run directory: best, last, or that of step N; auto: the "
+        "best if the run keeps one, else the last", "best|last|N", check=checkpoint_text,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,7 @@ class Evaluated(Options):
 
     heading = "what to run"
     data: str = option("", "image file", "FILE.h5", unset="that of the run", check=path)
+    split: Literal["test", "validation", "train"] = option("test", "which images of it")
     plan: str = option("", "plan, as in training", "PLAN", unset="that of the run", check=path)
 
 

@@ -32,6 +32,7 @@ from mpicnn.settings.command_groups import (
 from mpicnn.settings.groups import (
     Augmentation,
     Batch,
+    Choosing,
     DataChoice,
     DeviceChoice,
     Display,
@@ -50,7 +51,7 @@ from mpicnn.settings.option import differences as differences
 @dataclass(frozen=True, kw_only=True)
 class Settings(
     ModelChoice, DataChoice, RunDirectory, Length, Batch, OptimiserChoice, Precision, Augmentation,
-    Evaluation, PlanChoice, DeviceChoice, Display,
+    Evaluation, Choosing, PlanChoice, DeviceChoice, Display,
 ):  # fmt: skip
     """Hold the settings of a training run. Raises UserError where two do not fit together."""
 
@@ -70,13 +71,15 @@ class Settings(
             raise UserError("schedule steps needs drops: fractions of the run, like 0.5,0.75")
         if self.resume and not self.run_dir:
             raise UserError("resume needs run-dir: the directory of the run to go on with")
+        if self.patience and self.best == "off":
+            raise UserError("patience needs best: the metric that is to get better, like top1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(Checkpoint, Evaluated, Evaluation, DeviceChoice):
     """Hold the settings of an evaluation."""
 
-    purpose = "Evaluate a trained network on the test examples of a data set."
+    purpose = "Evaluate a trained network on the test images, or others, of a data set."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +114,10 @@ class PlanSettings(ModelChoice, DataChoice, Planned, Batch, Precision, PlanChoic
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceSettings(DeviceChoice):
-    """Hold what ranks compute on, where nothing else is to be set."""
+class LoadSettings(Checkpoint, DeviceChoice):
+    """Hold which trained network to load, and what ranks compute on."""
 
-    purpose = "Say what ranks compute on."
+    purpose = "Load a trained network."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,20 @@ class Length(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choosing(Options):
+    """Say which state of a run is kept as the best, and when it gets no better."""
+
+    heading = "choosing"
+    best: Literal["auto", "loss", "top1", "top5", "off"] = option(
+        "auto", "metric of the tests by which the best checkpoint is kept; auto: top1 if the data "
+        "have images for validation",
+    )  # fmt: skip
+    patience: int = option(
+        0, "tests without a better one until the run ends", ge=0, unset="no limit"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch(Options):
     """Say how many examples make a step."""
 
@@ -257,7 +271,10 @@ class Display(Options):
     """Say what is shown and measured meanwhile."""
 
     heading = "output"
-    evaluate_every: float = option(1.0, "epochs between tests; 0: at the end only", ge=0)
+    evaluate_every: float = option(
+        1.0, "epochs between tests, on images for validation if there are some; 0: at the end only",
+        ge=0,
+    )  # fmt: skip
     log_every: int = option(0, "steps between log lines", ge=0, unset="ten an epoch")
     trace: str = option(
         "",

@@ -84,11 +84,24 @@ class Executor:
         grads = {name: run.values[slot] for name, slot in program.grads.items()}
         return {name: g for name, g in grads.items() if g is not None}, run.totals
 
-    def evaluate(self, program: Program, state: State, x: Array, labels: Array) -> Totals:
-        """Return this rank's share of the totals of a batch, without dropout or any change."""
+    def evaluate(
+        self,
+        program: Program,
+        state: State,
+        x: Array,
+        labels: Array,
+        guesses: Array | None = None,
+    ) -> Totals:
+        """Return this rank's share of the totals of a batch, without dropout or any change.
+
+        `guesses` (examples of the batch,) gets the class that is seen in each of its share.
+        """
         run = self._answer(program, state, Batch(x, labels))
         totals = Totals()
         for loss, logits in run.answers:
+            if guesses is not None:
+                known = labels[loss.labels]
+                guesses[loss.labels] = guessed(self.ops.fetch(logits)(), known)
             totals += run.lose(loss, logits)[0]
         return totals
 
@@ -105,3 +118,15 @@ class Executor:
 
     def _tools(self) -> Tools:
         return Tools(self.mesh, self.ops, self.timer, self.seed)
+
+
+def guessed(logits: Array, labels: Array) -> Array:
+    """Return the class of the largest logit of each row, int64 (rows,).
+
+    Where the right one, by `labels`, shares the largest with another, it is the other: as top-1
+    counts (`ops.interface`).
+    """
+    rows = np.arange(len(logits))
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    return np.where(logits[rows, labels] > others.max(axis=1), labels, others.argmax(axis=1))
