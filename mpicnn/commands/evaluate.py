@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,13 @@ from mpicnn.data.augment import augmentation
 from mpicnn.data.file import Dataset
 from mpicnn.data.layout import some
 from mpicnn.data.verify import verify_sample
+from mpicnn.data.write import check_target
 from mpicnn.errors import UserError, printable
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.output import say
+from mpicnn.run.confusion import Confusion
 from mpicnn.run.load import TrainedModel, load_trained
+from mpicnn.run.picture import figure
 from mpicnn.run.resuming import check_digest, open_data, recorded_data
 from mpicnn.run.setup import read_settings
 from mpicnn.run.testing import TestSet, label_map, test
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     """Evaluate a checkpoint on all ranks and print its scores. Collective."""
     settings = read_settings(comm, EvaluateSettings, argv)
+    from_root(comm, check_file, settings)
     trained = load_trained(comm, settings.run, settings.checkpoint, settings.plan, settings)
     recorded = from_root(comm, recorded_data, trained.path, trained.settings)
     path = settings.data or recorded
@@ -37,8 +42,9 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
         verify_sample(comm, data)
         examples = agree(comm, test_set, trained, data, settings.eval_batch, settings.split)
         split = data.split(settings.split)
+        guesses = np.zeros(len(split)) if settings.by_class or settings.confusion else None
         since = perf_counter()
-        score = test(trained.distributed, trained.state, examples)
+        score = test(trained.distributed, trained.state, examples, guesses=guesses)
         assert score is not None, "nothing stops it"
         speed = len(split) / (perf_counter() - since)
     if comm.rank == 0:
@@ -46,6 +52,32 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
         lines = [f"{trained.path}: step {trained.meta['step']}, {what}"]
         lines.append(f"{split.name}: {score.text()}, {speed:.0f} images/s")
         say(None, "\n".join(lines), fd=1)
+    if guesses is not None:
+        known = split.labels if examples.labels is None else examples.labels[split.labels]
+        seen = Confusion(trained.classes, known, guesses.astype(np.int64))
+        from_root(comm, tell, seen, settings)
+
+
+def check_file(settings: EvaluateSettings) -> str:
+    """Raise UserError where the file for the matrix could not be made: before the work is done."""
+    if settings.confusion:
+        check_target(Path(settings.confusion), settings.overwrite)
+    if settings.confusion.lower().endswith(".png"):
+        figure("pictures", 1, 1)
+    return ""
+
+
+def tell(seen: Confusion, settings: EvaluateSettings) -> str:
+    """Show what is seen in the images of each class, and write it to a file, as the settings say.
+
+    Raises UserError where the file cannot be written.
+    """
+    if settings.by_class:
+        say(None, "\n".join(["", *seen.by_class(), "", *seen.table()]), fd=1)
+    if settings.confusion:
+        seen.write(Path(settings.confusion))
+        say(None, f"\n{settings.confusion}: the confusion matrix", fd=1)
+    return ""
 
 
 def test_set(trained: TrainedModel, data: Dataset, batch: int, split: str) -> TestSet:

@@ -40,6 +40,22 @@ class Evaluated(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ByClass(Options):
+    """Say what is told of each class."""
+
+    heading = "answers"
+    by_class: bool = option(
+        False, "show precision and recall of every class and, of up to 20 classes, which are taken "
+        "for which",
+    )  # fmt: skip
+    confusion: str = option(
+        "", "write the confusion matrix: NAME.csv or, as a picture, NAME.png", "FILE",
+        unset="none", check=path,
+    )  # fmt: skip
+    overwrite: bool = option(False, "replace that file if it exists")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predicted(Options):
     """Say which images to classify."""
 

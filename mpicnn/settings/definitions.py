@@ -17,6 +17,7 @@ from mpicnn.errors import UserError
 from mpicnn.job.environment import Environ
 from mpicnn.settings.command_groups import (
     Answered,
+    ByClass,
     Checkpoint,
     ClassNames,
     Drawn,
@@ -76,10 +77,16 @@ class Settings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(Checkpoint, Evaluated, Evaluation, DeviceChoice):
-    """Hold the settings of an evaluation."""
+class EvaluateSettings(Checkpoint, Evaluated, ByClass, Evaluation, DeviceChoice):
+    """Hold the settings of an evaluation. Raises UserError for a file of an unknown format."""
 
     purpose = "Evaluate a trained network on the test images, or others, of a data set."
+
+    def __post_init__(self) -> None:
+        if self.confusion and not self.confusion.lower().endswith((".csv", ".png")):
+            raise UserError(
+                f"confusion {self.confusion}: expected a name that ends in .csv or .png"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
