@@ -64,7 +64,8 @@ class Run:
             return False
         rows = read_rows(self.directory / "metrics.csv")
         length = self.config()["epochs"] * (1 - 1e-9)  # steps over steps per epoch is rounded
-        return bool(rows) and rows[-1].split == "test" and rows[-1].epoch >= length
+        # the last test may be of an earlier step, the best
+        return bool(rows) and rows[-1].split == "test" and max(r.epoch for r in rows) >= length
 
     def config(self) -> dict[str, float]:
         """Return the settings that the run left."""
