@@ -135,6 +135,7 @@ def test_the_best_is_kept_and_tested_in_the_end(whole: Path, images: Path) -> No
     log = (whole / "log.txt").read_text()
     assert f"validation: best loss {loss:.4f} at step {step}, kept as checkpoints/best.h5" in log
     assert f"\ntest: loss {found:.4f}" in log and f"(of step {step})" in log
+    assert f"step {step}/{STEPS} epoch 1.00 validation loss {loss:.4f}" in log
     assert "21 + 9 + 11 images" in log and "note" not in log
 
 

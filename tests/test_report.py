@@ -400,7 +400,7 @@ def test_summary_of_little() -> None:
 def test_curves(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     with Metrics(tmp_path / "metrics.csv") as metrics:
-        for each in (row(1), row(2), row(2, "test")):
+        for each in (row(1), row(2), row(2, "validation"), row(2, "test")):
             metrics.write(each)
     job = mpi_jobs.run(0, "-m", "mpicnn.report", tmp_path, seconds=40)
     assert job.code == 0, job.err

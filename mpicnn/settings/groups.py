@@ -88,7 +88,7 @@ class Choosing(Options):
     heading = "choosing"
     best: Literal["auto", "loss", "top1", "top5", "off"] = option(
         "auto", "metric of the tests by which the best checkpoint is kept; auto: top1 if the data "
-        "have images for validation",
+        "have images for validation or patience is given, else off",
     )  # fmt: skip
     patience: int = option(
         0, "tests without a better one until the run ends", ge=0, unset="no limit"
