@@ -20,13 +20,13 @@ from mpicnn.errors import UserError
 from mpicnn.run import load
 from mpicnn.run.directory import saved_settings
 from mpicnn.run.meta import check_meta
-from mpicnn.settings.definitions import DeviceSettings, Settings
+from mpicnn.settings.definitions import LoadSettings, Settings
 
 Meta = dict[str, Any]
 
 
 def loaded(path: Path) -> load.TrainedModel:
-    return load.load_trained(MPI.COMM_SELF, str(path), "", DeviceSettings(threads=1))
+    return load.load_trained(MPI.COMM_SELF, str(path), "auto", "", LoadSettings(run="", threads=1))
 
 
 def forge(folder: Path, change: Callable[[Meta, dict[str, Any]], Any]) -> Path:

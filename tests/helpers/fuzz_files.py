@@ -31,7 +31,7 @@ from mpicnn.division.presets import preset
 from mpicnn.errors import UserError
 from mpicnn.run.distributed import outline
 from mpicnn.run.load import load_trained
-from mpicnn.settings.definitions import DeviceSettings, Settings
+from mpicnn.settings.definitions import LoadSettings, Settings
 
 SECONDS = 1.0
 MEGABYTES = 200
@@ -423,7 +423,7 @@ def write_cifar(draw: random.Random, folder: Path) -> None:
 PARSERS = TEXTS | {
     "forged checkpoint": Parser(
         Checkpoints().write,
-        lambda path: load_trained(MPI.COMM_SELF, str(path), "", DeviceSettings(threads=1)),
+        lambda path: load_trained(MPI.COMM_SELF, str(path), "auto", "", LoadSettings(run="", threads=1)),
         "step-00000007.h5",
     ),
     "image": Parser(ImageFiles().write, read_images, "images.h5"),
