@@ -50,6 +50,8 @@ type = "linear"
 o = "classes"
 """
 
+HERE = LoadSettings(run="", threads=1)
+
 
 def any_value(draw: random.Random, value: Any) -> Any:
     """Return a value with something odd in it, at any depth."""
@@ -423,7 +425,9 @@ def write_cifar(draw: random.Random, folder: Path) -> None:
 PARSERS = TEXTS | {
     "forged checkpoint": Parser(
         Checkpoints().write,
-        lambda path: load_trained(MPI.COMM_SELF, str(path), "auto", "", LoadSettings(run="", threads=1)),
+        lambda path: load_trained(
+            MPI.COMM_SELF, str(path), "auto", "", LoadSettings(run="", threads=1)
+        ),
         "step-00000007.h5",
     ),
     "image": Parser(ImageFiles().write, read_images, "images.h5"),
