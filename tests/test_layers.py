@@ -28,11 +28,15 @@ LAYERS = [
     (Conv(4, 3), (2, 5, 6)),
     (Conv(6, (3, 2), (2, 1), (1, 0), (1, 2), groups=2, bias=False), (4, 6, 7)),
     (Conv(3, 1), (5, 2, 3)),
+    (Conv(2, 3, 2, (1, 0, 0, 2)), (2, 5, 4)),
     (Linear(5), (7,)),
     (Linear(1, bias=False), (3,)),
     (MaxPool(3, 2, 1), (3, 6, 5)),
     (MaxPool(2, ceil_mode=True), (3, 5, 4)),
+    (MaxPool(2, 1, 1, dilation=(2, 3)), (2, 5, 6)),
+    (MaxPool(3, 2, (1, 0, 0, 1)), (2, 5, 6)),
     (AvgPool((3, 2), 2, (1, 0), ceil_mode=True), (3, 6, 5)),
+    (AvgPool(3, 2, (0, 1, 1, 0)), (2, 6, 5)),
     (AvgPool(3, 2, 1, count_include_pad=False), (3, 6, 5)),
     (GlobalAvgPool(), (3, 2, 4)),
     (LRN(3, 0.9, 0.75, 1.5), (5, 3, 2)),
@@ -248,6 +252,9 @@ def test_pairs_and_numbers_are_the_same_layer():
     assert Conv(2, 3, padding=[1, 1]) == Conv(2, (3, 3), (1, 1), 1)
     assert hash(MaxPool(2)) == hash(MaxPool(2, 2))
     assert MaxPool((3, 2)).stride == (3, 2)
+    assert Conv(2, 3, padding=(1, 1, 2, 2)) == Conv(2, 3, padding=(1, 2))
+    assert Conv(2, 3, padding=[1, 1]).padding == (1, 1)
+    assert Conv(2, 3, padding=(0, 1, 2, 2)).padding == (0, 1, 2, 2)
     assert "kernel=(3, 3), stride=(1, 1)" in repr(Conv(2, 3))
 
 
@@ -258,6 +265,8 @@ def test_pairs_and_numbers_are_the_same_layer():
         (lambda: Conv(2, 0), "Conv: kernel is 0"),
         (lambda: Conv(2, 3, stride=(1, 0)), "Conv: stride"),
         (lambda: Conv(2, 3, padding=-1), "Conv: padding is -1: give an integer of at least 0"),
+        (lambda: Conv(2, 3, padding=(1, 1, 1)), "two, or four: top, bottom, left, right"),
+        (lambda: Conv(2, 3, stride=(1, 1, 1, 1)), "Conv: stride"),
         (lambda: Conv(2, 3, dilation=1.5), "Conv: dilation"),
         (lambda: Conv(2, (3, 3, 3)), "Conv: kernel"),
         (lambda: Conv(2, None), "Conv: kernel is None"),

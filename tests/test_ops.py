@@ -168,6 +168,28 @@ def test_maxpool(ops, values, kernel, stride, padding, ceil_mode):
         agree(dx, tx.grad, x.dtype)
 
 
+@pytest.mark.parametrize("ceil_mode", (False, True))
+@pytest.mark.parametrize(
+    "kernel, stride, padding, dilation",
+    [
+        ((2, 2), (2, 2), (0, 0), (1, 2)),
+        ((3, 3), (2, 1), (0, 1), (2, 3)),
+        ((2, 3), (3, 2), ONE, (3, 1)),
+    ],
+)
+def test_dilated_maxpool(ops, values, kernel, stride, padding, dilation, ceil_mode):
+    window = Window.of(stride, padding, dilation)
+    for size in product((7, 8, 9), (9, 11)):
+        x = ops.xp.asarray(np.round(host(values(2, 5, *size))))
+        tx = tensor(x)
+        ty = F.max_pool2d(tx, kernel, stride, padding, dilation, ceil_mode=ceil_mode)
+        dy = values(*ty.shape)
+        ty.backward(tensor(dy))
+        y, argmax = ops.maxpool(x, kernel, window, ceil_mode)
+        agree(y, ty, x.dtype)
+        agree(ops.maxpool_dx(dy, argmax, x.shape, kernel, window), tx.grad, x.dtype)
+
+
 @pytest.mark.parametrize("ceil_mode, count_include_pad", list(product((False, True), repeat=2)))
 @pytest.mark.parametrize("kernel, stride, padding", WINDOWS)
 def test_avgpool(ops, values, kernel, stride, padding, ceil_mode, count_include_pad):

@@ -11,33 +11,44 @@ using Pair = std::pair<i64, i64>;
 using Shape4 = std::array<i64, 4>;
 
 struct PoolShape {
-  i64 planes, h, w, oh, ow, kh, kw, sh, sw, ph, pw;
+  i64 planes, h, w, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw;
 
-  PoolShape(Shape4 x, Pair out, Pair kernel, Pair stride, Pair padding)
+  PoolShape(Shape4 x, Pair out, Pair kernel, Pair stride, Pair padding, Pair dilation)
       : planes(x[0] * x[1]), h(x[2]), w(x[3]), oh(out.first), ow(out.second), kh(kernel.first),
         kw(kernel.second), sh(stride.first), sw(stride.second), ph(padding.first),
-        pw(padding.second) {}
+        pw(padding.second), dh(dilation.first), dw(dilation.second) {}
+
+  // The lines and columns that a window covers.
+  i64 height() const { return (kh - 1) * dh + 1; }
+  i64 width() const { return (kw - 1) * dw + 1; }
+
+  // How many taps of an axis lie in front of a place that is so far from the first of them.
+  static i64 taps(i64 distance, i64 dilation) {
+    return dilation == 1 ? distance : ceil_div(distance, dilation);  // divisions are slow
+  }
+  static i64 first(i64 start, i64 dilation) { return taps(std::max<i64>(0, -start), dilation); }
 
   // Calls f(place, tap) for the taps of window (oy, ox) inside the input, in the window's order.
   template <class F> void each_tap(i64 oy, i64 ox, F &&f) const {
     const i64 top = oy * sh - ph, left = ox * sw - pw;
-    const i64 begin = std::max<i64>(0, -left), end = std::min(kw, w - left);
-    for (i64 ki = std::max<i64>(0, -top); ki < std::min(kh, h - top); ++ki)
-      for (i64 kj = begin; kj < end; ++kj) f((top + ki) * w + left + kj, ki * kw + kj);
+    const i64 begin = first(left, dw), end = std::min(kw, taps(w - left, dw));
+    for (i64 ki = first(top, dh); ki < std::min(kh, taps(h - top, dh)); ++ki)
+      for (i64 kj = begin; kj < end; ++kj)
+        f((top + ki * dh) * w + left + kj * dw, ki * kw + kj);
   }
 
   // Place and tap of the first of them.
   Pair first_tap(i64 oy, i64 ox) const {
     const i64 top = oy * sh - ph, left = ox * sw - pw;
-    const i64 ki = std::max<i64>(0, -top), kj = std::max<i64>(0, -left);
-    return {(top + ki) * w + left + kj, ki * kw + kj};
+    const i64 ki = first(top, dh), kj = first(left, dw);
+    return {(top + ki * dh) * w + left + kj * dw, ki * kw + kj};
   }
 
   // The windows of a line that overhang no side, from … to - 1, where windows are two columns wide, lie
   // side by side and are enough for `lanes` at a time; else none.
   Pair pairs() const {
     const i64 from = ceil_div(pw, 2), to = std::min(ow, (w + pw) / 2);
-    return kw == 2 && sw == 2 && to - from >= lanes ? Pair{from, to} : Pair{0, 0};
+    return kw == 2 && sw == 2 && dh * dw == 1 && to - from >= lanes ? Pair{from, to} : Pair{0, 0};
   }
 
   // The number of values that the mean of window (oy, ox) counts, as PyTorch counts them.
@@ -207,9 +218,9 @@ bool write_plane(const PoolShape &s, const T *dy, const Index *argmax, T *dx) {
 
 template <class T, class Index>
 void maxpool_dx(const PoolShape &s, const T *dy, const Index *argmax, T *dx) {
-  std::vector<i64> offsets;  // divisions are slow
+  std::vector<i64> offsets;  // of the taps of a window
   for (i64 i = 0; i < s.kh; ++i)
-    for (i64 j = 0; j < s.kw; ++j) offsets.push_back(i * s.w + j);
+    for (i64 j = 0; j < s.kw; ++j) offsets.push_back(i * s.dh * s.w + j * s.dw);
   const bool paired = s.pairs().second && s.kh <= s.sh;
   std::atomic<bool> outside{false};
   const auto add = [&](i64 p) {
@@ -223,11 +234,11 @@ void maxpool_dx(const PoolShape &s, const T *dy, const Index *argmax, T *dx) {
     if (paired) return write_plane(s, gradient, places, plane);
     for (i64 oy = 0; oy < s.oh; ++oy) {
       const i64 top = oy * s.sh - s.ph;
-      const bool overhangs = top < 0 || top + s.kh > s.h;
+      const bool overhangs = top < 0 || top + s.height() > s.h;
       for (i64 ox = 0; ox < s.ow; ++ox, ++places, ++gradient) {
         const i64 left = ox * s.sw - s.pw;
-        if (overhangs || left < 0 || left + s.kw > s.w) {
-          const i64 line = top + *places / s.kw, column = left + *places % s.kw;
+        if (overhangs || left < 0 || left + s.width() > s.w) {
+          const i64 line = top + *places / s.kw * s.dh, column = left + *places % s.kw * s.dw;
           if (line < 0 || column < 0 || line >= s.h || column >= s.w) return false;
         }
         plane[top * s.w + left + offsets[*places]] += *gradient;
@@ -302,7 +313,7 @@ template <class T> static void bind(nb::module_ &m) {
 }
 
 void bind_pool(nb::module_ &m) {
-  nb::class_<PoolShape>(m, "PoolShape").def(nb::init<Shape4, Pair, Pair, Pair, Pair>());
+  nb::class_<PoolShape>(m, "PoolShape").def(nb::init<Shape4, Pair, Pair, Pair, Pair, Pair>());
   bind<float>(m);
   bind<double>(m);
 }

@@ -13,15 +13,21 @@ from mpicnn.ops.interface import Pair
 class PairField:
     """Hold a pair of integers of at least `least`, given as a pair or as one for both axes.
 
+    With `sides` four are taken too, (top, bottom, left, right), and kept where no pair says the
+    same.
+
     A descriptor, so that a frozen dataclass takes either and its methods always read a pair.
     `like` names an earlier field whose pair is taken where None is given. Raises UserError for
     anything else.
     """
 
-    def __init__(self, least: int, default: int | None = None, like: str | None = None) -> None:
+    def __init__(
+        self, least: int, default: int | None = None, like: str | None = None, sides: bool = False
+    ) -> None:
         self.least = least
         self.default = default
         self.like = like
+        self.sides = sides
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -43,12 +49,16 @@ class PairField:
         if value is None and self.like is not None:
             value = getattr(layer, self.like)
         values: Any = value if isinstance(value, tuple | list) else (value, value)
-        if len(values) != 2 or not all(is_integer(v, self.least) for v in values):
+        lengths = (2, 4) if self.sides else (2,)
+        if len(values) not in lengths or not all(is_integer(v, self.least) for v in values):
             where = f"{type(layer).__name__}: {self.name}"
+            more = "two, or four: top, bottom, left, right" if self.sides else "or two"
             raise UserError(
-                f"{where} is {value!r}: give an integer of at least {self.least}, or two"
+                f"{where} is {value!r}: give an integer of at least {self.least}, {more}"
             )
-        vars(layer)[self.name] = (operator.index(values[0]), operator.index(values[1]))
+        found = tuple(operator.index(v) for v in values)
+        even = len(found) == 4 and found[::2] == found[1::2]
+        vars(layer)[self.name] = found[::2] if even else found
 
 
 def is_integer(value: Any, least: int) -> bool:

@@ -19,7 +19,8 @@ from mpicnn.ops.window import Window
 class Conv(Layer):
     """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw): y (n, o, oh, ow).
 
-    As `torch.nn.Conv2d`. `init` is how w starts (see `Param`). Raises UserError for values that
+    As `torch.nn.Conv2d`. `padding` is one number, one per axis, or (top, bottom, left, right).
+    `init` is how w starts (see `Param`). Raises UserError for values that
     make no convolution.
 
     Locally w may be a part of the whole: some rows (output channels `ctx.channels`, all of x's
@@ -32,7 +33,7 @@ class Conv(Layer):
     o: int
     kernel: PairField = PairField(least=1)
     stride: PairField = PairField(least=1, default=1)
-    padding: PairField = PairField(least=0, default=0)
+    padding: PairField = PairField(least=0, default=0, sides=True)
     dilation: PairField = PairField(least=1, default=1)
     groups: int = 1
     bias: bool = True

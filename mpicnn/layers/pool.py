@@ -20,14 +20,15 @@ class _Pool(Layer):
 
     kernel: PairField = PairField(least=1)
     stride: PairField = PairField(least=1, like="kernel")
-    padding: PairField = PairField(least=0, default=0)
+    padding: PairField = PairField(least=0, default=0, sides=True)
     ceil_mode: bool = False
 
     def __post_init__(self) -> None:
-        if any(2 * p > k for p, k in zip(self.padding, self.kernel, strict=True)):
+        kernel, window = self._moves
+        if any(2 * max(sides) > k for sides, k in zip(window.padding, kernel, strict=True)):
             raise UserError(
                 f"{type(self).__name__}: padding {self.padding} is more than half of the kernel "
-                f"{self.kernel}: a window could lie outside the image, pad less"
+                f"{kernel}: a window could lie outside the image, pad less"
             )
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -36,26 +37,47 @@ class _Pool(Layer):
         c, *space = shape
         kernel, window = self._moves
         out = window.pool_shape(tuple(space), kernel, self.ceil_mode)
+        found = f"{type(self).__name__}: kernel {kernel}"
+        if set(window.dilation) != {1}:
+            found += f" with dilation {window.dilation}"
         if min(out) < 1:
             raise UserError(
-                f"{type(self).__name__}: kernel {self.kernel} is larger than the image "
-                f"{tuple(space)} padded by {self.padding}: use a smaller kernel or fewer poolings"
+                f"{found} is larger than the image {tuple(space)} padded by {self.padding}: use a "
+                "smaller kernel or fewer poolings"
+            )
+        if not window.touches(tuple(space), kernel, out):
+            raise UserError(
+                f"{found} and padding {self.padding} has a window that takes nothing of the image "
+                f"{tuple(space)}: pad or dilate less"
             )
         return (c, *out)
 
     @cached_property
     def _moves(self) -> tuple[Pair, Window]:
         """The kernel, and how it moves."""
-        return self.kernel, Window.of(self.stride, self.padding)
+        return self.kernel, Window.of(self.stride, self.padding, self._spread)
+
+    @property
+    def _spread(self) -> Pair:
+        """The distance between the values of a window."""
+        return (1, 1)
 
 
 @dataclass(frozen=True)
 class MaxPool(_Pool):
     """Return the largest value of every window of x (n, c, h, w), as `torch.nn.MaxPool2d`.
 
-    `stride` is the kernel's size unless given. With `ceil_mode` windows may hang over the lower
-    and right edges. Raises UserError for padding of more than half a kernel.
+    `stride` is the kernel's size unless given. `padding` is one number, one per axis, or (top,
+    bottom, left, right). With `ceil_mode` windows may hang over the lower and right edges.
+    `dilation` is the distance between the values of a window. Raises UserError for padding of more
+    than half a kernel.
     """
+
+    dilation: PairField = PairField(least=1, default=1)
+
+    @property
+    def _spread(self) -> Pair:
+        return self.dilation
 
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context

@@ -99,7 +99,7 @@ def _sizes(
     x_shape: tuple[int, ...], y_shape: tuple[int, ...], kernel: Pair, window: Window
 ) -> tuple[int, ...]:
     """Return the sizes in the order of the kernels' arguments."""
-    return *x_shape, *y_shape[2:], *kernel, *window.stride, *window.margins
+    return *x_shape, *y_shape[2:], *kernel, *window.stride, *window.margins, *window.dilation
 
 
 def _inside(dx: Array, x_shape: Shape4, window: Window) -> Array:

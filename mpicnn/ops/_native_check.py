@@ -108,6 +108,8 @@ def pooled(name: str, x_shape: Shape4, kernel: Pair, window: Window, ceil_mode: 
     oh, ow = window.pool_shape(tuple(image), kernel, ceil_mode)
     if min(oh, ow) < 0 or (0 in image and 0 not in (oh, ow)):
         raise ValueError(f"{name}: the window {kernel} does not fit an image of {tuple(image)}")
+    if 0 not in image and not window.touches(tuple(image), kernel, (oh, ow)):
+        raise ValueError(f"{name}: a window {kernel} takes nothing of an image of {tuple(image)}")
     return n, c, oh, ow
 
 

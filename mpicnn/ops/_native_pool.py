@@ -102,7 +102,8 @@ def _covered(x: Array, y_shape: Shape4, kernel: Pair, window: Window) -> Array:
 
 
 def _shape(x_shape: tuple[int, ...], y_shape: Shape4, kernel: Pair, window: Window) -> Any:
-    return core.PoolShape(x_shape, y_shape[2:], kernel, window.stride, window.margins)
+    moves = window.stride, window.margins, window.dilation
+    return core.PoolShape(x_shape, y_shape[2:], kernel, *moves)
 
 
 def _inside(dx: Array, x_shape: Shape4, window: Window) -> Array:

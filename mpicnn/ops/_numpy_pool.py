@@ -74,10 +74,11 @@ def _taps(
     x_shape: tuple[int, ...], out: tuple[int, ...], kernel: Pair, window: Window
 ) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
     """Yield every place of the window, the outputs it serves and the inputs it reads."""
+    (down, along), (top, left) = window.dilation, (front for front, _ in window.padding)
     for i in range(kernel[0]):
-        to_h, at_h = overlap(i, window.stride[0], window.padding[0][0], x_shape[2], out[0])
+        to_h, at_h = overlap(i * down, window.stride[0], top, x_shape[2], out[0])
         for j in range(kernel[1]):
-            to_w, at_w = overlap(j, window.stride[1], window.padding[1][0], x_shape[3], out[1])
+            to_w, at_w = overlap(j * along, window.stride[1], left, x_shape[3], out[1])
             yield i * kernel[1] + j, (..., to_h, to_w), (..., at_h, at_w)
 
 

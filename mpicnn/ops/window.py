@@ -32,8 +32,9 @@ class Window:
         dilation: tuple[int, ...] = (1, 1),
         groups: int = 1,
     ) -> Window:
-        """Return the window whose padding is the same on both sides of each axis."""
-        return cls(stride, tuple((p, p) for p in padding), dilation, groups)
+        """Return the window whose padding is one number per axis, for both sides, or two."""
+        sides = padding if len(padding) > len(stride) else [p for p in padding for _ in range(2)]
+        return cls(stride, tuple(zip(sides[::2], sides[1::2], strict=True)), dilation, groups)
 
     @cached_property
     def even(self) -> bool:
@@ -69,8 +70,28 @@ class Window:
         self, space: tuple[int, ...], kernel: tuple[int, ...], ceil_mode: bool
     ) -> tuple[int, ...]:
         """Return how many outputs a pooling has along each axis (below 1: none fits)."""
-        axes = zip(space, kernel, self.stride, self.padding, strict=True)
+        axes = zip(space, self.reach(kernel), self.stride, self.padding, strict=True)
         return tuple(pool_size(*axis, ceil_mode) for axis in axes)
+
+    def reach(self, kernel: tuple[int, ...]) -> tuple[int, ...]:
+        """Return how many values the kernel covers along each axis, those in between included."""
+        return tuple((k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True))
+
+    def touches(
+        self, space: tuple[int, ...], kernel: tuple[int, ...], out: tuple[int, ...]
+    ) -> bool:
+        """Say whether each of `out` windows takes a value inside the image, along every axis.
+
+        Padding is less than the kernel, so that without dilation each does.
+        """
+        if set(self.dilation) == {1}:
+            return True
+        axes = zip(space, kernel, out, self.stride, self.padding, self.dilation, strict=True)
+        return all(
+            any(0 <= place < size for place in range(start, start + k * d, d))
+            for size, k, outputs, stride, (front, _), d in axes
+            for start in range(-front, outputs * stride - front, stride)
+        )
 
 
 @lru_cache(4096)
@@ -105,9 +126,10 @@ def inside(shape: tuple[int, ...], window: Window) -> tuple[slice, ...]:
 
 def first_places(xp: Any, out: tuple[int, int], kernel: tuple[int, int], window: Window) -> Any:
     """Return the first place of each window that lies inside the image, i * kw + j: (oh, ow)."""
+    axes = zip(out, window.stride, window.padding, window.dilation, strict=True)
     rows, columns = (
-        xp.maximum(0, front - xp.arange(outputs) * stride)
-        for outputs, stride, (front, _) in zip(out, window.stride, window.padding, strict=True)
+        xp.maximum(0, (front - xp.arange(outputs) * stride + d - 1) // d)
+        for outputs, stride, (front, _), d in axes
     )
     return rows[:, None] * kernel[1] + columns
 
@@ -117,13 +139,13 @@ def conv_size(size: int, kernel: int, stride: int, padding: Sides, dilation: int
     return (size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def pool_size(size: int, kernel: int, stride: int, padding: Sides, ceil_mode: bool) -> int:
+def pool_size(size: int, reach: int, stride: int, padding: Sides, ceil_mode: bool) -> int:
     """Return the number of pooled values along an axis of `size` values (below 1: nothing fits).
 
-    With `ceil_mode` a last window may hang over the end, but, as in PyTorch, only if it starts
-    inside the values or the padding in front of them.
+    `reach` is how many values a window covers. With `ceil_mode` a last window may hang over the
+    end, but, as in PyTorch, only if it starts inside the values or the padding in front of them.
     """
-    outputs = (size + sum(padding) - kernel + (stride - 1 if ceil_mode else 0)) // stride + 1
+    outputs = (size + sum(padding) - reach + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (outputs - 1) * stride >= size + padding[0]:
         outputs -= 1
     return outputs

@@ -4,7 +4,7 @@
 
 struct Pool {
   i64 n;
-  int c, h, w, oh, ow, kh, kw, sh, sw, ph, pw;
+  int c, h, w, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw;
 
   __device__ i64 input(i64 image, int y, int x, int channel) const {
     return ((image * h + y) * w + x) * c + channel;
@@ -20,12 +20,18 @@ struct Pool {
   }
 };
 
-// The windows first … last along an axis that hold a value.
+// The first tap along an axis that is not in front of the image.
+__device__ inline int first_tap(int start, int dilation) {
+  const int missing = max(0, -start);
+  return dilation == 1 ? missing : (missing + dilation - 1) / dilation;
+}
+
+// The windows first … last along an axis that cover a value.
 struct Windows {
   int first, last;
 
-  __device__ Windows(int at, int outputs, int kernel, int stride, int padding) {
-    const int from = at + padding - kernel;
+  __device__ Windows(int at, int outputs, int reach, int stride, int padding) {
+    const int from = at + padding - reach;
     first = from < 0 ? 0 : from / stride + 1;
     last = min(outputs - 1, (at + padding) / stride);
   }
@@ -48,18 +54,20 @@ template <int K, int N, class Index>
 __device__ inline void max_forward(const Pool &s, const real *x, real *y, Index *argmax) {
   each_place<N>(s.n, s.oh, s.ow, s.c, [&](i64 image, int oy, int ox, int channel) {
     const int top = oy * s.sh - s.ph, left = ox * s.sw - s.pw;
-    const int ki = max(0, -top), kj = max(0, -left);
+    const int ki = first_tap(top, s.dh), kj = first_tap(left, s.dw);
     // The first value inside the image counts even if it is -inf; the first NaN beats everything.
-    Pack<real, N> best = load<N>(x + s.input(image, top + ki, left + kj, channel));
+    Pack<real, N> best = load<N>(x + s.input(image, top + ki * s.dh, left + kj * s.dw, channel));
     Pack<Index, N> place;
     for (int l = 0; l < N; ++l) place.v[l] = ki * s.kw + kj;
 #pragma unroll(K ? K : 1)
     for (int i = 0; i < (K ? K : s.kh); ++i) {
-      if (top + i < 0 || top + i >= s.h) continue;
+      const int line = top + i * s.dh;
+      if (line < 0 || line >= s.h) continue;
 #pragma unroll(K ? K : 1)
       for (int j = 0; j < (K ? K : s.kw); ++j) {
-        if (left + j < 0 || left + j >= s.w) continue;
-        const Pack<real, N> value = load<N>(x + s.input(image, top + i, left + j, channel));
+        const int column = left + j * s.dw;
+        if (column < 0 || column >= s.w) continue;
+        const Pack<real, N> value = load<N>(x + s.input(image, line, column, channel));
         for (int l = 0; l < N; ++l)
           if (!(value.v[l] <= best.v[l]) && best.v[l] == best.v[l]) {
             best.v[l] = value.v[l];
@@ -77,11 +85,19 @@ template <int N, class Index>
 __device__ inline void max_backward(const Pool &s, const real *dy, const Index *argmax,
                                            real *dx) {
   each_place<N>(s.n, s.h, s.w, s.c, [&](i64 image, int iy, int ix, int channel) {
-    const Windows rows(iy, s.oh, s.kh, s.sh, s.ph), columns(ix, s.ow, s.kw, s.sw, s.pw);
+    const Windows rows(iy, s.oh, (s.kh - 1) * s.dh + 1, s.sh, s.ph);
+    const Windows columns(ix, s.ow, (s.kw - 1) * s.dw + 1, s.sw, s.pw);
+    const bool dilated = s.dh * s.dw > 1;
     Pack<real, N> sum = {};
     for (int oy = rows.last; oy >= rows.first; --oy)
       for (int ox = columns.last; ox >= columns.first; --ox) {
-        const int place = (iy + s.ph - oy * s.sh) * s.kw + ix + s.pw - ox * s.sw;
+        int ki = iy + s.ph - oy * s.sh, kj = ix + s.pw - ox * s.sw;
+        if (dilated) {
+          if (ki % s.dh || kj % s.dw) continue;
+          ki /= s.dh;
+          kj /= s.dw;
+        }
+        const int place = ki * s.kw + kj;
         const i64 at = s.output(image, oy, ox, channel);
         const Pack<Index, N> won = load<N>(argmax + at);
         const Pack<real, N> gradient = load<N>(dy + at);
@@ -140,9 +156,9 @@ __device__ inline void max_forward_of(const Pool &s, const real *x, real *y, Ind
 // Windows of at most 256 places are counted in bytes, others in two.
 extern "C" __global__ void maxpool(const real *x, real *y, unsigned char *argmax, i64 n, i64 c,
                                    i64 h, i64 w, i64 oh, i64 ow, i64 kh, i64 kw, i64 sh, i64 sw,
-                                   i64 ph, i64 pw) {
+                                   i64 ph, i64 pw, i64 dh, i64 dw) {
   const Pool s = {n, (int)c, (int)h, (int)w, (int)oh, (int)ow,
-                  (int)kh, (int)kw, (int)sh, (int)sw, (int)ph, (int)pw};
+                  (int)kh, (int)kw, (int)sh, (int)sw, (int)ph, (int)pw, (int)dh, (int)dw};
   if (kh == 3 && kw == 3)
     max_forward_of<3>(s, x, y, argmax);
   else if (kh == 2 && kw == 2)
@@ -164,9 +180,9 @@ __device__ inline void max_backward_of(const Pool &s, const real *dy, const Inde
 
 extern "C" __global__ void maxpool_dx(const real *dy, const unsigned char *argmax, real *dx, i64 n,
                                       i64 c, i64 h, i64 w, i64 oh, i64 ow, i64 kh, i64 kw, i64 sh,
-                                      i64 sw, i64 ph, i64 pw) {
+                                      i64 sw, i64 ph, i64 pw, i64 dh, i64 dw) {
   const Pool s = {n, (int)c, (int)h, (int)w, (int)oh, (int)ow,
-                  (int)kh, (int)kw, (int)sh, (int)sw, (int)ph, (int)pw};
+                  (int)kh, (int)kw, (int)sh, (int)sw, (int)ph, (int)pw, (int)dh, (int)dw};
   if (kh * kw <= 256)
     max_backward_of(s, dy, argmax, dx);
   else
@@ -175,9 +191,9 @@ extern "C" __global__ void maxpool_dx(const real *dy, const unsigned char *argma
 
 extern "C" __global__ void avgpool(const real *x, real *y, i64 n, i64 c, i64 h, i64 w, i64 oh,
                                    i64 ow, i64 kh, i64 kw, i64 sh, i64 sw, i64 ph, i64 pw,
-                                   i64 padded) {
+                                   i64 dh, i64 dw, i64 padded) {
   const Pool s = {n, (int)c, (int)h, (int)w, (int)oh, (int)ow,
-                  (int)kh, (int)kw, (int)sh, (int)sw, (int)ph, (int)pw};
+                  (int)kh, (int)kw, (int)sh, (int)sw, (int)ph, (int)pw, (int)dh, (int)dw};
   if (wide(s, x, y))
     mean_forward<WIDE>(s, padded, x, y);
   else
@@ -186,9 +202,9 @@ extern "C" __global__ void avgpool(const real *x, real *y, i64 n, i64 c, i64 h, 
 
 extern "C" __global__ void avgpool_dx(const real *dy, real *dx, i64 n, i64 c, i64 h, i64 w, i64 oh,
                                       i64 ow, i64 kh, i64 kw, i64 sh, i64 sw, i64 ph, i64 pw,
-                                      i64 padded) {
+                                      i64 dh, i64 dw, i64 padded) {
   const Pool s = {n, (int)c, (int)h, (int)w, (int)oh, (int)ow,
-                  (int)kh, (int)kw, (int)sh, (int)sw, (int)ph, (int)pw};
+                  (int)kh, (int)kw, (int)sh, (int)sw, (int)ph, (int)pw, (int)dh, (int)dw};
   if (wide(s, dy, dx))
     mean_backward<WIDE>(s, padded, dy, dx);
   else
