@@ -35,6 +35,7 @@ def test_batch_norm_over_a_divided_batch(ops, bounds, space):
 
     def work(rank, lo, hi):
         def batch_sum(partial):
+            assert partial.size in (20, 10) and partial.dtype == np.float64
             slots[rank] = partial
             barrier.wait(10)
             total = sum(slots[1:], start=slots[0])
@@ -63,10 +64,52 @@ def test_batch_norm_over_a_divided_batch(ops, bounds, space):
     for name in grads:
         total = sum(host(q[2][name]) for q in parts)
         np.testing.assert_allclose(total, host(grads[name]), rtol=0, atol=1e-10)
+    assert layer.batch_sums((5, *space)) == ((20,), (10,))
     for name in ("mean", "var"):
         assert not np.allclose(host(p[name]), {"mean": 0, "var": 1}[name], atol=1e-6)
         for q in parts:
             np.testing.assert_allclose(host(q[3][name]), host(p[name]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype, mean", (("float32", 1e4), ("float64", -1e4)))
+@pytest.mark.parametrize("running", (0.0, 1.0), ids=("at first", "in the end"))
+def test_variance_where_the_mean_is_large(ops, dtype, mean, running):
+    """The deviation is 1, the ranks' means differ, and the running mean is far away or close."""
+    draw = np.random.default_rng(3)
+    x = (draw.standard_normal((60, 3, 4, 4)) + mean).astype(dtype)
+    x[:20] += 2
+    # of ten times the digits of x; ranks with 1, 19, 0 and 40 examples
+    exact = x.astype(np.longdouble)
+    expected_mean = exact.mean(axis=(0, 2, 3))
+    expected = ((exact - expected_mean[:, None, None]) ** 2).mean(axis=(0, 2, 3))
+    sent = []
+
+    def of_rank(lo, hi, batch_sum):
+        p = {"gamma": np.ones(3), "beta": np.zeros(3), "mean": np.full(3, running * mean)}
+        p = {name: ops.xp.asarray(a.astype(dtype)) for name, a in (p | {"var": np.ones(3)}).items()}
+        run = Context(True, 0, 1, 0, 60, np.arange(lo, hi), (0, 3), batch_sum=batch_sum)
+        y, _ = BatchNorm(momentum=1.0).forward(ops, ops.xp.asarray(x[lo:hi]), p, run)
+        return host(y), host(p["mean"]), host(p["var"])
+
+    def collect(partial):
+        sent.append(partial)
+        return partial
+
+    bounds = (0, 1, 20, 20, 60)
+    for lo, hi in pairwise(bounds):
+        of_rank(lo, hi, collect)
+    total = sum(sent[1:], start=sent[0])
+    eps = np.finfo(dtype).eps
+    for lo, hi in pairwise(bounds):
+        y, found_mean, found = of_rank(lo, hi, lambda partial: total)
+        # the running variance is the unbiased one: of 960 values
+        close = 1e-12 if dtype == "float64" else 1e-6
+        np.testing.assert_allclose(found * (959 / 960), expected.astype(dtype), rtol=close)
+        np.testing.assert_allclose(found_mean, expected_mean.astype(dtype), rtol=2 * eps)
+        by_hand = (exact[lo:hi] - expected_mean[:, None, None]) / np.sqrt(expected + 1e-5)[
+            :, None, None
+        ]
+        np.testing.assert_allclose(y, by_hand.astype(dtype), rtol=0, atol=10 * close)
 
 
 @pytest.mark.parametrize("bias", (True, False))

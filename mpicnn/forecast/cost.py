@@ -21,6 +21,9 @@ from mpicnn.division.placement import local_shape
 from mpicnn.division.program import Program
 from mpicnn.division.work import LayerWork, layer_work
 
+_FLOAT64 = 8
+"""The bytes of a number that layers sum over the batch."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -96,16 +99,16 @@ class _Counter:
             case Sum():
                 ranks = prod(self.grid[axis] for axis in op.axes)
                 for at, name in enumerate(op.names):
-                    work = self._sum(self.here[name], ranks, messages=int(not at))
+                    work = self._sum(self.here[name] * self.itemsize, ranks, messages=int(not at))
                     yield name.rsplit(".", 1)[0], work
 
     def _hop(self, hop: Hop) -> Work:
         items = hop.move.items_sent(hop.shape, self.grid[hop.axis], self.coords[hop.axis])
         return Work(bytes_sent=items * self.itemsize, messages=int(not hop.move.local))
 
-    def _sum(self, length: int, ranks: int, messages: int = 1) -> Work:
-        sent = SUM.items_sent((length,), ranks, 0) * self.itemsize
-        return Work(bytes_sent=sent, messages=messages)
+    def _sum(self, size: int, ranks: int, messages: int = 1) -> Work:
+        """Return the work of a sum of so many bytes."""
+        return Work(bytes_sent=SUM.items_sent((size,), ranks, 0), messages=messages)
 
     def _once(self, call: Call) -> LayerWork:
         weights = {short: self.here[name] for short, name in call.weights.items()}
@@ -132,5 +135,5 @@ class _Counter:
         work = Work()
         for length in call.layer.batch_sums(call.fed)[way]:
             for axis in call.sum_axes:
-                work += self._sum(length, self.grid[axis])
+                work += self._sum(length * _FLOAT64, self.grid[axis])
         return work

@@ -43,9 +43,9 @@ class Context:
     `positions` are the places in the global batch of the local rows (int64, one per row);
     `channels` is the half-open range of output channels (axis 1 of y) held here; `count` the
     number of examples, over all ranks, that are normalised together; `batch_sum` sums a per-rank
-    array over the ranks that divide the batch between them and is the only way in which a layer
-    sees other ranks. Under `joined` a contraction does the forward pass of the ReLU behind it too,
-    and that ReLU none.
+    array of float64 over the ranks that divide the batch between them and is the only way in which
+    a layer sees other ranks. Under `joined` a contraction does the forward pass of the ReLU behind
+    it too, and that ReLU none.
     """
 
     train: bool
@@ -92,7 +92,7 @@ class Layer:
         return {}
 
     def batch_sums(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the lengths of what forward and backward give to `Context.batch_sum`."""
+        """Return the lengths, in float64, of what forward and backward give to `batch_sum`."""
         return (), ()
 
     def forward(

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import check_image, check_numbers, check_positive, is_number
 from mpicnn.layers.base import Array, Context, Layer, Param, Shape
@@ -88,43 +90,98 @@ class BatchNorm(Layer):
         return {"mean": Param((shape[0],), "zeros"), "var": Param((shape[0],), "ones")}
 
     def batch_sums(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return lengths: mean and variance forward, both parameters' gradients backward."""
-        return (shape[0], shape[0]), (2 * shape[0],)
+        """Return lengths: four sums forward, both parameters' gradients backward."""
+        return (4 * shape[0],), (2 * shape[0],)
 
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         mean, var = p["mean"], p["var"]
         if ctx.train:
-            values = _values_per_channel(x, ctx)
-            mean = ctx.batch_sum(ops.channel_sums(x)) / values
-        centred = ops.scale_shift(x, ops.xp.ones_like(mean), -mean)
-        if ctx.train:
             # squares of centred values: a difference of two large sums would cancel
-            var = ctx.batch_sum(ops.channel_sums(centred, centred)) / values
+            mean = ops.channel_sums(x) / max(1, _values(x, len(x)))
+        centred, off = ops.scale_shift(x, ops.xp.ones_like(mean), -mean), ops.xp.zeros_like(mean)
+        if ctx.train:
+            # `centred` is about this rank's mean, the batch's is `off` from there
+            moved, off, var = self._of_batch(ops, centred, mean, p["mean"], ctx)
+            values = _values(x, ctx.count)
             unbiased = var * (values / max(1, values - 1))
-            p["mean"] += self.momentum * (mean - p["mean"])
+            p["mean"] += self.momentum * moved
             p["var"] += self.momentum * (unbiased - p["var"])
         inverse = 1 / ops.xp.sqrt(var + self.eps)
-        return ops.scale_shift(centred, p["gamma"] * inverse, p["beta"]), (centred, inverse)
+        scale = p["gamma"] * inverse
+        y = ops.scale_shift(centred, scale, p["beta"] - scale * off)
+        return y, (centred, inverse, off)
+
+    def _of_batch(
+        self, ops: Backend, centred: Array, mean: Array, running: Array, ctx: Context
+    ) -> tuple[Array, Array, Array]:
+        """Return how far the batch's mean is from `running` and from `mean`, and its variance.
+
+        `centred` are the values about `mean`, that of this rank. The first and the last of what is
+        returned have the same bits on all ranks.
+
+        The sums of squares of all ranks are put together as in Chan, Golub and LeVeque 1979:
+        those about each rank's mean, and its count times the square of its mean's distance from
+        that of all. This is written as sums about a number that all ranks know, the running mean,
+        so that one collective does. Where that is far from the batch's mean the sums are large and
+        their difference small. So the distances are cut into a part of few digits, whose sums and
+        their differences are exact, and a rest, which is small.
+        """
+        xp, count, total = ops.xp, _values(centred, len(centred)), _values(centred, ctx.count)
+        running = running.astype(np.float64)
+        distance = mean.astype(np.float64) - running
+        squares = ops.channel_sums(centred, centred).astype(np.float64)
+        if 0 < count < total:  # what rounding the mean left; where it is that of all, as good as 0
+            rest = ops.channel_sums(centred).astype(np.float64) / count
+            distance += rest
+            squares -= count * rest * rest
+        coarse = _few_digits(distance, total)
+        fine = distance - coarse
+        terms = coarse, coarse * coarse, fine, fine * (2 * coarse + fine)
+        parts = xp.stack([count * term for term in terms])
+        parts[3] += squares
+        first, second, first_fine, second_fine = ctx.batch_sum(parts)
+        total = max(1, total)
+        # the same sums about a number near the mean of all
+        near = _few_digits(first / total, total)
+        second = second - near * (2 * first - total * near)
+        off = (first - total * near + first_fine) / total
+        var = (second + (second_fine - 2 * near * first_fine)) / total - off * off
+        found = near + off, (near - (mean - running)) + off, xp.maximum(var, 0)
+        moved, off, var = (a.astype(mean.dtype) for a in found)
+        return moved, off, var
 
     def backward(
         self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        centred, inverse = saved
-        dgamma, dbeta = ops.channel_sums(dy, centred) * inverse, ops.channel_sums(dy)
+        centred, inverse, off = saved
+        dbeta = ops.channel_sums(dy)
+        dgamma = (ops.channel_sums(dy, centred) - off * dbeta) * inverse
         grads = {"gamma": dgamma, "beta": dbeta}
         if not ctx.need_dx:
             return None, grads
         scale = p["gamma"] * inverse
         dx = ops.scale_shift(dy, scale, ops.xp.zeros_like(scale))
         if ctx.train:
-            sums = ctx.batch_sum(ops.xp.stack((dgamma, dbeta)))
-            dgamma, dbeta = sums / _values_per_channel(dy, ctx)
+            sums = ctx.batch_sum(ops.xp.stack((dgamma, dbeta)).astype(np.float64))
+            dgamma, dbeta = (sums / max(1, _values(dy, ctx.count))).astype(dy.dtype)
             # the batch's mean and variance depend on x as well
-            dx -= ops.scale_shift(centred, scale * inverse * dgamma, scale * dbeta)
+            along = scale * inverse * dgamma
+            dx -= ops.scale_shift(centred, along, scale * dbeta - along * off)
         return dx, grads
 
 
-def _values_per_channel(x: Array, ctx: Context) -> int:
-    return max(1, ctx.count * math.prod(x.shape[2:]))
+def _values(x: Array, examples: int) -> int:
+    """Return how many values a channel has in so many examples like those of x."""
+    return examples * math.prod(x.shape[2:])
+
+
+def _few_digits(a: Array, count: int) -> Array:
+    """Return float64 numbers rounded to so few digits that sums of `count` squares are exact.
+
+    By Veltkamp's splitting (Dekker 1971): float64 has 53 binary digits.
+    """
+    digits = (52 - count.bit_length()) // 2
+    grown = a * (2.0 ** (53 - digits) + 1)
+    return grown - (grown - a)
