@@ -8,6 +8,7 @@ from backends import host
 
 from mpicnn.errors import UserError
 from mpicnn.layers import (
+    GELU,
     LRN,
     AvgPool,
     BatchNorm,
@@ -16,11 +17,17 @@ from mpicnn.layers import (
     Dropout,
     Flatten,
     GlobalAvgPool,
+    HardSwish,
+    LeakyReLU,
     Linear,
     MaxPool,
     MixedLabels,
     ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
     SoftmaxCrossEntropy,
+    Tanh,
 )
 from mpicnn.ops import load
 
@@ -44,6 +51,13 @@ LAYERS = [
     (BatchNorm(), (3, 2, 4)),
     (BatchNorm(0.3, 1e-3), (5,)),
     (ReLU(), (3, 2, 3)),
+    (ReLU6(), (3, 2, 3)),
+    (LeakyReLU(0.2), (3, 2, 3)),
+    (SiLU(), (3, 2, 3)),
+    (HardSwish(), (3, 2, 3)),
+    (Sigmoid(), (3, 2, 3)),
+    (Tanh(), (3, 2, 3)),
+    (GELU(), (3, 2, 3)),
     (Dropout(0.4), (3, 4, 2)),
     (Flatten(), (3, 2, 4)),
 ]
@@ -167,6 +181,28 @@ def test_batch_norm_like_pytorch(ops):
             np.testing.assert_allclose(host(ours), expected.detach().numpy(), rtol=0, atol=1e-11)
 
 
+def test_padding_of_four_numbers_like_pytorch(ops):
+    torch = pytest.importorskip("torch", reason="the reference is PyTorch")
+    x = spread(ops, 2, 3, 7, 6)
+    tx = torch.tensor(host(x))
+    top, bottom, left, right = sides = (1, 0, 2, 1)
+
+    def padded(value):
+        return torch.nn.functional.pad(tx, (left, right, top, bottom), value=value)
+
+    conv = Conv(2, 3, 2, sides, bias=False)
+    w = state(ops, conv, (3, 7, 6))["w"]
+    expected = torch.nn.functional.conv2d(padded(0.0), torch.tensor(host(w)), stride=2)
+    y, _ = conv.forward(ops, x, {"w": w}, local_run(conv, (3, 7, 6), 2))
+    np.testing.assert_allclose(host(y), expected.numpy(), rtol=0, atol=1e-13)
+    for layer, value, theirs in (
+        (MaxPool(4, 2, sides), -math.inf, torch.nn.functional.max_pool2d),
+        (AvgPool(4, 2, sides), 0.0, torch.nn.functional.avg_pool2d),
+    ):
+        y, _ = layer.forward(ops, x, {}, local_run(layer, (3, 7, 6), 2))
+        np.testing.assert_allclose(host(y), theirs(padded(value), 4, 2).numpy(), atol=1e-15)
+
+
 def test_softmax_cross_entropy(ops):
     rng = np.random.default_rng(2)
     logits = ops.xp.asarray(rng.standard_normal((7, 6)))
@@ -276,6 +312,11 @@ def test_pairs_and_numbers_are_the_same_layer():
         (lambda: Linear("10"), "Linear: o"),
         (lambda: Linear(10, init=-0.1), "Linear: init"),
         (lambda: MaxPool(3, padding=2), "MaxPool: padding"),
+        (lambda: MaxPool(3, padding=(1, 1, 0, 2)), "MaxPool: padding"),
+        (lambda: MaxPool(3, dilation=0), "MaxPool: dilation"),
+        (lambda: MaxPool(2, 1, 1, dilation=4).out_shape((1, 3, 9)), "nothing of the image"),
+        (lambda: MaxPool(3, dilation=3).out_shape((1, 6, 9)), "with dilation .* is larger"),
+        (lambda: LeakyReLU(-0.1), "LeakyReLU: slope"),
         (lambda: AvgPool("3"), "AvgPool: kernel"),
         (lambda: LRN(0), "LRN: size"),
         (lambda: LRN(5, alpha=float("nan")), "LRN: alpha"),

@@ -1,11 +1,13 @@
 """Every operation of every backend against PyTorch, and what PyTorch cannot answer."""
 
+import math
 from itertools import product
 
 import numpy as np
 import pytest
 from backends import host, pool
 
+from mpicnn.ops.activations import ACTIVATIONS
 from mpicnn.ops.window import Window
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch: pip install mpicnn[torch]")
@@ -216,14 +218,49 @@ def test_lrn(ops, values, size, beta):
     agree(ops.lrn_dx(dy, x, y, scale, size, 0.7, beta), tx.grad, x.dtype)
 
 
-def test_relu(ops, values):
-    x, dy = values(3, 2, 5, 1), values(3, 2, 5, 1)
-    x[0, 0, 0] = 0
+THEIRS = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leakyrelu": lambda x: F.leaky_relu(x, 0.2),
+    "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(ops, values, name):
+    x, dy = values(4, 3, 67, 2) * 4, values(4, 3, 67, 2)
+    # bends, the smallest and the largest numbers, and what is none
+    ends = [0, -0.0, 3, -3, 6, 1e-30, -1e-30, 30, -30, 100, -100, 1e4, -1e4, np.inf, np.nan]
+    x[0, 0, : len(ends), 0] = ops.xp.asarray(np.array(ends, x.dtype))
     tx = tensor(x)
-    ty = F.relu(tx)
+    ty = THEIRS[name](tx)
     ty.backward(tensor(dy))
-    agree(ops.activate("relu", x), ty, x.dtype)
-    agree(ops.activate_dx("relu", dy, ops.activate("relu", x)), tx.grad, x.dtype)
+    with np.errstate(invalid="ignore"):
+        y = ops.activate(name, x, 0.2)
+        dx = ops.activate_dx(name, dy, y if ACTIVATIONS[name].reads == "y" else x, 0.2)
+    finite = np.isfinite(host(x))
+    for ours, theirs, known in ((y, ty, ...), (dx, tx.grad, finite)):
+        ours, theirs = host(ours)[known], theirs.detach().numpy()[known]
+        assert ours.dtype == x.dtype
+        # a few roundings of a value, or of the numbers of order 1 that it is the difference of
+        eps = 8 * np.finfo(x.dtype).eps
+        np.testing.assert_allclose(ours, theirs, rtol=eps, atol=eps)
+
+
+@pytest.mark.parametrize("name", ("sigmoid", "tanh", "silu", "gelu"))
+def test_activations_keep_their_digits_far_from_1(ops, values, name):
+    x = ops.xp.asarray(np.linspace(-12, -1e-3, 500).reshape(5, 100).astype(values(1).dtype))
+    ours, theirs = host(ops.activate(name, x)), THEIRS[name](tensor(x)).detach().numpy()
+    if name == "gelu":
+        # PyTorch's loses them in 1 + erf
+        theirs = np.array([v * math.erfc(-v / math.sqrt(2)) / 2 for v in host(x).flat])
+        theirs = theirs.reshape(5, 100)
+    # the square of a number below 12, rounded, is the exponent
+    np.testing.assert_allclose(ours, theirs, rtol=150 * np.finfo(x.dtype).eps)
 
 
 @pytest.mark.parametrize("shape", ((3, 4), (3, 4, 2, 5)))

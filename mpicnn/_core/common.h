@@ -68,4 +68,5 @@ void bind_pool(nb::module_ &m);
 void bind_lrn(nb::module_ &m);
 void bind_channel(nb::module_ &m);
 void bind_elementwise(nb::module_ &m);
+void bind_activations(nb::module_ &m);
 void bind_dropout(nb::module_ &m);

@@ -1,6 +1,6 @@
 // Operations that treat every element by itself, and the loss, which treats every row by itself.
 
-#include "finish.h"
+#include "common.h"
 
 #include <cmath>
 
@@ -14,25 +14,6 @@ template <class T> void softmax_xent(i64 classes, const T *logits, i64 label, T 
 }
 
 template <class T> static void bind(nb::module_ &m) {
-  m.def("relu", [](In<T> x, Out<T> y) {
-    const T *from = x.data();
-    T *to = y.data();
-    nb::gil_scoped_release unlocked;
-    parallel_ranges(i64(x.size()), [=](i64 begin, i64 end) {
-      for (i64 i = begin; i < end; ++i) to[i] = raised(from[i], T(0));
-    });
-  });
-  m.def("relu_dx", [](In<T> dy, In<T> y, Out<T> dx) {
-    const T *gradient = dy.data(), *value = y.data();
-    T *to = dx.data();
-    nb::gil_scoped_release unlocked;
-    parallel_ranges(i64(y.size()), [=](i64 begin, i64 end) {
-      for (i64 i = begin; i < end; ++i) {
-        const T passed = gradient[i];  // read in any case: a conditional load does not vectorise
-        to[i] = value[i] > 0 ? passed : T(0);
-      }
-    });
-  });
   m.def("mul", [](In<T> x, In<T> mask, Out<T> y) {
     const T *a = x.data(), *b = mask.data();
     T *to = y.data();

@@ -44,5 +44,6 @@ NB_MODULE(MPICNN_MODULE, m) {
   bind_lrn(m);
   bind_channel(m);
   bind_elementwise(m);
+  bind_activations(m);
   bind_dropout(m);
 }

@@ -1,6 +1,15 @@
 """The layers that networks are made of. Each computes on local arrays and knows nothing of MPI."""
 
-from mpicnn.layers.activation import ReLU
+from mpicnn.layers.activation import (
+    GELU,
+    HardSwish,
+    LeakyReLU,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Tanh,
+)
 from mpicnn.layers.base import Array, Context, Layer, Param, Shape
 from mpicnn.layers.conv import Conv
 from mpicnn.layers.dropout import Dropout
@@ -12,6 +21,7 @@ from mpicnn.layers.norm import LRN, BatchNorm
 from mpicnn.layers.pool import AvgPool, GlobalAvgPool, MaxPool
 
 __all__ = [
+    "GELU",
     "LRN",
     "Add",
     "Array",
@@ -22,14 +32,20 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GlobalAvgPool",
+    "HardSwish",
     "Layer",
+    "LeakyReLU",
     "Linear",
     "MaxPool",
     "MixedLabels",
     "Multiply",
     "Param",
     "ReLU",
+    "ReLU6",
     "Context",
     "Shape",
+    "SiLU",
+    "Sigmoid",
     "SoftmaxCrossEntropy",
+    "Tanh",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from mpicnn.layers._fields import check_numbers
 from mpicnn.layers.base import Context, Layer
 from mpicnn.ops.activations import ACTIVATIONS
 from mpicnn.ops.interface import Array, Backend
@@ -14,17 +15,20 @@ class Activation(Layer):
     """Apply the function `name` of `mpicnn.ops.activations` to x of any shape."""
 
     name: ClassVar[str]
+    slope: ClassVar[float] = 0.0
 
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        y = x if ctx.joined else ops.activate(self.name, x)
+        y = x if ctx.joined else ops.activate(self.name, x, self.slope)
         return y, y if ACTIVATIONS[self.name].reads == "y" else x
 
     def backward(
         self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        return ops.activate_dx(self.name, dy, saved) if ctx.need_dx else None, {}
+        if not ctx.need_dx:
+            return None, {}
+        return ops.activate_dx(self.name, dy, saved, self.slope), {}
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,57 @@ class ReLU(Activation):
     """Return the larger of x and 0."""
 
     name: ClassVar[str] = "relu"
+
+
+@dataclass(frozen=True)
+class ReLU6(Activation):
+    """Return x cut off below 0 and above 6."""
+
+    name: ClassVar[str] = "relu6"
+
+
+@dataclass(frozen=True)
+class LeakyReLU(Activation):
+    """Return x where it is positive, else x * slope. Raises UserError for a negative slope."""
+
+    name: ClassVar[str] = "leakyrelu"
+
+    slope: float = 0.01  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        check_numbers(self, 0, "slope")
+
+
+@dataclass(frozen=True)
+class Sigmoid(Activation):
+    """Return 1 / (1 + e**-x)."""
+
+    name: ClassVar[str] = "sigmoid"
+
+
+@dataclass(frozen=True)
+class Tanh(Activation):
+    """Return the hyperbolic tangent of x."""
+
+    name: ClassVar[str] = "tanh"
+
+
+@dataclass(frozen=True)
+class SiLU(Activation):
+    """Return x * sigmoid(x), also called swish."""
+
+    name: ClassVar[str] = "silu"
+
+
+@dataclass(frozen=True)
+class HardSwish(Activation):
+    """Return x * relu6(x + 3) / 6, which is close to SiLU."""
+
+    name: ClassVar[str] = "hardswish"
+
+
+@dataclass(frozen=True)
+class GELU(Activation):
+    """Return x * (1 + erf(x / sqrt(2))) / 2: the exact form, not the one with tanh."""
+
+    name: ClassVar[str] = "gelu"

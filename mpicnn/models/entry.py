@@ -9,6 +9,7 @@ from typing import Any
 
 from mpicnn.errors import UserError
 from mpicnn.layers import (
+    GELU,
     LRN,
     Add,
     AvgPool,
@@ -18,10 +19,16 @@ from mpicnn.layers import (
     Dropout,
     Flatten,
     GlobalAvgPool,
+    HardSwish,
+    LeakyReLU,
     Linear,
     MaxPool,
     Multiply,
     ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Tanh,
 )
 from mpicnn.layers.base import Layer
 
@@ -43,6 +50,13 @@ TYPES: Mapping[str, type[Layer]] = MappingProxyType(
         "lrn": LRN,
         "batchnorm": BatchNorm,
         "relu": ReLU,
+        "relu6": ReLU6,
+        "leakyrelu": LeakyReLU,
+        "silu": SiLU,
+        "hardswish": HardSwish,
+        "sigmoid": Sigmoid,
+        "tanh": Tanh,
+        "gelu": GELU,
         "dropout": Dropout,
         "flatten": Flatten,
     }

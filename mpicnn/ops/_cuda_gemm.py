@@ -98,7 +98,7 @@ def finish(y: Array, b: Array | None, relu: bool) -> None:
     grid, o = blocks(y.size, 4 * THREADS), y.shape[1]
     if b is None:
         if relu and y.size:
-            launch("relu", "elementwise.cu", y.dtype, grid, THREADS, y, y, y.size)
+            launch("relu_y", "elementwise.cu", y.dtype, grid, THREADS, y, y, y.size, 0.0)
         return
     if b.shape != (o,) or b.dtype != y.dtype:
         raise ValueError(f"b must be {y.dtype} of shape {(o,)}, not {b.dtype} {b.shape}")

@@ -40,6 +40,8 @@ from mpicnn.ops.activations import ACTIVATIONS
 NAME = "cuda"
 xp = cupy
 
+_KERNELS = "relu", "relu6", "leakyrelu", "hardswish", "sigmoid", "tanh", "silu", "gelu"
+
 
 def set_threads(count: int) -> None:
     """Change nothing: the GPU has its own threads."""
@@ -47,20 +49,20 @@ def set_threads(count: int) -> None:
         raise ValueError(f"count must be at least 1, not {count}")
 
 
-def activate(name: str, x: Array) -> Array:
-    """Return the function `name` of every value of x: ReLU by a kernel, others by CuPy."""
-    if name != "relu":
-        return ACTIVATIONS[name].function(cupy, cells(x))
-    return _stream("relu", cells(x))
+def activate(name: str, x: Array, slope: float = 0.0) -> Array:
+    """Return the function `name` of every value of x, by CuPy where there is no kernel for it."""
+    if name not in _KERNELS:
+        return ACTIVATIONS[name].function(cupy, cells(x), slope)
+    return _stream(f"{name}_y", cells(x), number=slope)
 
 
-def activate_dx(name: str, dy: Array, saved: Array) -> Array:
+def activate_dx(name: str, dy: Array, saved: Array, slope: float = 0.0) -> Array:
     """Return the gradient by x of `activate`."""
     row = ACTIVATIONS[name]
     saved = cells_like(row.reads, saved, dy)
-    if name != "relu":
-        return row.derivative(cupy, cells(dy), saved)
-    return _stream("relu_dx", cells(dy), saved)
+    if name not in _KERNELS:
+        return row.derivative(cupy, cells(dy), saved, slope)
+    return _stream(f"{name}_dx", cells(dy), saved, number=slope)
 
 
 def mul(x: Array, mask: Array) -> Array:
@@ -68,11 +70,12 @@ def mul(x: Array, mask: Array) -> Array:
     return _stream("mul", cells(x), cells_like("mask", mask, x))
 
 
-def _stream(name: str, *inputs: Array) -> Array:
-    """Return what an elementwise kernel makes of inputs that lie alike in memory."""
+def _stream(name: str, *inputs: Array, number: float = 0.0) -> Array:
+    """Return what an elementwise kernel makes of inputs that lie alike in memory, and a number."""
     y = empty_cells(inputs[0].shape, inputs[0].dtype)
     if y.size:
-        launch(name, "elementwise.cu", y.dtype, _streams(y), THREADS, *inputs, y, y.size)
+        args = *inputs, y, y.size, float(number)
+        launch(name, "elementwise.cu", y.dtype, _streams(y), THREADS, *args)
     return y
 
 

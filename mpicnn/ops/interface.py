@@ -107,11 +107,14 @@ class Backend(Protocol):
         """Return the gradient of `conv2d` or `linear` by b, given dy (n, o) or (n, o, h, w)."""
         ...
 
-    def activate(self, name: str, x: Array) -> Array:
-        """Return the function `name` of `mpicnn.ops.activations` of every value of x."""
+    def activate(self, name: str, x: Array, slope: float = 0.0) -> Array:
+        """Return the function `name` of `mpicnn.ops.activations` of every value of x.
+
+        `slope` is what leaky ReLU multiplies negative values by; others ignore it.
+        """
         ...
 
-    def activate_dx(self, name: str, dy: Array, saved: Array) -> Array:
+    def activate_dx(self, name: str, dy: Array, saved: Array, slope: float = 0.0) -> Array:
         """Return the gradient by x of `activate`, given the x or y that its derivative reads."""
         ...
 

@@ -111,24 +111,26 @@ def lrn_dx(
     return dx.reshape(x.shape)
 
 
-def activate(name: str, x: Array) -> Array:
-    """Return the function `name` of every value of x: ReLU by a kernel, others in NumPy."""
+def activate(name: str, x: Array, slope: float = 0.0) -> Array:
+    """Return the function `name` of every value of x, in NumPy where there is no kernel for it."""
     x = array("x", x)
-    if name != "relu":
-        return plain.activate(name, x)
+    kernel = getattr(core, name, None)
+    if kernel is None:
+        return plain.activate(name, x, slope)
     y = np.empty_like(x)
-    core.relu(x, y)
+    kernel(x, slope, y)
     return y
 
 
-def activate_dx(name: str, dy: Array, saved: Array) -> Array:
+def activate_dx(name: str, dy: Array, saved: Array, slope: float = 0.0) -> Array:
     """Return the gradient by x of `activate`."""
     dy = array("dy", dy)
     saved = array(ACTIVATIONS[name].reads, saved, like=dy, shape=dy.shape)
-    if name != "relu":
-        return plain.activate_dx(name, dy, saved)
+    kernel = getattr(core, f"{name}_dx", None)
+    if kernel is None:
+        return plain.activate_dx(name, dy, saved, slope)
     dx = np.empty_like(dy)
-    core.relu_dx(dy, saved, dx)
+    kernel(dy, saved, slope, dx)
     return dx
 
 

@@ -112,14 +112,14 @@ def mul(x: Array, mask: Array) -> Array:
     return x * mask
 
 
-def activate(name: str, x: Array) -> Array:
+def activate(name: str, x: Array, slope: float = 0.0) -> Array:
     """Return the function `name` of every value of x."""
-    return ACTIVATIONS[name].function(np, x)
+    return ACTIVATIONS[name].function(np, x, slope)
 
 
-def activate_dx(name: str, dy: Array, saved: Array) -> Array:
+def activate_dx(name: str, dy: Array, saved: Array, slope: float = 0.0) -> Array:
     """Return the gradient by x of `activate`."""
-    return ACTIVATIONS[name].derivative(np, dy, saved)
+    return ACTIVATIONS[name].derivative(np, dy, saved, slope)
 
 
 def dropout(
