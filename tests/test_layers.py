@@ -17,6 +17,7 @@ from mpicnn.layers import (
     Dropout,
     Flatten,
     GlobalAvgPool,
+    GroupNorm,
     HardSwish,
     LeakyReLU,
     Linear,
@@ -50,6 +51,8 @@ LAYERS = [
     (LRN(4, 0.9, 0.6, 2.0), (5, 3, 2)),
     (BatchNorm(), (3, 2, 4)),
     (BatchNorm(0.3, 1e-3), (5,)),
+    (GroupNorm(2), (4, 2, 3)),
+    (GroupNorm(3, 1e-3), (6,)),
     (ReLU(), (3, 2, 3)),
     (ReLU6(), (3, 2, 3)),
     (LeakyReLU(0.2), (3, 2, 3)),
@@ -179,6 +182,29 @@ def test_batch_norm_like_pytorch(ops):
         ):
             # sums of 90 terms of order 10 in another order
             np.testing.assert_allclose(host(ours), expected.detach().numpy(), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("space", ((), (3, 5)), ids=str)
+def test_group_norm_like_pytorch(ops, space):
+    torch = pytest.importorskip("torch", reason="the reference is PyTorch")
+    layer, shape = GroupNorm(3, 1e-3), (6, *space)
+    theirs = torch.nn.GroupNorm(3, 6, eps=1e-3, dtype=torch.float64)
+    p, x = state(ops, layer, shape), spread(ops, 4, *shape) + 100
+    with torch.no_grad():
+        theirs.weight.copy_(torch.tensor(host(p["gamma"])))
+        theirs.bias.copy_(torch.tensor(host(p["beta"])))
+    tx = torch.tensor(host(x), requires_grad=True)
+    ty = theirs(tx)
+    run = local_run(layer, shape, 4)
+    y, saved = layer.forward(ops, x, p, run)
+    dy = y * y
+    ty.backward(torch.tensor(host(dy)))
+    dx, grads = layer.backward(ops, dy, saved, p, run)
+    pairs = [(y, ty), (dx, tx.grad)]
+    pairs += [(grads["gamma"], theirs.weight.grad), (grads["beta"], theirs.bias.grad)]
+    for ours, expected in pairs:
+        # values of 100 keep 1e-14 of a deviation of 1; sums of 60 terms of order 10
+        np.testing.assert_allclose(host(ours), expected.detach().numpy(), rtol=0, atol=1e-11)
 
 
 def test_padding_of_four_numbers_like_pytorch(ops):
@@ -316,6 +342,8 @@ def test_pairs_and_numbers_are_the_same_layer():
         (lambda: MaxPool(3, dilation=0), "MaxPool: dilation"),
         (lambda: MaxPool(2, 1, 1, dilation=4).out_shape((1, 3, 9)), "nothing of the image"),
         (lambda: MaxPool(3, dilation=3).out_shape((1, 6, 9)), "with dilation .* is larger"),
+        (lambda: GroupNorm(0), "GroupNorm: groups"),
+        (lambda: GroupNorm(3).out_shape((4, 2, 2)), "4 channels do not divide into 3 groups"),
         (lambda: LeakyReLU(-0.1), "LeakyReLU: slope"),
         (lambda: AvgPool("3"), "AvgPool: kernel"),
         (lambda: LRN(0), "LRN: size"),

@@ -65,14 +65,15 @@ template <class T> static void bind(nb::module_ &m) {
                     [=](i64 i) { return double(left[i]) * double(right[i]); }, sums.data());
   });
   m.def("scale_shift", [](In<T> x, In<T> scale, In<T> shift, Out<T> y) {
-    const i64 channels = x.shape(1), inner = x.shape(2);
+    const i64 channels = x.shape(1), inner = x.shape(2), planes = x.shape(0) * channels;
     nb::gil_scoped_release unlocked;
-    parallel_for<char>(i64(x.shape(0)), 0, [&](i64 i, char *) {
-      for (i64 c = 0; c < channels; ++c) {
-        const i64 at = (i * channels + c) * inner;
-        const T factor = scale.data()[c], offset = shift.data()[c];
-        const T *from = x.data() + at;
-        T *to = y.data() + at;
+    // As many planes to a task as are worth a thread's while: n may be 1, or a plane one value.
+    const i64 run = ceil_div(1 << 15, std::max<i64>(1, inner));
+    parallel_for<char>(ceil_div(planes, run), 0, [&](i64 task, char *) {
+      for (i64 plane = task * run; plane < std::min(planes, (task + 1) * run); ++plane) {
+        const T factor = scale.data()[plane % channels], offset = shift.data()[plane % channels];
+        const T *from = x.data() + plane * inner;
+        T *to = y.data() + plane * inner;
         for (i64 p = 0; p < inner; ++p) to[p] = from[p] * factor + offset;
       }
     });

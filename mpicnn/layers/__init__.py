@@ -17,7 +17,7 @@ from mpicnn.layers.flatten import Flatten
 from mpicnn.layers.join import Add, Concat, Multiply
 from mpicnn.layers.linear import Linear
 from mpicnn.layers.loss import MixedLabels, SoftmaxCrossEntropy
-from mpicnn.layers.norm import LRN, BatchNorm
+from mpicnn.layers.norm import LRN, BatchNorm, GroupNorm
 from mpicnn.layers.pool import AvgPool, GlobalAvgPool, MaxPool
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GlobalAvgPool",
+    "GroupNorm",
     "HardSwish",
     "Layer",
     "LeakyReLU",

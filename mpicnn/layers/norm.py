@@ -185,3 +185,71 @@ def _few_digits(a: Array, count: int) -> Array:
     digits = (52 - count.bit_length()) // 2
     grown = a * (2.0 ** (53 - digits) + 1)
     return grown - (grown - a)
+
+
+@dataclass(frozen=True)
+class GroupNorm(Layer):
+    """Normalise every example's groups of channels by their own mean and variance, then scale.
+
+    y = (x - mean) / sqrt(var + eps) * gamma + beta for x (n, c, h, w) or (n, c), gamma and beta
+    (c,); Wu and He 2018, as `torch.nn.GroupNorm`. Nothing depends on the batch, in training or
+    evaluation. Raises UserError for bad values.
+    """
+
+    kind: ClassVar[str] = "examplewise"
+
+    groups: int
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_positive(self, "groups")
+        check_numbers(self, 0, "eps")
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Return the shape unchanged."""
+        if shape[0] % self.groups:
+            raise UserError(
+                f"GroupNorm: {shape[0]} channels do not divide into {self.groups} groups"
+            )
+        return shape
+
+    def params(self, shape: Shape) -> dict[str, Param]:
+        """Return gamma (c,) and beta (c,), both left alone by weight decay."""
+        return {
+            "gamma": Param((shape[0],), "ones", bias=True),
+            "beta": Param((shape[0],), "zeros", bias=True),
+        }
+
+    def forward(
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
+    ) -> tuple[Array, Any]:
+        mean = self._means(ops, ops.plane_sums(x), x)
+        centred = ops.scale_shift(x, ops.xp.ones_like(mean), -mean)
+        # squares of centred values: a difference of two large sums would cancel
+        var = self._means(ops, ops.plane_sums(centred, centred), x)
+        inverse = 1 / ops.xp.sqrt(var + self.eps)
+        scale = p["gamma"] * inverse
+        shift = ops.xp.broadcast_to(p["beta"], scale.shape)
+        return ops.scale_shift(centred, scale, shift), (centred, inverse)
+
+    def backward(
+        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+    ) -> tuple[Array | None, dict[str, Array]]:
+        centred, inverse = saved
+        dgamma, dbeta = ops.plane_sums(dy, centred) * inverse, ops.plane_sums(dy)
+        grads = {"gamma": dgamma.sum(axis=0), "beta": dbeta.sum(axis=0)}
+        if not ctx.need_dx:
+            return None, grads
+        # a group's mean and variance depend on x as well
+        along = inverse * inverse * self._means(ops, p["gamma"] * dgamma, dy)
+        shift = inverse * self._means(ops, p["gamma"] * dbeta, dy)
+        dx = ops.scale_shift(dy, p["gamma"] * inverse, -shift)
+        dx -= ops.scale_shift(centred, along, ops.xp.zeros_like(along))
+        return dx, grads
+
+    def _means(self, ops: Backend, sums: Array, x: Array) -> Array:
+        """Return the mean of x's group for every channel (n, c), given sums of its channels."""
+        n, c = sums.shape
+        each = c // self.groups
+        of_groups = sums.reshape(n, self.groups, each).sum(axis=2) / _values(x, each)
+        return ops.xp.repeat(of_groups, each, axis=1)

@@ -14,9 +14,17 @@ _LRN_MARGIN = 5000
 _RUN = 16
 
 
+def plane_sums(a: Array, b: Array | None = None) -> Array:
+    """Return the sum of a, or of a * b, over space: (n, c) for (n, c, …)."""
+    return (cells(a) if b is None else cells(a) * cells(b)).sum(axis=tuple(range(2, a.ndim)))
+
+
 def scale_shift(x: Array, scale: Array, shift: Array) -> Array:
-    """Return x * scale + shift with one scale and one shift per channel (axis 1)."""
+    """Return x * scale + shift: one of each per channel (c,), or per example and channel (n, c)."""
     x = cells(x)
+    if scale.ndim == 2:
+        space = (1,) * (x.ndim - 2)
+        return x * scale.reshape(*scale.shape, *space) + shift.reshape(*shift.shape, *space)
     y = empty_cells(x.shape, x.dtype)
     if y.size:
         c = x.shape[1]

@@ -27,7 +27,14 @@ from mpicnn.ops._cuda_arrays import (
     launch,
     plain,
 )
-from mpicnn.ops._cuda_channels import bias_grad, channel_sums, lrn, lrn_dx, scale_shift
+from mpicnn.ops._cuda_channels import (
+    bias_grad,
+    channel_sums,
+    lrn,
+    lrn_dx,
+    plane_sums,
+    scale_shift,
+)
 from mpicnn.ops._cuda_conv import conv2d, conv2d_dw, conv2d_dx, conv2d_methods
 from mpicnn.ops._cuda_images import images
 from mpicnn.ops._cuda_linear import linear, linear_dw, linear_dx

@@ -170,8 +170,14 @@ class Backend(Protocol):
         """Return the sum of a, or of a * b, over all axes but 1, added in float64."""
         ...
 
+    def plane_sums(self, a: Array, b: Array | None = None) -> Array:
+        """Return the sum of a, or of a * b, over space: (n, c) for (n, c, …)."""
+        ...
+
     def scale_shift(self, x: Array, scale: Array, shift: Array) -> Array:
-        """Return x * scale + shift with one scale and one shift per channel (axis 1)."""
+        """Return x * scale + shift with one scale and one shift per channel (axis 1), both (c,), or
+        per channel of every example, both (n, c).
+        """
         ...
 
     def mul(self, x: Array, mask: Array) -> Array:

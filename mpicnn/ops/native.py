@@ -160,14 +160,29 @@ def channel_sums(a: Array, b: Array | None = None) -> Array:
     return sums
 
 
+def plane_sums(a: Array, b: Array | None = None) -> Array:
+    """Return the sum of a, or of a * b, over space: (n, c) for (n, c, …)."""
+    planes = _planes(channels_array("a", a))
+    if b is not None:
+        b = _planes(channels_array("b", array("b", b, like=a, shape=a.shape)))
+    return channel_sums(planes, b).reshape(a.shape[:2])
+
+
 def scale_shift(x: Array, scale: Array, shift: Array) -> Array:
-    """Return x * scale + shift with one scale and one shift per channel (axis 1)."""
+    """Return x * scale + shift: one of each per channel (c,), or per example and channel (n, c)."""
     cells = channels_array("x", x)
-    scale = array("scale", scale, like=cells, shape=cells.shape[1:2])
-    shift = array("shift", shift, like=cells, shape=cells.shape[1:2])
+    each = cells.shape[:2] if scale.ndim == 2 else cells.shape[1:2]
+    scale = array("scale", scale, like=cells, shape=each).reshape(-1)
+    shift = array("shift", shift, like=cells, shape=each).reshape(-1)
     y = np.empty_like(cells)
-    core.scale_shift(cells, scale, shift, y)
+    core.scale_shift(_planes(cells) if len(each) == 2 else cells, scale, shift, y)
     return y.reshape(x.shape)
+
+
+def _planes(cells: Array) -> Array:
+    """Return (n, c, inner) as one example of n * c channels."""
+    n, c, inner = cells.shape
+    return cells.reshape(1, n * c, inner)
 
 
 def dropout(

@@ -91,19 +91,22 @@ def bias_grad(dy: Array) -> Array:
 
 def channel_sums(a: Array, b: Array | None = None) -> Array:
     """Return the sum of a, or of a * b, over all axes but 1; examples are added in float64."""
+    return plane_sums(a, b).sum(axis=0, dtype=np.float64).astype(a.dtype)
+
+
+def plane_sums(a: Array, b: Array | None = None) -> Array:
+    """Return the sum of a, or of a * b, over space: (n, c) for (n, c, …)."""
     shape = (a.shape[0], a.shape[1], math.prod(a.shape[2:]))
     if b is None:
-        sums = a.reshape(shape).sum(axis=2)
-    else:
-        sums = np.einsum("nci,nci->nc", a.reshape(shape), b.reshape(shape))
-    return sums.sum(axis=0, dtype=np.float64).astype(a.dtype)
+        return a.reshape(shape).sum(axis=2)
+    return np.einsum("nci,nci->nc", a.reshape(shape), b.reshape(shape))
 
 
 def scale_shift(x: Array, scale: Array, shift: Array) -> Array:
-    """Return x * scale + shift with one scale and one shift per channel (axis 1)."""
-    per_channel = (-1,) + (1,) * (x.ndim - 2)
-    y: Array = x * scale.reshape(per_channel)
-    y += shift.reshape(per_channel)
+    """Return x * scale + shift: one of each per channel (c,), or per example and channel (n, c)."""
+    space = (1,) * (x.ndim - 2)
+    y: Array = x * scale.reshape(*scale.shape, *space)
+    y += shift.reshape(*shift.shape, *space)
     return y
 
 

@@ -20,6 +20,7 @@ from mpicnn.division.verify import all_programs, check
 from mpicnn.errors import UserError
 from mpicnn.forecast.cost import step_costs
 from mpicnn.layers import (
+    GELU,
     LRN,
     Add,
     AvgPool,
@@ -29,10 +30,17 @@ from mpicnn.layers import (
     Dropout,
     Flatten,
     GlobalAvgPool,
+    GroupNorm,
+    HardSwish,
+    LeakyReLU,
     Linear,
     MaxPool,
     Multiply,
     ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Tanh,
 )  # fmt: skip
 from mpicnn.models import Model
 from mpicnn.ops import load
@@ -132,19 +140,35 @@ def draw_graph(rng, normalised, most=14):
 
 def _image_layer(rng, shape, normalised):
     kind = rng.choice(
-        ["conv", "conv", "conv", "relu", "max", "avg", "lrn", "drop", *["bn"] * normalised]
+        ["conv", "conv", "conv", "relu", "act", "max", "avg", "lrn", "gn", "drop"]
+        + ["bn"] * normalised
     )
     if kind == "conv":
         groups = int(rng.choice([g for g in (1, 1, 2, 3) if shape[0] % g == 0]))
         return Conv(
             groups * int(rng.integers(1, 5)), (int(rng.integers(1, 4)), int(rng.integers(1, 4))),
-            stride=int(rng.integers(1, 3)), padding=int(rng.integers(0, 2)), groups=groups,
+            stride=int(rng.integers(1, 3)), padding=_padding(rng), groups=groups,
             bias=bool(rng.integers(2)),
         )  # fmt: skip
+    if kind == "max":
+        ceil_mode, dilation = bool(rng.integers(2)), int(rng.choice([1, 1, 2]))
+        return MaxPool(2, int(rng.integers(1, 3)), _padding(rng), ceil_mode, dilation)
+    if kind == "gn":
+        return GroupNorm(int(rng.choice([g for g in (1, 2, 3) if shape[0] % g == 0])))
+    if kind == "act":
+        smooth = [SiLU(), GELU(), Tanh(), Sigmoid(), HardSwish(), ReLU6(), LeakyReLU(0.1)]
+        return smooth[rng.integers(len(smooth))]
     return {
-        "relu": ReLU(), "max": MaxPool(2, int(rng.integers(1, 3)), ceil_mode=bool(rng.integers(2))),
-        "avg": AvgPool(2, 1), "lrn": LRN(3, 0.3, 0.6), "bn": BatchNorm(), "drop": Dropout(0.3),
+        "relu": ReLU(), "avg": AvgPool(2, 1), "lrn": LRN(3, 0.3, 0.6), "bn": BatchNorm(),
+        "drop": Dropout(0.3),
     }[kind]  # fmt: skip
+
+
+def _padding(rng):
+    """The same on all sides, or not."""
+    if rng.random() < 0.8:
+        return int(rng.integers(0, 2))
+    return tuple(int(p) for p in rng.integers(0, 2, 4))
 
 
 def draw_plan(rng, model, cut):
