@@ -147,8 +147,8 @@ def _format(like: Tensor) -> torch.memory_format:
 
 
 def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Callable[[], Any]:
-    per_channel = (-1,) + (1,) * (x.ndim - 2)
-    scale, shift = scale.reshape(per_channel), shift.reshape(per_channel)
+    space = (1,) * (x.ndim - 2)
+    scale, shift = (a.reshape(*a.shape, *space) for a in (scale, shift))
     return lambda: torch.addcmul(shift, x, scale)
 
 
@@ -156,6 +156,31 @@ def _sums(a: Tensor, b: Tensor | None = None) -> Callable[[], Any]:
     axes = [axis for axis in range(a.ndim) if axis != 1]
     return lambda: (a if b is None else a * b).sum(axes)
 
+
+def _plane_sums(a: Tensor, b: Tensor | None = None) -> Callable[[], Any]:
+    return lambda: (a if b is None else a * b).flatten(2).sum(2)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "relu": lambda x, _: torch.relu(x),
+    "relu6": lambda x, _: functional.relu6(x),
+    "leakyrelu": functional.leaky_relu,
+    "hardswish": lambda x, _: functional.hardswish(x),
+    "sigmoid": lambda x, _: torch.sigmoid(x),
+    "tanh": lambda x, _: torch.tanh(x),
+    "silu": lambda x, _: functional.silu(x),
+    "gelu": lambda x, _: functional.gelu(x),
+}
+_DERIVATIVES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "relu": lambda dy, y, _: aten.threshold_backward(dy, y, 0),
+    "relu6": lambda dy, y, _: aten.hardtanh_backward(dy, y, 0, 6),
+    "leakyrelu": lambda dy, y, slope: aten.leaky_relu_backward(dy, y, slope, True),
+    "hardswish": lambda dy, x, _: aten.hardswish_backward(dy, x),
+    "sigmoid": lambda dy, y, _: aten.sigmoid_backward(dy, y),
+    "tanh": lambda dy, y, _: aten.tanh_backward(dy, y),
+    "silu": lambda dy, x, _: aten.silu_backward(dy, x),
+    "gelu": lambda dy, x, _: aten.gelu_backward(dy, x),
+}
 
 _MAKERS: dict[str, Callable[..., Callable[[], Any]]] = {
     "conv2d": _conv2d,
@@ -166,6 +191,7 @@ _MAKERS: dict[str, Callable[..., Callable[[], Any]]] = {
     "linear_dw": lambda x, dy, _: lambda: dy.t() @ x,
     "bias_grad": _sums,
     "channel_sums": _sums,
+    "plane_sums": _plane_sums,
     "scale_shift": _scale_shift,
     "maxpool": _maxpool,
     "maxpool_dx": _maxpool_dx,
@@ -173,9 +199,8 @@ _MAKERS: dict[str, Callable[..., Callable[[], Any]]] = {
     "avgpool_dx": _avgpool_dx,
     "lrn": lambda x, *how: lambda: functional.local_response_norm(x, *how),
     "lrn_dx": _lrn_dx,
-    # "relu" is the one activation of the networks that are timed
-    "activate": lambda _, x: lambda: torch.relu(x),
-    "activate_dx": lambda _, dy, y: lambda: aten.threshold_backward(dy, y, 0),
+    "activate": lambda name, x, slope: lambda: _ACTIVATIONS[name](x, slope),
+    "activate_dx": lambda name, dy, saved, slope: lambda: _DERIVATIVES[name](dy, saved, slope),
     "mul": lambda x, mask: lambda: x * mask,
     "dropout": _dropout,
     "softmax_xent": _softmax_xent,

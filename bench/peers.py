@@ -71,6 +71,13 @@ def _module(entry: Mapping[str, Any], shape: Sequence[int], before: str) -> nn.M
             return nn.LocalResponseNorm(**found)
         case "batchnorm":
             return (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(shape[0], **found)
+        case "groupnorm":
+            return nn.GroupNorm(found["groups"], shape[0], found["eps"])
+        case "leakyrelu":
+            return nn.LeakyReLU(found["slope"])
+        case "relu6" | "hardswish" | "sigmoid" | "tanh" | "silu" | "gelu":
+            names = {"relu6": "ReLU6", "silu": "SiLU", "gelu": "GELU"}
+            return getattr(nn, names.get(kind, kind.capitalize()))()
         case "relu":
             # As PyTorch's own networks have it; only where nothing else reads what it overwrites.
             return nn.ReLU(inplace=before in ("conv", "linear", "batchnorm"))

@@ -19,12 +19,32 @@ from mpicnn.comm.mesh import Mesh
 from mpicnn.division.compile import compile
 from mpicnn.division.presets import preset
 from mpicnn.forecast.cost import step_costs
-from mpicnn.layers import LRN, AvgPool, BatchNorm, Conv, Dropout, Flatten, Linear, MaxPool, ReLU
+from mpicnn.layers import (
+    GELU,
+    LRN,
+    AvgPool,
+    BatchNorm,
+    Conv,
+    Dropout,
+    Flatten,
+    GroupNorm,
+    HardSwish,
+    LeakyReLU,
+    Linear,
+    MaxPool,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Tanh,
+)
 from mpicnn.models import Model
 from mpicnn.ops.interface import MEMBERS
 from mpicnn.step.optimiser import Hyper
 
 BENCH = Path(__file__).parents[1] / "bench"
+
+ACTIVATIONS = ReLU6(), LeakyReLU(0.2), HardSwish(), Sigmoid(), Tanh(), SiLU(), GELU()
 
 # every kind of layer, with settings of its own wherever PyTorch could call them otherwise
 ALL_LAYERS = Model(
@@ -39,6 +59,8 @@ ALL_LAYERS = Model(
         ("norm2", BatchNorm(0.2, 1e-3)),
         ("relu2", ReLU()),
         ("pool2", AvgPool(2, 1, 1, count_include_pad=False)),
+        ("norm4", GroupNorm(5)),
+        *((f"act{n}", layer) for n, layer in enumerate(ACTIVATIONS)),
         ("flatten", Flatten()),
         ("fc3", Linear(7)),
         ("drop3", Dropout(0.4)),
