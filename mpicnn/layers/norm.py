@@ -67,21 +67,26 @@ class BatchNorm(Layer):
     y = (x - mean) / sqrt(var + eps) * gamma + beta for x (n, c, h, w) or (n, c); Ioffe and
     Szegedy 2015, as `torch.nn.BatchNorm2d`. In training mean and variance are those of the whole
     batch, however it is divided, and the buffers follow them (the variance unbiased) by
-    `momentum`; in evaluation they are the buffers. Raises UserError for bad values.
+    `momentum`; in evaluation they are the buffers. gamma starts as `init`, "ones" or "zeros" (the
+    end of a residual block then starts as nothing; Goyal et al. 2017). Raises UserError for bad
+    values.
     """
 
     momentum: float = 0.1
     eps: float = 1e-5
+    init: str = "ones"
 
     def __post_init__(self) -> None:
         check_numbers(self, 0, "eps")
         if not is_number(self.momentum, 0) or self.momentum > 1:
             raise UserError(f"BatchNorm: momentum is {self.momentum!r}: give a number from 0 to 1")
+        if self.init not in ("ones", "zeros"):
+            raise UserError(f'BatchNorm: init is {self.init!r}: give "ones" or "zeros"')
 
     def params(self, shape: Shape) -> dict[str, Param]:
         """Return gamma (c,) and beta (c,), both left alone by weight decay."""
         return {
-            "gamma": Param((shape[0],), "ones", bias=True),
+            "gamma": Param((shape[0],), self.init, bias=True),
             "beta": Param((shape[0],), "zeros", bias=True),
         }
 
