@@ -70,9 +70,11 @@ def _natural(name: str) -> tuple[tuple[int, int, int], int]:
         ("lenet5", (1, 28, 28), 10),
         ("cuda-convnet", (3, 32, 32), 10),
         ("marques", (3, 32, 32), 10),
-        ("vgg11", (3, 64, 64), 10),
+        ("vgg", (3, 64, 64), 10),
         ("alexnet-cifar", (3, 32, 32), 10),
-        ("alexnet", (3, 224, 224), 1000),
+        ("resnet20", (3, 32, 32), 10),
+        ("resnet56", (3, 32, 32), 10),
+        ("", (3, 224, 224), 1000),
     ):
         if name in models.NAMES and name.startswith(start):
             return shape, classes
