@@ -18,8 +18,9 @@ from mpicnn.ops.window import Window
 from mpicnn.step.initial import initial_rows
 
 _NOT_TIMED = (
-    "Feed", "Timer", "conv2d_methods", "fetch", "flat", "peak_bytes", "set_convolution",
-    "set_precision", "set_threads", "synchronize", "topk_correct", "upload", "upload_labels",
+    "Feed", "Timer", "adam", "conv2d_methods", "descend", "fetch", "flat", "nesterov", "peak_bytes",
+    "set_convolution", "set_precision", "set_threads", "synchronize", "topk_correct", "upload",
+    "upload_labels",
 )  # fmt: skip
 
 # Layers beside those of the named networks, and the images that they are given.

@@ -171,8 +171,17 @@ def test_rows_of_logits(classes, limit):
         np.testing.assert_array_equal(correct, reference.topk_correct(logits, labels, (1, 5)))
 
 
+UPDATES = {
+    "sgd": (0.1, 0.9, 0.05),
+    "nesterov": (0.1, 0.9, 0.05),
+    "descend": (0.1, 0.05),
+    "adam": ((0.9, 0.99), 0.5, 3),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
-def test_sgd_of_any_strides(dtype, limit):
+def test_updates_of_any_strides(name, dtype, limit):
     rng = np.random.default_rng(5)
     orders = {
         "C": upload,
@@ -180,15 +189,17 @@ def test_sgd_of_any_strides(dtype, limit):
         "spread": lambda a: upload(a.repeat(2, axis=0))[::2],
         "unaligned": unaligned,
     }
+    count = 2 if name == "descend" else 3
     for shape in ((7,), (5, 6), (4, 3, 2, 5), (8, 4, 3, 3), (2, 3, 0, 1)):
-        arrays = [rng.standard_normal(shape).astype(dtype) for _ in range(3)]
+        arrays = [rng.standard_normal(shape).astype(dtype) for _ in range(count)]
+        arrays[1] = abs(arrays[1])  # adam takes its root
         expected = [a.copy() for a in arrays]
-        reference.sgd(*expected, 0.1, 0.9, 0.05)
+        getattr(reference, name)(*expected, *UPDATES[name])
         possible = {**orders, "NHWC": channels_last} if len(shape) == 4 else orders
-        for places in itertools.product(possible.values(), repeat=3):
-            w, v, g = (place(a) for place, a in zip(places, arrays, strict=True))
-            cuda.sgd(w, v, g, 0.1, 0.9, 0.05)
-            for e, f in zip(expected, (w, v, g), strict=True):
+        for places in itertools.product(possible.values(), repeat=count):
+            found = [place(a) for place, a in zip(places, arrays, strict=True)]
+            getattr(cuda, name)(*found, *UPDATES[name])
+            for e, f in zip(expected, found, strict=True):
                 # products may be fused with sums: a rounding less of numbers below 5
                 np.testing.assert_allclose(f.get(), e, rtol=0, atol=5 * np.finfo(dtype).eps)
 

@@ -214,17 +214,27 @@ def test_softmax_xent(n, classes, dtype):
         close(got, expected, 200**2)
 
 
+UPDATES = {
+    "sgd": (0.1, 0.9, 0.01),
+    "nesterov": (0.1, 0.9, 0.01),
+    "descend": (0.1, 0.01),
+    "adam": ((0.9, 0.99), 0.01, 3),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
 @pytest.mark.parametrize("shape", [(3, 5), (70000,), (0, 4)], ids=str)
 @pytest.mark.parametrize("contiguous", (True, False))
-def test_sgd(shape, contiguous, dtype):
-    w, v, g = (draw(shape, dtype, seed) for seed in range(3))
+def test_update(name, shape, contiguous, dtype):
+    arrays = [draw(shape, dtype, seed) for seed in range(2 if name == "descend" else 3)]
+    arrays[1] = abs(arrays[1])  # adam takes its root
     if not contiguous:
-        w = np.repeat(w, 2, axis=-1)[..., ::2]
-    expected = w.copy(), v.copy()
-    plain.sgd(*expected, g, 0.1, 0.9, 0.01)
-    native.sgd(w, v, g, 0.1, 0.9, 0.01)
-    close(w, expected[0])
-    close(v, expected[1])
+        arrays[0] = np.repeat(arrays[0], 2, axis=-1)[..., ::2]
+    expected = [a.copy() for a in arrays]
+    getattr(plain, name)(*expected, *UPDATES[name])
+    getattr(native, name)(*arrays, *UPDATES[name])
+    for found, each in zip(arrays, expected, strict=True):
+        close(found, each)
 
 
 def test_numpys_products_have_no_more_threads_than_the_kernels():
@@ -358,6 +368,10 @@ BAD = [
     ("sgd", (FULL, FULL[:2], FULL, 0.1, 0.9, 0.0), "v"),
     ("sgd", (FULL, FULL, FULL.astype(np.float16), 0.1, 0.9, 0.0), "g"),
     ("sgd", (FULL, FULL.astype(np.float64), FULL, 0.1, 0.9, 0.0), "v"),
+    ("nesterov", (FROZEN, FULL, FULL, 0.1, 0.9, 0.0), "w"),
+    ("descend", (FULL, FULL[:2], 0.1, 0.0), "w"),
+    ("adam", (FULL, FULL, FROZEN, (0.9, 0.99), 0.1, 1), "g"),
+    ("adam", (FULL, FULL[:2], FULL, (0.9, 0.99), 0.1, 1), "v"),
     ("set_threads", (0,), "count"),
 ]
 

@@ -305,3 +305,37 @@ def test_sgd(ops, values):
         ops.sgd(w, v, g, 0.1, 0.9, 0.05)
     agree(w, tw, w.dtype)
     assert v.dtype == w.dtype
+
+
+def test_descend(ops, values):
+    w, g = values(3, 5), values(3, 5)
+    expected = tensor(w) - 0.1 * (tensor(g) + 0.3 * tensor(w))
+    ops.descend(w, g, 0.1, 0.3)
+    agree(w, expected, w.dtype)
+
+
+def test_nesterov(ops, values):
+    w, v = values(3, 5), values(3, 5) * 0
+    tw = tensor(w)
+    optimizer = torch.optim.SGD([tw], lr=0.1, momentum=0.9, weight_decay=0.05, nesterov=True)
+    for _ in range(3):
+        g = values(3, 5)
+        tw.grad = tensor(g).detach()
+        optimizer.step()
+        ops.nesterov(w, v, g, 0.1, 0.9, 0.05)
+    agree(w, tw, w.dtype)
+    assert v.dtype == w.dtype
+
+
+def test_adam(ops, values):
+    w, m, v = values(3, 5), values(3, 5) * 0, values(3, 5) * 0
+    tw = tensor(w)
+    optimizer = torch.optim.Adam([tw], lr=0.1, betas=(0.7, 0.95), eps=0.01)
+    for count in range(1, 4):
+        g = values(3, 5)
+        tw.grad = tensor(g).detach()
+        optimizer.step()
+        ops.adam(m, v, g, (0.7, 0.95), 0.01, count)
+        w -= 0.1 * g
+    agree(w, tw, w.dtype)
+    assert m.dtype == v.dtype == g.dtype == w.dtype

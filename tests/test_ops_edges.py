@@ -131,6 +131,9 @@ def test_empty_images(ops, n, c):
     np.testing.assert_array_equal(host(ops.channel_sums(x, x)), np.zeros(c))
     w = ops.xp.zeros((n, c))
     ops.sgd(w, w.copy(), w.copy(), 0.1, 0.9, 0.1)
+    ops.nesterov(w, w.copy(), w.copy(), 0.1, 0.9, 0.1)
+    ops.adam(w, w.copy(), w.copy(), (0.9, 0.99), 0.1, 1)
+    ops.descend(w, w.copy(), 0.1, 0.9)
 
 
 def test_no_examples_have_no_loss(ops):

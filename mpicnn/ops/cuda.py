@@ -123,16 +123,42 @@ def dropout(
 
 def sgd(w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float) -> None:
     """Update in place, v <- momentum * v - rate * (g + decay * w), then w <- w + v (OWT)."""
-    for name, value in (("w", w), ("v", v)):
-        if value.shape != g.shape or value.dtype != g.dtype:
-            raise ValueError(f"{name} must be {g.dtype} of shape {g.shape}, not {value.shape}")
-    if g.size == 0:
+    _update("sgd", {"w": w, "v": v}, g, rate, momentum, decay)
+
+
+def descend(w: Array, g: Array, rate: float, decay: float) -> None:
+    """Update in place, w <- w - rate * (g + decay * w)."""
+    _update("descend", {"w": w}, g, rate, decay)
+
+
+def nesterov(w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float) -> None:
+    """Update in place as `sgd`, with Nesterov's momentum."""
+    _update("nesterov", {"w": w, "v": v}, g, rate, momentum, decay)
+
+
+def adam(m: Array, v: Array, g: Array, betas: tuple[float, float], eps: float, count: int) -> None:
+    """Update both moments in place by g, and make of g the direction of step `count` (from 1)."""
+    sums = [1 - beta**count for beta in betas]
+    numbers = 1 - betas[0], 1 - betas[1], eps, sums[0], math.sqrt(sums[1])
+    _update("adam", {"m": m, "v": v, "g": g}, None, *numbers)
+
+
+def _update(name: str, changed: dict[str, Array], read: Array | None, *numbers: float) -> None:
+    """Run a kernel that changes arrays of one shape item by item, in place, and may read one."""
+    arrays = list(changed.values()) + ([] if read is None else [read])
+    like = arrays[-1]
+    for what, value in changed.items():
+        if value.shape != like.shape or value.dtype != like.dtype:
+            raise ValueError(
+                f"{what} must be {like.dtype} of shape {like.shape}, not {value.shape}"
+            )
+    if like.size == 0:
         return
     # gradients of kernels lie as w does, those that travelled in C order
-    lay = plain if w.flags.c_contiguous else cells
-    arrays = lay(w), lay(v), lay(g)
-    numbers = float(rate), float(momentum), float(decay)
-    launch("sgd", "sgd.cu", g.dtype, _streams(g), THREADS, *arrays, g.size, *numbers)
-    for given, updated in zip((w, v), arrays[:2], strict=True):
+    lay = plain if arrays[0].flags.c_contiguous else cells
+    laid = [lay(a) for a in arrays]
+    count = _streams(like)
+    launch(name, "update.cu", like.dtype, count, THREADS, *laid, like.size, *map(float, numbers))
+    for given, updated in zip(changed.values(), laid, strict=False):
         if updated is not given:
             given[...] = updated

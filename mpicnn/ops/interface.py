@@ -214,6 +214,31 @@ class Backend(Protocol):
         """Update in place, v <- momentum * v - rate * (g + decay * w), then w <- w + v (OWT)."""
         ...
 
+    def descend(self, w: Array, g: Array, rate: float, decay: float) -> None:
+        """Update in place, w <- w - rate * (g + decay * w)."""
+        ...
+
+    def nesterov(
+        self, w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float
+    ) -> None:
+        """Update in place as `sgd`, with Nesterov's momentum.
+
+        v <- momentum * v - c with c = rate * (g + decay * w), then w <- w + momentum * v - c:
+        Sutskever et al. 2013 seen from where the gradient is taken, as PyTorch has it.
+        """
+        ...
+
+    def adam(
+        self, m: Array, v: Array, g: Array, betas: tuple[float, float], eps: float, count: int
+    ) -> None:
+        """Update both moments in place by g, and make of g the direction of step `count` (from 1).
+
+        m <- b1 m + (1 - b1) g and v <- b2 v + (1 - b2) g**2, then
+        g <- m / (1 - b1**count) / (sqrt(v / (1 - b2**count)) + eps) (Kingma and Ba 2015,
+        algorithm 1).
+        """
+        ...
+
     def images(
         self, batch: Array, tops: NDArray[np.int64], lefts: NDArray[np.int64],
         flips: NDArray[np.bool_], mean: Array, std: Array, size: Pair, dtype: DTypeLike,

@@ -228,14 +228,49 @@ def softmax_xent(logits: Array, labels: NDArray[np.int64]) -> tuple[Array, Array
 def sgd(w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float) -> None:
     """Update in place, v <- momentum * v - rate * (g + decay * w), then w <- w + v (OWT)."""
     g = array("g", g)
-    for name, value in (("w", w), ("v", v)):
-        array(name, value, like=g, shape=g.shape)
-        if not value.flags.writeable:
-            raise ValueError(f"{name} must be writeable")
-    if w.flags.carray and v.flags.carray:
+    if _in_place({"w": w, "v": v}, g):
         core.sgd(w, v, g, rate, momentum, decay)
     else:
         plain.sgd(w, v, g, rate, momentum, decay)
+
+
+def descend(w: Array, g: Array, rate: float, decay: float) -> None:
+    """Update in place, w <- w - rate * (g + decay * w)."""
+    g = array("g", g)
+    if _in_place({"w": w}, g):
+        core.descend(w, g, rate, decay)
+    else:
+        plain.descend(w, g, rate, decay)
+
+
+def nesterov(w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float) -> None:
+    """Update in place as `sgd`, with Nesterov's momentum."""
+    g = array("g", g)
+    if _in_place({"w": w, "v": v}, g):
+        core.nesterov(w, v, g, rate, momentum, decay)
+    else:
+        plain.nesterov(w, v, g, rate, momentum, decay)
+
+
+def adam(m: Array, v: Array, g: Array, betas: tuple[float, float], eps: float, count: int) -> None:
+    """Update both moments in place by g, and make of g the direction of step `count` (from 1)."""
+    if _in_place({"g": g, "m": m, "v": v}, g):
+        sums = [1 - beta**count for beta in betas]
+        core.adam(m, v, g, 1 - betas[0], 1 - betas[1], eps, sums[0], math.sqrt(sums[1]))
+    else:
+        plain.adam(m, v, g, betas, eps, count)
+
+
+def _in_place(changed: dict[str, Array], g: Array) -> bool:
+    """Say whether kernels can change these arrays as they lie.
+
+    Raises ValueError for one that differs from g in shape or dtype, or cannot be written.
+    """
+    for name, value in changed.items():
+        array(name, value, like=g, shape=g.shape)
+        if not value.flags.writeable:
+            raise ValueError(f"{name} must be writeable")
+    return all(value.flags.carray for value in changed.values())
 
 
 def _positive(name: str, value: int) -> None:

@@ -207,3 +207,29 @@ def sgd(w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float
     v *= momentum
     v -= rate * (g + decay * w)
     w += v
+
+
+def descend(w: Array, g: Array, rate: float, decay: float) -> None:
+    """Update in place, w <- w - rate * (g + decay * w)."""
+    w -= rate * (g + decay * w)
+
+
+def nesterov(w: Array, v: Array, g: Array, rate: float, momentum: float, decay: float) -> None:
+    """Update in place as `sgd`, with Nesterov's momentum."""
+    change = g + decay * w
+    change *= rate
+    v *= momentum
+    v -= change
+    w += momentum * v
+    w -= change
+
+
+def adam(m: Array, v: Array, g: Array, betas: tuple[float, float], eps: float, count: int) -> None:
+    """Update both moments in place by g, and make of g the direction of step `count` (from 1)."""
+    m += (1 - betas[0]) * (g - m)
+    v += (1 - betas[1]) * (g * g - v)
+    np.sqrt(v, out=g)
+    g /= math.sqrt(1 - betas[1] ** count)
+    g += eps
+    g *= 1 - betas[0] ** count
+    np.divide(m, g, out=g)
