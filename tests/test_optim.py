@@ -10,7 +10,8 @@ import pytest
 import mpicnn.ops.numpy as ops
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Array, Param
-from mpicnn.step.optimiser import Hyper, RateSchedule, scale, update
+from mpicnn.step.optimiser import Hyper, update
+from mpicnn.step.rates import RateSchedule, scale
 from mpicnn.step.state import State
 
 # Values that float64 holds to 16 digits and that a handful of operations round.
@@ -51,7 +52,13 @@ def test_cosine_falls_from_one_to_nearly_zero() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["constant", "steps", "dexp", "cosine"])
+def test_polynomial_falls_from_one_to_nothing() -> None:
+    assert factors(RateSchedule("polynomial"), 4) == [1.0, 0.5625, 0.25, 0.0625]
+    later = factors(RateSchedule("polynomial", warmup=2, power=3), 6)
+    assert later == pytest.approx([0.5, 1.0, 1.0, 0.75**3, 0.5**3, 0.25**3], **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["constant", "steps", "dexp", "cosine", "polynomial"])
 def test_warmup_rises_linearly_and_ends(kind: str) -> None:
     schedule = RateSchedule(kind, drops=(0.5,), warmup=4)
     assert factors(schedule, 100)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -119,6 +126,14 @@ NAN, INF = float("nan"), float("inf")
         lambda: Hyper(0.1, decay=-1e-4),
         lambda: Hyper(0.1, decay=NAN),
         lambda: Hyper(0.1, bias_rate=-1.0),
+        lambda: Hyper(0.1, optimiser="adam"),
+        lambda: Hyper(0.1, beta1=1.0),
+        lambda: Hyper(0.1, beta2=-0.1),
+        lambda: Hyper(0.1, eps=0.0),
+        lambda: Hyper(0.1, trust=0.0),
+        lambda: Hyper(0.1, clip=-1.0),
+        lambda: Hyper(0.1, ema=1.0),
+        lambda: RateSchedule("polynomial", power=0.0),
         lambda: RateSchedule("exponential"),
         lambda: RateSchedule("steps", drops=(0.5, 0.5)),
         lambda: RateSchedule("steps", drops=(0.75, 0.5)),

@@ -1,5 +1,7 @@
 """Bounds, boxes and layouts."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from mpicnn.division.placement import (
     Partial,
     Replicated,
     Split,
+    counts_here,
     intersect,
     local_shape,
     on_first,
@@ -83,3 +86,18 @@ def test_boxes_without_common_part_meet_in_an_empty_one():
     assert intersect(((0, 3),), ((2, 5),)) == ((2, 3),)
     (lo, hi) = intersect(((0, 2),), ((4, 5),))[0]
     assert lo == hi
+
+
+def test_every_part_counts_once():
+    shape, parts = (6, 5), (Split(0, (0, 2, 6)), Split(1, (0, 5, 5)), Split(0, (0, 0, 6)))
+    for layout in product((Replicated(), *parts), repeat=2):
+        inner = layout[1]
+        if isinstance(layout[0], Split) and isinstance(inner, Split) and layout[0].dim == inner.dim:
+            continue  # bounds of the inner axis count from what the outer one left
+        held = np.zeros(shape, int)
+        for coords in product(range(2), repeat=2):
+            if counts_here(layout, coords):
+                held[tuple(slice(*side) for side in region(shape, layout, coords))] += 1
+        assert (held == 1).all(), layout
+    with pytest.raises(ValueError, match="no parts"):
+        counts_here((Partial(),), (0,))

@@ -368,7 +368,7 @@ def test_summary() -> None:
         "",
         "memory per rank, MB  least   most",
         "parameters             4.0    4.0",
-        "momentum               0.0    2.0",
+        "optimiser              0.0    2.0",
         "peak                 210.0  260.0",
         "",
         "runs/default 001 holds the checkpoints, metrics and settings",

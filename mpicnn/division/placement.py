@@ -126,6 +126,20 @@ def region(shape: Shape, layout: Layout, coords: Sequence[int]) -> Box:
     return tuple(box)
 
 
+def counts_here(layout: Layout, coords: Sequence[int]) -> bool:
+    """Say whether the block at mesh `coords` counts where each part of a tensor shall count once.
+
+    Of the ranks that hold the same block, the first one's does. Raises ValueError for a sum that
+    is still to be made: it has no parts.
+    """
+    if any(isinstance(placement, Partial) for placement in layout):
+        raise ValueError(f"a tensor that lies as {layout} has no parts")
+    return all(
+        isinstance(placement, Split) or at == 0
+        for placement, at in zip(layout, coords, strict=True)
+    )
+
+
 def box_shape(box: Box) -> Shape:
     """Return the lengths of a box's ranges."""
     return tuple(hi - lo for lo, hi in box)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from mpicnn.job.agreement import agree, same
 from mpicnn.ops.interface import Backend
 from mpicnn.precision import dtype_of
 from mpicnn.step.executor import Executor
-from mpicnn.step.state import State, initial_state
+from mpicnn.step.state import KEPT, State, initial_state
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 class DistributedModel:
     """Divide a network over a job's ranks by a plan: programs for any batch, state, checkpoints.
 
-    Collective, as it makes the mesh.
+    `kept` are the sections of the state beside parameters and buffers. Collective, as it makes the
+    mesh.
     """
 
     comm: MPI.Intracomm
@@ -46,6 +48,7 @@ class DistributedModel:
     bucket: int = 1 << 20
     by_round: bool = False
     progress: ProgressMode = "poll"
+    kept: tuple[str, ...] = KEPT["sgd"]
     activity: Activity = field(default_factory=Activity)
     ops: Backend = field(init=False)
     mesh: Mesh = field(init=False)
@@ -73,7 +76,8 @@ class DistributedModel:
 
     def initial(self) -> State:
         """Return this rank's part of the state at the start of a run."""
-        state = initial_state(self.weights, self.mesh.coords, self.seed, self.dtype)
+        coords = self.mesh.coords
+        state = initial_state(self.weights, coords, self.seed, self.dtype, self.kept)
         return state.on(self.ops)
 
     def load(
@@ -97,7 +101,7 @@ class DistributedModel:
         """
         homes = {weight.name: weight.home for weight in self.weights}
         found = {}
-        for full, (shape, dtype) in outline(self.model, self.dtype).items():
+        for full, (shape, dtype) in outline(self.model, self.dtype, self.kept).items():
             section, _, name = full.partition("/")
             arrays = vars(state)[section]
             box = region(shape, homes[name], self.mesh.coords) if name in homes else None
@@ -112,10 +116,15 @@ class DistributedModel:
         return found
 
 
-def outline(model: Model, dtype: np.dtype[Any]) -> Outline:
-    """Return shape and type of every array in a checkpoint of a network, by section and name."""
-    params = model.param_specs()
-    sections = {"params": params, "velocity": params, "buffers": model.buffer_specs()}
+def outline(model: Model, dtype: np.dtype[Any], kept: Sequence[str]) -> Outline:
+    """Return shape and type of every array in a checkpoint of a network, by section and name.
+
+    `kept` are the sections of the optimiser's state.
+    """
+    params, buffers = model.param_specs(), model.buffer_specs()
+    sections = {"params": params, **dict.fromkeys(kept, params), "buffers": buffers}
+    if "ema" in sections:
+        sections["ema"] = params | buffers
     return {
         f"{section}/{name}": (spec.shape, dtype)
         for section, specs in sections.items()

@@ -42,6 +42,13 @@ def first_lines(trainer: Trainer, directory: Path) -> str:
         notes.add(f"the run has ended already, after {done}; give it more --epochs to go on")
     if trainer.choice.by and trainer.split == "test":
         notes.add(BIASED)
+    if ema := trainer.settings.ema:
+        span = round(1 / (1 - ema))
+        if span > trainer.steps:
+            notes.add(
+                f"ema {ema:g} is a mean over some {span} steps, but the run has {trainer.steps}: "
+                "tests see much of the initial weights; a lower one forgets them sooner"
+            )
     opening = Opening(
         version(),
         gather_ranks(mesh, device),
@@ -81,9 +88,9 @@ def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float
     distributed = trainer.distributed
     steps = trainer.step - begun
     kinds = [trainer.spent[kind] / max(1, steps) for kind in CATEGORIES]
-    state = trainer.state
     held = [
-        float(sum(a.nbytes for a in arrays.values())) for arrays in (state.params, state.velocity)
+        float(sum(a.nbytes for kind in kinds for a in vars(trainer.state)[kind].values()))
+        for kinds in (("params",), distributed.kept)
     ]
     table = distributed.mesh.collect(np.array([*kinds, *held, distributed.ops.peak_bytes()]))
     ranks = distributed.mesh.world.size

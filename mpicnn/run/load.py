@@ -29,6 +29,7 @@ from mpicnn.run.distributed import DistributedModel, outline
 from mpicnn.run.meta import check_meta
 from mpicnn.settings.definitions import Settings
 from mpicnn.settings.groups import PlanChoice
+from mpicnn.step.state import kept_by
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -113,7 +114,8 @@ def load_trained(
     precision = dtype_of(settings.precision).name
     model = agree(comm, described, meta, path)
     # Before anything is made of a size that the file does not have.
-    from_root(comm, lambda: compare(path, outline(model, dtype_of(precision)))[0])
+    kept = kept_by(settings.optimiser, settings.ema)
+    from_root(comm, lambda: compare(path, outline(model, dtype_of(precision), kept))[0])
     device = choose_device(comm, machine, precision, environment())
     distributed = DistributedModel(
         comm,
@@ -122,10 +124,11 @@ def load_trained(
         agree(comm, _plan, plan, meta, model, comm.size),
         precision,
         settings.seed,
+        kept=kept,
     )
     state = distributed.initial()
     distributed.load(state, Checkpoints(path.parent, keep=1), path)
-    return TrainedModel(distributed, state, settings, meta, path)
+    return TrainedModel(distributed, state.tested, settings, meta, path)
 
 
 def described(meta: dict[str, Any], path: Path) -> Model:

@@ -27,6 +27,7 @@ from mpicnn.precision import dtype_of
 from mpicnn.run.directory import CONFIG, PLAN, config_settings, saved_file, saved_meta
 from mpicnn.run.distributed import outline
 from mpicnn.settings.definitions import Settings, differences
+from mpicnn.step.state import kept_by
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -144,7 +145,10 @@ def check_arrays(settings: Settings, model: models.Model) -> None:
     So no memory is taken that a checkpoint only says it fills.
     """
     if found := saved_file(Path(settings.run_dir)):
-        compare(found[0], outline(model, dtype_of(settings.precision)))
+        compare(
+            found[0],
+            outline(model, dtype_of(settings.precision), kept_by(settings.optimiser, settings.ema)),
+        )
 
 
 def as_kept(settings: Settings, meta: Meta | None) -> Settings:

@@ -86,10 +86,14 @@ class TimeSplit:
 
 @dataclass(frozen=True)
 class Memory:
-    """Say what one rank holds, bytes; `peak` is the most memory of its device that it took."""
+    """Say what one rank holds, bytes.
+
+    `optimiser` is what it keeps beside them: momentum, moments, a running mean; `peak` is the most
+    memory of its device that it took.
+    """
 
     parameters: int
-    momentum: int
+    optimiser: int
     peak: int
 
 
@@ -166,7 +170,7 @@ def _memory_table(memory: Sequence[Memory]) -> list[str]:
     alone = len(memory) == 1
     rows = [["memory, MB", ""] if alone else ["memory per rank, MB", "least", "most"]]
     for kind, name in (
-        ("parameters", "parameters"), ("momentum", "momentum"), ("peak", "peak"),
+        ("parameters", "parameters"), ("optimiser", "optimiser"), ("peak", "peak"),
     ):  # fmt: skip
         held = [getattr(each, kind) / 1e6 for each in memory]
         extremes = held if alone else [min(held), max(held)]

@@ -21,7 +21,9 @@ from mpicnn.run.choosing import Choice, Tested, metric, refused
 from mpicnn.run.meta import check_meta
 from mpicnn.run.testing import Score, TestSet, test
 from mpicnn.step import trace
-from mpicnn.step.optimiser import Hyper, Optimiser, RateSchedule, scale
+from mpicnn.step.norms import Norms
+from mpicnn.step.optimiser import Hyper, Optimiser
+from mpicnn.step.rates import RateSchedule, scale
 from mpicnn.step.timing import CATEGORIES, StepTimer
 
 if TYPE_CHECKING:
@@ -36,9 +38,14 @@ def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
         settings.rate, settings.decay, settings.batch, settings.reference_batch, settings.scaling
     )
     schedule = RateSchedule(
-        settings.schedule, settings.drops, settings.drop_factor, settings.warmup * steps_per_epoch
-    )
-    return Hyper(rate, settings.momentum, decay, settings.bias_rate, schedule)
+        settings.schedule, settings.drops, settings.drop_factor, settings.warmup * steps_per_epoch,
+        settings.power,
+    )  # fmt: skip
+    return Hyper(
+        rate, settings.momentum, decay, settings.bias_rate, schedule, settings.optimiser,
+        settings.nesterov, settings.beta1, settings.beta2, settings.eps, settings.trust,
+        settings.clip, settings.ema,
+    )  # fmt: skip
 
 
 class Trainer:
@@ -81,9 +88,9 @@ class Trainer:
 
     def _optimiser(self) -> Optimiser:
         """Return what updates the parameters, those of the head at a rate of their own."""
-        model = self.distributed.model
+        model, weights = self.distributed.model, self.distributed.weights
         head = tuple(f"{name}." for name, _ in model.layers[model.fc_start :])
-        specs = {w.name: w.param for w in self.distributed.weights if not w.buffer}
+        specs = {w.name: w.param for w in weights if not w.buffer}
         return Optimiser(
             self.distributed.ops,
             self.state,
@@ -93,6 +100,7 @@ class Trainer:
             frozenset(name for name in specs if name.startswith(head)),
             self.settings.fc_rate,
             self.settings.fc_update == "round",
+            Norms.of(model.param_specs(), weights, self.distributed.mesh.coords),
         )
 
     def restore(self) -> None:
@@ -131,8 +139,9 @@ class Trainer:
         """Write a checkpoint; refuse to where a parameter is not finite. Collective."""
         comm = self.distributed.mesh.world.comm
         self.distributed.activity.begin("checkpoint", waits=comm.rank != 0)  # rank 0 writes
-        arrays = [*self.state.params.values(), *self.state.velocity.values()]
-        broken = not all(bool(self.distributed.ops.xp.isfinite(a).all()) for a in arrays)
+        parts = [part for kind, part in vars(self.state).items() if kind != "buffers"]
+        finite = self.distributed.ops.xp.isfinite
+        broken = not all(bool(finite(a).all()) for part in parts for a in part.values())
         if self.distributed.mesh.sum(np.array([float(broken)])).wait()[0]:
             self._diverged("a parameter")
         meta = {
@@ -242,7 +251,7 @@ class Trainer:
         """Test the state, that after `step`; return whether no rank was stopping. Collective."""
         data, batch = self.data, self.settings.eval_batch
         examples = TestSet(data, self.augment, batch, data.mean, data.std, split=split)
-        score = test(self.distributed, self.state, examples, signals.stopping)
+        score = test(self.distributed, self.state.tested, examples, signals.stopping)
         if score is None:
             return False
         self.tested = Tested(split, step, score)

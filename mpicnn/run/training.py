@@ -46,6 +46,7 @@ from mpicnn.run.summary import summary
 from mpicnn.run.testing import Score
 from mpicnn.run.trainer import Trainer
 from mpicnn.settings.definitions import Settings
+from mpicnn.step.state import kept_by
 from mpicnn.step.trace import merged
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def open_distributed(
         comm, device, model, plan, settings.precision, settings.seed,
         bucket=int(settings.bucket_mb * 1e6),
         progress=agree(comm, progress_of, comm, settings.progress_thread), activity=activity,
-        by_round=settings.fc_update == "round",
+        by_round=settings.fc_update == "round", kept=kept_by(settings.optimiser, settings.ema),
     )  # fmt: skip
     if settings.fc_update == "round":
         agree(comm, check_rounds, distributed, batch)

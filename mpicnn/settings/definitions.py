@@ -40,11 +40,11 @@ from mpicnn.settings.groups import (
     Evaluation,
     Length,
     ModelChoice,
-    OptimiserChoice,
     PlanChoice,
     Precision,
     RunDirectory,
 )
+from mpicnn.settings.learning import OptimiserChoice
 from mpicnn.settings.option import Options
 from mpicnn.settings.option import differences as differences
 
@@ -74,6 +74,7 @@ class Settings(
             raise UserError("resume needs run-dir: the directory of the run to go on with")
         if self.patience and self.best == "off":
             raise UserError("patience needs best: the metric that is to get better, like top1")
+        self.check_optimiser()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,19 +15,10 @@ from mpicnn.settings.checks import (
     fractions,
     path,
     ratios,
-    rising,
     shares_text,
     stages_text,
 )
-from mpicnn.settings.choices import (
-    FcUpdate,
-    Normalised,
-    Order,
-    RateScheduleName,
-    Scaling,
-    Scheme,
-    Sync,
-)
+from mpicnn.settings.choices import Normalised, Order, Scheme, Sync
 from mpicnn.settings.option import Options, option
 
 
@@ -112,38 +103,6 @@ class Precision(Options):
     fixed = True
     precision: PrecisionName = option(
         "float32", "number format; tf32 and bf16 round the operands of products only"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserChoice(Options):
-    """Say how weights start and change."""
-
-    heading = "training"
-    fixed = True
-    rate: float = option(0.01, "learning rate", gt=0)
-    bias_rate: float = option(1.0, "learning rate of biases, as a multiple of rate", ge=0)
-    momentum: float = option(0.9, "momentum of stochastic gradient descent", ge=0, lt=1)
-    decay: float = option(0.0005, "weight decay; biases have none", ge=0)
-    schedule: RateScheduleName = option("constant", "how the learning rate changes")
-    drops: tuple[float, ...] = option(
-        (0.5, 0.75), "schedule steps: when the rate drops, as fractions of the run", "X,X",
-        check=rising,
-    )  # fmt: skip
-    drop_factor: float = option(
-        0.1, "schedule steps: what each drop multiplies the rate by", gt=0, lt=1
-    )
-    warmup: float = option(0.0, "epochs over which the rate rises to its value", ge=0)
-    fc_rate: float = option(
-        1.0, "learning rate of fully connected layers, as a multiple of rate", ge=0
-    )
-    fc_update: FcUpdate = option(
-        "step", "update fully connected layers once per step, or per round of scheme b or c"
-    )
-    scaling: Scaling = option("none", "how the rate scales with batch / reference-batch")
-    reference_batch: int = option(128, "batch that rate and decay were chosen for", ge=1)
-    seed: int = option(
-        1, "seed of initial weights, shuffling, augmentation and dropout", ge=0, le=2**63 - 1
     )
 
 

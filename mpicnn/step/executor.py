@@ -50,17 +50,35 @@ class Executor:
         """
 
         def learn(grads: Arrays) -> None:
-            updating = self.timer.begin("update", "other")
-            optimiser.apply(grads, number)
-            self.timer.end(updating)
+            self._learn(optimiser, grads, number, last=False)
 
         grads, totals = self.train(program, optimiser.state, x, labels, number, learn)
         told = self.mesh.sum(np.append(totals.read(), stop))
-        learn(grads)
+        self._learn(optimiser, grads, number, last=True)
         waiting = self.timer.begin("totals", "communication", "sum over the ranks")
         sums = told.wait()
         self.timer.end(waiting)
         return sums
+
+    def _learn(self, optimiser: Optimiser, grads: Arrays, number: int, last: bool) -> None:
+        """Update parameters, for the `last` time in a step or not.
+
+        What ranks sum meanwhile counts as communication.
+        """
+        updating = [self.timer.begin("update", "other")]
+
+        def total(values: Array) -> Array:
+            self.timer.end(updating.pop())
+            waiting = self.timer.begin("norms", "communication", "sum over the ranks")
+            sums = self.mesh.sum(values).wait()
+            self.timer.end(waiting)
+            updating.append(self.timer.begin("update", "other"))
+            return sums
+
+        optimiser.apply(grads, number, total)
+        if last:
+            optimiser.average()
+        self.timer.end(updating.pop())
 
     def train(
         self,

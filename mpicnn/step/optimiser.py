@@ -1,84 +1,36 @@
-"""Stochastic gradient descent: the update, the schedules of its rate, scaling with the batch.
+"""How parameters change by their gradients: the rules, and what they have in common.
 
-Everything is pure but `update`, which changes the arrays it is given.
+Everything changes the arrays that it is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import cos, exp, expm1, inf, isfinite, log, log1p, pi, sqrt
 from typing import get_args
 
 from mpicnn.errors import UserError
 from mpicnn.layers.base import Array, Param
 from mpicnn.ops.interface import Backend
-from mpicnn.settings.choices import RateScheduleName, Scaling
+from mpicnn.settings.choices import OptimiserName
+from mpicnn.step.norms import Norms, Total
+from mpicnn.step.rates import RateSchedule, check_number
 from mpicnn.step.state import Arrays, State
 
-RATE_SCHEDULES = get_args(RateScheduleName)
-SCALINGS = get_args(Scaling)
+OPTIMISERS = get_args(OptimiserName)
 
-DEXP_LEVELS = 4
-DEXP_FALL = 250.0
-
-
-@dataclass(frozen=True)
-class RateSchedule:
-    """Say how the learning rate changes over a run, as a factor between 0 and 1.
-
-    - "constant": 1 throughout.
-    - "steps": times `drop_factor` at each of `drops`, fractions of the run.
-    - "dexp": 4 levels of equal length and ratio, from 1 to 1/250, so divided by 250^(1/3) at 25,
-      50 and 75 % of the run (cuda-convnet2's schedule of that name, with OWT's figures).
-    - "cosine": (1 + cos(pi t)) / 2, t running from 0 to 1 after the warm-up (Loshchilov and Hutter
-      2017, arXiv 1608.03983).
-
-    Over the first `warmup` steps every kind is multiplied by a factor that rises linearly and
-    reaches 1 in the last of them (Goyal et al. 2017, arXiv 1706.02677; they start at the rate of
-    the reference batch, this near 0). Raises UserError for values that make no schedule.
-    """
-
-    kind: str = "constant"
-    drops: tuple[float, ...] = ()
-    drop_factor: float = 0.1
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in RATE_SCHEDULES:
-            raise UserError(f"schedule {self.kind!r}, expected one of {', '.join(RATE_SCHEDULES)}")
-        bounds = (0.0, *self.drops, 1.0)
-        if not all(a < b for a, b in zip(bounds, bounds[1:], strict=False)):
-            raise UserError(
-                f"schedule drops at {self.drops}, expected rising fractions of the run between 0 "
-                "and 1, such as 0.5,0.75"
-            )
-        _check("drop factor of the schedule", self.drop_factor, above=0.0)
-        _check("warm-up steps", self.warmup, least=0.0)
-
-    def factor_at(self, step: int, total_steps: int) -> float:
-        """Return the factor for `step`, counted from 0, of `total_steps`."""
-        if not 0 <= step < total_steps:
-            raise ValueError(f"step {step} of {total_steps}")
-        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        match self.kind:
-            case "steps":
-                return warm * self.drop_factor ** sum(step / total_steps >= d for d in self.drops)
-            case "dexp":
-                level = step * DEXP_LEVELS // total_steps
-                return warm * exp(-log(DEXP_FALL) * level / (DEXP_LEVELS - 1))
-            case "cosine" if step >= self.warmup:
-                t = (step - self.warmup) / (total_steps - self.warmup)
-                return (1.0 + cos(pi * t)) / 2.0
-        return warm
+CLIP_EPS = 1e-6
+"""What PyTorch's `clip_grad_norm_` adds to the norm that it divides by."""
 
 
 @dataclass(frozen=True)
 class Hyper:
-    """Say how a group of parameters is updated: OWT's epsilon, mu and omega, and the schedule.
+    """Say how parameters are updated: OWT's epsilon, mu and omega, the schedule, and the rule.
 
-    `bias_rate` multiplies the rate of biases (2 in cuda-convnet2). Raises UserError for values
-    under which no run makes sense.
+    `bias_rate` multiplies the rate of biases (2 in cuda-convnet2). `nesterov` belongs to "sgd",
+    `trust` to "lars", `beta1`, `beta2` and `eps` to "adamw" and "lamb". `clip` is the largest norm
+    of all gradients together, `ema` the decay of the running mean of the weights; 0: none.
+    Raises UserError for values under which no run makes sense.
     """
 
     rate: float
@@ -86,52 +38,34 @@ class Hyper:
     decay: float = 0.0
     bias_rate: float = 1.0
     schedule: RateSchedule = field(default_factory=RateSchedule)
+    optimiser: OptimiserName = "sgd"
+    nesterov: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    trust: float = 0.001
+    clip: float = 0.0
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("learning rate", self.rate, least=0.0)
-        _check("momentum", self.momentum, least=0.0, below=1.0)
-        _check("weight decay", self.decay, least=0.0)
-        _check("bias rate", self.bias_rate, least=0.0)
+        if self.optimiser not in OPTIMISERS:
+            raise UserError(
+                f"optimiser {self.optimiser!r}, expected one of {', '.join(OPTIMISERS)}"
+            )
+        check_number("learning rate", self.rate, least=0.0)
+        check_number("momentum", self.momentum, least=0.0, below=1.0)
+        check_number("weight decay", self.decay, least=0.0)
+        check_number("bias rate", self.bias_rate, least=0.0)
+        check_number("beta1", self.beta1, least=0.0, below=1.0)
+        check_number("beta2", self.beta2, least=0.0, below=1.0)
+        check_number("eps", self.eps, above=0.0)
+        check_number("trust coefficient", self.trust, above=0.0)
+        check_number("clip", self.clip, least=0.0)
+        check_number("ema", self.ema, least=0.0, below=1.0)
 
     def rate_at(self, step: int, total_steps: int) -> float:
         """Return the learning rate of `step`, counted from 0, of `total_steps`."""
         return self.rate * self.schedule.factor_at(step, total_steps)
-
-
-def scale(
-    rate: float, decay: float, batch: int, reference_batch: int, rule: str
-) -> tuple[float, float]:
-    """Return rate and decay for `batch`, given those that suit `reference_batch`.
-
-    With k = batch / reference_batch (not necessarily whole):
-
-    - "none": as they are.
-    - "linear": k rate, decay as it is (OWT's practice; Goyal et al. 2017, arXiv 1706.02677).
-    - "sqrt": sqrt(k) rate, decay as it is. Keeps the variance of the update (OWT's theory).
-    - "owt": sqrt(k) rate, and the decay w' under which one step shrinks a weight exactly as k
-      steps did: w' = (1 - (1 - rate w)^k) / (sqrt(k) rate), about sqrt(k) w (OWT's theory).
-
-    Raises UserError for an unknown rule, batches below 1, or values out of range.
-    """
-    _check("learning rate", rate, least=0.0)
-    _check("weight decay", decay, least=0.0)
-    _check("batch", batch, least=1)
-    _check("reference batch", reference_batch, least=1)
-    k = batch / reference_batch
-    match rule:
-        case "none":
-            return rate, decay
-        case "linear":
-            return k * rate, decay
-        case "sqrt":
-            return sqrt(k) * rate, decay
-        case "owt":
-            shrink = rate * decay
-            _check("learning rate x weight decay", shrink, least=0.0, below=1.0)
-            if shrink == 0.0:
-                return sqrt(k) * rate, sqrt(k) * decay
-            return sqrt(k) * rate, -expm1(k * log1p(-shrink)) / (sqrt(k) * rate)
-    raise UserError(f"scaling rule {rule!r}, expected one of {', '.join(SCALINGS)}")
 
 
 def update(
@@ -142,15 +76,16 @@ def update(
     hyper: Hyper,
     rate: float,
 ) -> None:
-    """Change, in place, every parameter that has a gradient, and its velocity.
+    """Change, in place, every parameter that has a gradient, and its velocity: "sgd".
 
-    v <- momentum v - rate (g + decay w), then w <- w + v (OWT; cuda-convnet2). Biases, by
-    their `specs`, have the rate rate * bias_rate and no decay. Arrays may be any shares of the
-    parameters, alike in `state` and `grads`.
+    v <- momentum v - rate (g + decay w), then w <- w + v (OWT; cuda-convnet2), or with Nesterov's
+    momentum. Biases, by their `specs`, have the rate rate * bias_rate and no decay. Arrays may be
+    any shares of the parameters, alike in `state` and `grads`.
     """
+    rule = ops.nesterov if hyper.nesterov else ops.sgd
     for name, g in grads.items():
         bias = specs[name].bias
-        ops.sgd(
+        rule(
             state.params[name],
             state.velocity[name],
             g,
@@ -162,10 +97,12 @@ def update(
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Update the parameters of `state` by stochastic gradient descent, over a run of `steps` steps.
+    """Update the parameters of `state` over a run of `steps` steps, as `hyper` says.
 
     Parameters named in `head` have `head_rate` times the rate. With `by_round` they change after
-    every round of the head (OWT's variable batch size), else with all others once per step.
+    every round of the head (OWT's variable batch size; "sgd" without clipping alone), else with all
+    others once per step. `norms` says which parts count where norms are needed: for "lars", "lamb"
+    and clipping.
     """
 
     ops: Backend
@@ -176,25 +113,122 @@ class Optimiser:
     head: frozenset[str] = frozenset()
     head_rate: float = 1.0
     by_round: bool = False
+    norms: Norms | None = None
+
+    def __post_init__(self) -> None:
+        needed = self.hyper.clip or self.hyper.optimiser in ("lars", "lamb")
+        if needed and (self.norms is None or self.by_round):
+            raise ValueError("norms are those of whole tensors, and of a whole step")
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         return self.hyper.rate_at(step, self.steps)
 
-    def apply(self, grads: Arrays, step: int) -> None:
-        """Change the parameters that have gradients, in place."""
+    def apply(self, grads: Arrays, step: int, total: Total) -> None:
+        """Change the parameters that have gradients, in place; the gradients are used up.
+
+        `total` sums a small array over all ranks. It is called once where norms are needed, twice
+        for "lamb" with clipping, and equally often by all ranks.
+        """
+        match self.hyper.optimiser:
+            case "sgd":
+                self._clip(grads, total)
+                for part, rate in self._parts(grads, step):
+                    update(self.ops, self.state, part, self.specs, self.hyper, rate)
+            case "adamw":
+                self._clip(grads, total)
+                self._adam(grads, step)
+                self._adamw(grads, step)
+            case "lars":
+                self._lars(grads, step, total)
+            case "lamb":
+                self._clip(grads, total)
+                self._adam(grads, step)
+                self._lamb(grads, step, total)
+
+    def average(self) -> None:
+        """Move the running mean of parameters and buffers: mean <- ema mean + (1 - ema) w.
+
+        To be called once after each step.
+        """
+        held = self.state.params | self.state.buffers
+        for name, mean in self.state.ema.items():
+            # mean - w times 1 - ema: float32 does not hold ema near 1 as exactly
+            self.ops.descend(mean, held[name], self.hyper.ema - 1.0, -1.0)
+
+    def _parts(self, grads: Arrays, step: int) -> list[tuple[Arrays, float]]:
+        """Return gradients of body and head with the rates of their weights."""
         head = {name: g for name, g in grads.items() if name in self.head}
         body = {name: g for name, g in grads.items() if name not in self.head}
-        for part, factor in ((body, 1.0), (head, self.head_rate)):
-            rate = self.rate_at(step) * factor
-            update(self.ops, self.state, part, self.specs, self.hyper, rate)
+        return [(body, self.rate_at(step)), (head, self.rate_at(step) * self.head_rate)]
 
+    def _rate(self, name: str, step: int) -> float:
+        rate = self.rate_at(step) * (self.head_rate if name in self.head else 1.0)
+        return rate * self.hyper.bias_rate if self.specs[name].bias else rate
 
-def _check(
-    what: str, value: float, least: float = -inf, above: float = -inf, below: float = inf
-) -> None:
-    """Raise UserError unless `value` is finite, >= least, > above and < below."""
-    if not (isfinite(value) and value >= least and value > above and value < below):
-        low = f"above {above:g}" if above > -inf else f"at least {least:g}"
-        high = f" and below {below:g}" if below < inf else ""
-        raise UserError(f"{what} {value!r}, expected a number {low}{high}")
+    def _decay(self, name: str) -> float:
+        return 0.0 if self.specs[name].bias else self.hyper.decay
+
+    def _adapted(self, arrays: Mapping[str, Array]) -> Arrays:
+        """Return those whose rate follows their norms: what weight decay applies to."""
+        return {name: a for name, a in arrays.items() if not self.specs[name].bias}
+
+    def _clip(self, grads: Arrays, total: Total) -> None:
+        """Scale gradients so that their norm is at most `clip`, as `clip_grad_norm_` does."""
+        if self.hyper.clip:
+            (norms,) = self._norms([grads], total)
+            self._shrink(grads, norms)
+
+    def _shrink(self, grads: Arrays, norms: Mapping[str, float]) -> float:
+        """Scale gradients with these norms, and return by what."""
+        if not self.hyper.clip:
+            return 1.0
+        norm = sum(each * each for each in norms.values()) ** 0.5
+        factor = min(self.hyper.clip / (norm + CLIP_EPS), 1.0)
+        if factor < 1.0:
+            for g in grads.values():
+                g *= factor
+        return factor
+
+    def _norms(self, kinds: list[Arrays], total: Total) -> list[dict[str, float]]:
+        assert self.norms is not None
+        return self.norms.take(self.ops, kinds, total)
+
+    def _lars(self, grads: Arrays, step: int, total: Total) -> None:
+        """v <- momentum v - rate r (g + decay w), then w <- w + v, with the ratio
+        r = trust |w| / (|g| + decay |w|): You, Gitman and Ginsburg 2017, algorithm 1.
+        """
+        weights = self._adapted({name: self.state.params[name] for name in grads})
+        of_w, of_g = self._norms([weights, grads], total)
+        shrunk = self._shrink(grads, of_g)
+        for name, g in grads.items():
+            rate, decay = self._rate(name, step), self._decay(name)
+            size, change = of_w[name], shrunk * of_g[name]
+            if name in weights and size and change:
+                rate *= self.hyper.trust * size / (change + decay * size)
+            w, v = self.state.params[name], self.state.velocity[name]
+            self.ops.sgd(w, v, g, rate, self.hyper.momentum, decay)
+
+    def _adam(self, grads: Arrays, step: int) -> None:
+        """Update the moments, and make of the gradients Adam's directions."""
+        hyper, state = self.hyper, self.state
+        for name, g in grads.items():
+            moments = state.moment1[name], state.moment2[name]
+            self.ops.adam(*moments, g, (hyper.beta1, hyper.beta2), hyper.eps, step + 1)
+
+    def _adamw(self, directions: Arrays, step: int) -> None:
+        """w <- w - rate (direction + decay w): Loshchilov and Hutter 2019, algorithm 2."""
+        for name, d in directions.items():
+            w = self.state.params[name]
+            self.ops.descend(w, d, self._rate(name, step), self._decay(name))
+
+    def _lamb(self, directions: Arrays, step: int, total: Total) -> None:
+        """w <- w - rate |w| / |u| u, with u = direction + decay w: You et al. 2020, algorithm 2."""
+        weights = self._adapted({name: self.state.params[name] for name in directions})
+        for name, w in weights.items():
+            self.ops.descend(directions[name], w, -self.hyper.decay, 0.0)
+        of_w, of_u = self._norms([weights, self._adapted(directions)], total)
+        for name, u in directions.items():
+            size, change = of_w[name], of_u[name]
+            ratio = size / change if name in weights and size and change else 1.0
+            self.ops.descend(self.state.params[name], u, self._rate(name, step) * ratio, 0.0)

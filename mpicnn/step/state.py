@@ -1,9 +1,10 @@
-"""What training changes, as one rank holds it: parameters, velocities (momentum), buffers."""
+"""What training changes, as one rank holds it: parameters, what optimisers keep, buffers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -15,25 +16,58 @@ from mpicnn.step.initial import initial_rows
 
 Arrays = dict[str, Array]
 
+KEPT: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "sgd": ("velocity",), "lars": ("velocity",),
+        "adamw": ("moment1", "moment2"), "lamb": ("moment1", "moment2"),
+    }
+)  # fmt: skip
+"""What each optimiser keeps of every parameter from step to step."""
+
+
+def kept_by(optimiser: str, ema: float) -> tuple[str, ...]:
+    """Return which sections of a state are kept beside parameters and buffers."""
+    return (*KEPT[optimiser], "ema") if ema else KEPT[optimiser]
+
 
 @dataclass
 class State:
-    """Hold this rank's part of parameters, velocities and buffers, by full name."""
+    """Hold this rank's part of everything by full name.
+
+    `velocity` is the momentum of gradients, `moment1` and `moment2` are the means of gradients and
+    of their squares, `ema` is the running mean of parameters and buffers. What a run does not keep
+    is empty.
+    """
 
     params: Arrays = field(default_factory=dict)
     velocity: Arrays = field(default_factory=dict)
     buffers: Arrays = field(default_factory=dict)
+    moment1: Arrays = field(default_factory=dict)
+    moment2: Arrays = field(default_factory=dict)
+    ema: Arrays = field(default_factory=dict)
 
     def on(self, ops: Backend) -> State:
         """Return the state as arrays of a backend, copied only to another memory."""
         copies = ({name: ops.upload(a) for name, a in part.items()} for part in vars(self).values())
         return State(*copies)
 
+    @property
+    def tested(self) -> State:
+        """Return the parameters and buffers to answer with: the running mean where one is kept."""
+        if not self.ema:
+            return self
+        params, buffers = ({n: self.ema[n] for n in part} for part in (self.params, self.buffers))
+        return State(params, buffers=buffers)
+
 
 def initial_state(
-    weights: Iterable[WeightLayout], coords: Sequence[int], seed: int, dtype: DTypeLike
+    weights: Iterable[WeightLayout],
+    coords: Sequence[int],
+    seed: int,
+    dtype: DTypeLike,
+    kept: Sequence[str] = KEPT["sgd"],
 ) -> State:
-    """Return the state at the start of a run.
+    """Return the state at the start of a run, with the sections `kept` (see `kept_by`).
 
     Every rank draws its own rows of every parameter only; they do not depend on the division.
     """
@@ -46,5 +80,9 @@ def initial_state(
             state.buffers[weight.name] = value
         else:
             state.params[weight.name] = value
-            state.velocity[weight.name] = np.zeros_like(value)
+        for section in kept:
+            if section == "ema":
+                state.ema[weight.name] = value.copy()
+            elif not weight.buffer:
+                vars(state)[section][weight.name] = np.zeros_like(value)
     return state

@@ -92,7 +92,7 @@ class Checkpoints:
             }  # fmt: skip
             arrays = {
                 name: np.ones(shape, dtype)
-                for name, (shape, dtype) in outline(model, np.dtype("f4")).items()
+                for name, (shape, dtype) in outline(model, np.dtype("f4"), ("velocity",)).items()
             }
             self.made = meta, arrays
         meta, arrays = self.made

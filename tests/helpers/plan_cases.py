@@ -25,8 +25,9 @@ from mpicnn.layers import (
 )
 from mpicnn.models import Model
 from mpicnn.step.executor import Executor
+from mpicnn.step.norms import Norms
 from mpicnn.step.optimiser import Hyper, Optimiser
-from mpicnn.step.state import initial_state
+from mpicnn.step.state import initial_state, kept_by
 
 CLASSES, BATCH, RAGGED, STEPS, SEED = 5, 11, 2, 20, 3
 IMAGE = (3, 9, 7)
@@ -81,7 +82,13 @@ def batches(dtype, steps=STEPS):
 CPU = Device(backends.load("numpy"))
 
 
-def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll", steps=STEPS):
+HYPER = Hyper(0.05, 0.9, 0.01, 2.0)
+
+
+def train(
+    comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll", steps=STEPS,
+    hyper=HYPER,
+):  # fmt: skip
     """Return losses, the final state as whole arrays, and bytes sent and predicted."""
     ops = device.ops
     mesh = Mesh(comm, plan.grid, plan.depth, progress, device.wires)
@@ -92,9 +99,11 @@ def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll",
         for count in programs:
             check(all_programs(model, plan, count, SMALL))
     weights = programs[BATCH].weights
-    state = initial_state(weights, mesh.coords, SEED, dtype).on(ops)
+    kept = kept_by(hyper.optimiser, hyper.ema)
+    state = initial_state(weights, mesh.coords, SEED, dtype, kept).on(ops)
     specs = {w.name: w.param for w in weights}
-    optimiser = Optimiser(ops, state, specs, Hyper(0.05, 0.9, 0.01, 2.0), steps)
+    norms = Norms.of(model.param_specs(), weights, mesh.coords)
+    optimiser = Optimiser(ops, state, specs, hyper, steps, norms=norms)
     losses, predicted = [], 0.0
     for step, x, labels in batches(dtype, steps):
         program = programs[len(x)]
@@ -105,12 +114,14 @@ def train(comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll",
     sent = mesh.sent
     parts = {}
     for weight in weights:
-        held = state.buffers if weight.buffer else state.params
         box = region(weight.param.shape, weight.home, mesh.coords)
-        parts[weight.name] = (weight.param.shape, box, ops.fetch(held[weight.name])())
+        for section, held in vars(state).items():
+            if weight.name in held:
+                part = ops.fetch(held[weight.name])()
+                parts[f"{section}/{weight.name}"] = (weight.param.shape, box, part)
     x, labels = next(iter(batches(dtype)))[1:]
     x = ops.xp.asarray(x[programs[BATCH].positions])
-    totals = runner.evaluate(programs[BATCH], state, x, labels)
+    totals = runner.evaluate(programs[BATCH], state.tested, x, labels)
     tested = mesh.sum(totals.read()).wait()
     return losses, parts, tested, sent, predicted
 
@@ -136,7 +147,7 @@ def compare(results, reference, tolerance):
         np.testing.assert_allclose(result[2], tested, rtol=tolerance)
     ours, theirs = whole(results), whole(reference)
     for name, array in theirs.items():
-        error = np.linalg.norm(ours[name] - array) / np.linalg.norm(array)
+        error = np.linalg.norm(ours[name] - array) / (np.linalg.norm(array) or 1.0)
         assert error <= tolerance, f"{name}: {error:.2e}"
 
 
