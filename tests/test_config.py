@@ -68,6 +68,7 @@ def test_every_default_may_be_given_and_passes_its_own_bounds(command: str) -> N
         (["--shares", "2,0"], "shares", "2,0"),
         (["--shares", "measured"], "shares", "measured"),
         (["--grid", "2x4"], "grid", "2x4"),
+        (["--class-weights", "1, 2.5"], "class_weights", "1,2.5"),
         (["--model", "null"], "model", "null"),
         (["--model", "[a"], "model", "[a"),
         (["--seed", str(2**63 - 1)], "seed", 2**63 - 1),
@@ -135,7 +136,11 @@ def test_shares_may_be_a_list_in_the_file(write: Write) -> None:
         ("--optimiser lars --scaling owt", ["scaling owt", "lars", "linear or sqrt"]),
         ("--fc-update round --optimiser adamw", ["fc-update round", "optimiser adamw"]),
         ("--fc-update round --clip 1", ["fc-update round", "clip"]),
+        ("--fc-update round --class-weights balanced", ["fc-update round", "class-weights"]),
         ("--ema 1", ["--ema", "below 1"]),
+        ("--label-smoothing 1", ["--label-smoothing", "below 1"]),
+        ("--class-weights 1,0", ["--class-weights", "balanced, or a number above 0 per class"]),
+        ("--class-weights heavy", ["--class-weights", "heavy", "per class"]),
     ],
 )
 def test_wrong_flag_is_one_line(flags: str, words: list[str]) -> None:
@@ -161,6 +166,7 @@ def test_wrong_flag_is_one_line(flags: str, words: list[str]) -> None:
         ("drops = 0.5", ["drops", "a list", "fractions"]),
         ("drops = [0.5, 0.5]", ["drops", "rising"]),
         ("shares = [1, -1]", ["shares", "not all 0"]),
+        ("class-weights = [1, -1]", ["class-weights", "above 0"]),
         ("threads = 1979-05-27", ["threads", "whole number"]),
     ],
 )

@@ -264,6 +264,28 @@ def test_mixed_labels(ops):
     np.testing.assert_allclose(found, (odds - soft) / 20, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weights", [(), (1.0, 0.5, 4.0, 2.0, 0.25, 3.0)])
+def test_smoothed_and_weighted_loss_is_pytorchs(ops, smoothing, weights):
+    """A batch of 7 on two ranks, 3 + 4: what both sum is PyTorch's mean."""
+    torch = pytest.importorskip("torch", reason="the reference is PyTorch")
+    rng = np.random.default_rng(2)
+    logits, labels = 5 * rng.standard_normal((7, 6)), rng.integers(0, 6, 7)
+    theirs = torch.tensor(logits, requires_grad=True)
+    criterion = torch.nn.CrossEntropyLoss(
+        torch.tensor(weights, dtype=torch.float64) if weights else None, label_smoothing=smoothing
+    )
+    expected = criterion(theirs, torch.tensor(labels))
+    expected.backward()
+    loss, total, parts = SoftmaxCrossEntropy(smoothing, weights).of(labels), 0.0, []
+    for rows in (slice(0, 3), slice(3, 7)):
+        sums, saved = loss.forward(ops, ops.upload(logits[rows]), labels[rows])
+        total += float(host(sums)[0])
+        parts.append(host(loss.backward(ops, saved, 7)))
+    assert total / 7 == pytest.approx(expected.item(), rel=1e-13)
+    np.testing.assert_allclose(np.concatenate(parts), theirs.grad, rtol=0, atol=1e-14)
+
+
 def test_dropout_in_evaluation_changes_nothing(ops):
     x = spread(ops, 2, 3)
     layer = Dropout()

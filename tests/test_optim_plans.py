@@ -9,9 +9,11 @@ from oracle import run_ranks
 from plan_cases import compare, make, network, train
 
 from mpicnn.division.presets import preset
+from mpicnn.layers.loss import SoftmaxCrossEntropy
 from mpicnn.step.optimiser import Hyper
 
 STEPS = 3
+LOSS = SoftmaxCrossEntropy(0.2, (1.0, 3.0, 0.5, 2.0, 1.0))
 ALL = Hyper(0.02, decay=0.01, bias_rate=2.0, ema=0.8)
 RULES = {
     "nesterov": replace(ALL, nesterov=True, clip=0.5),
@@ -51,7 +53,7 @@ STAGES = {
 
 
 def run(comm, plan, rule, model=None):
-    return train(comm, plan, model=model, steps=STEPS, hyper=RULES[rule])
+    return train(comm, plan, model=model, steps=STEPS, hyper=RULES[rule], loss=LOSS)
 
 
 @pytest.fixture(scope="module", params=RULES)

@@ -14,8 +14,12 @@ from mpi4py import MPI
 import mpicnn
 from mpicnn.checkpoint import read_tensors
 from mpicnn.commands import evaluate, train
+from mpicnn.data.file import open_dataset
 from mpicnn.errors import UserError
 from mpicnn.job.signals import Signals
+from mpicnn.layers.loss import SoftmaxCrossEntropy
+from mpicnn.run.setup import training_loss
+from mpicnn.settings.definitions import Settings
 
 OPTIMISERS = {
     "nesterov": ("--nesterov", "--clip", 0.5),
@@ -23,6 +27,7 @@ OPTIMISERS = {
     "lars": ("--optimiser", "lars", "--rate", 2, "--ema", 0.7, "--clip", 0.5),
     "lamb": ("--optimiser", "lamb", "--ema", 0.7, "--clip", 0.5),
 }
+LOSS = ("--label-smoothing", 0.1, "--class-weights", "balanced")
 
 
 @pytest.fixture
@@ -59,7 +64,7 @@ def agree(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_run_goes_on_as_if_it_had_not_ended(begin, name) -> None:
-    how = OPTIMISERS[name]
+    how = (*OPTIMISERS[name], *LOSS)
     begin(MPI.COMM_SELF, "--run-dir", "whole", "--epochs", 2, *how)
     begin(MPI.COMM_SELF, "--run-dir", "parts", "--epochs", 1, *how)
     where = begin(MPI.COMM_SELF, "--run-dir", "parts", "--epochs", 2, "--resume", *how)
@@ -69,7 +74,7 @@ def test_a_run_goes_on_as_if_it_had_not_ended(begin, name) -> None:
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["lars", "lamb"])
 def test_a_run_goes_on_with_other_ranks_and_stages(begin, subcomm, name) -> None:
-    comm, how = subcomm(2), OPTIMISERS[name]
+    comm, how = subcomm(2), (*OPTIMISERS[name], *LOSS)
     begin(comm, "--run-dir", "parts", "--epochs", 1, "--stages", 2, *how)
     where = begin(comm, "--run-dir", "parts", "--epochs", 2, "--resume", "--sync", "sharded", *how)
     if comm.rank == 0:
@@ -116,3 +121,23 @@ def test_another_optimiser_is_refused(begin) -> None:
         again = ("--run-dir", "run", "--epochs", 2, "--resume", *OPTIMISERS["adamw"], *other)
         with pytest.raises(UserError, match="other settings|nesterov is for"):
             begin(MPI.COMM_SELF, *again)
+
+
+def test_class_weights_are_those_of_the_data(tmp_path: Path) -> None:
+    sample(tmp_path / "a.h5", train=24, test=8, shape=(1, 4, 4))
+    with open_dataset(str(tmp_path / "a.h5")) as data:
+        labels, classes = data.split("train").labels, len(data.classes)
+        found = training_loss(Settings(class_weights="balanced"), data).weights
+        counts = np.bincount(labels, minlength=classes)
+        # as sklearn.utils.class_weight.compute_class_weight("balanced", …)
+        np.testing.assert_allclose(found, len(labels) / (classes * counts), rtol=1e-15)
+        given = ",".join(map(str, range(1, classes + 1)))
+        settings = Settings(class_weights=given, label_smoothing=0.1)
+        assert training_loss(settings, data) == SoftmaxCrossEntropy(
+            0.1, tuple(map(float, range(1, classes + 1)))
+        )
+        with pytest.raises(UserError, match=f"class-weights: 2 numbers, but .* {classes} classes"):
+            training_loss(Settings(class_weights="1,2"), data)
+        labels[labels == 1] = 0
+        with pytest.raises(UserError, match="no training image is of class"):
+            training_loss(Settings(class_weights="balanced"), data)

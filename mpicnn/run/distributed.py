@@ -20,6 +20,7 @@ from mpicnn.division.plan import Plan
 from mpicnn.division.program import Program
 from mpicnn.job.activity import Activity
 from mpicnn.job.agreement import agree, same
+from mpicnn.layers.loss import PLAIN, SoftmaxCrossEntropy
 from mpicnn.ops.interface import Backend
 from mpicnn.precision import dtype_of
 from mpicnn.step.executor import Executor
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 class DistributedModel:
     """Divide a network over a job's ranks by a plan: programs for any batch, state, checkpoints.
 
-    `kept` are the sections of the state beside parameters and buffers. Collective, as it makes the
-    mesh.
+    `kept` are the sections of the state beside parameters and buffers, `loss` what training
+    lowers. Collective, as it makes the mesh.
     """
 
     comm: MPI.Intracomm
@@ -49,6 +50,7 @@ class DistributedModel:
     by_round: bool = False
     progress: ProgressMode = "poll"
     kept: tuple[str, ...] = KEPT["sgd"]
+    loss: SoftmaxCrossEntropy = PLAIN
     activity: Activity = field(default_factory=Activity)
     ops: Backend = field(init=False)
     mesh: Mesh = field(init=False)
@@ -59,7 +61,7 @@ class DistributedModel:
         self.mesh = Mesh(
             self.comm, self.plan.grid, self.plan.depth, self.progress, self.device.wires
         )
-        self.executor = Executor(self.mesh, self.ops, self.seed, self.activity)
+        self.executor = Executor(self.mesh, self.ops, self.seed, self.activity, self.loss)
         self.program = lru_cache(maxsize=8)(self._compile)
         self.weights = agree(self.mesh.world.comm, self.program, 1).weights
         text = f"{self.model.describe()} {self.plan} {self.precision} {self.seed} {np.__version__}"

@@ -13,6 +13,8 @@ import numpy as np
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.pending import ProgressMode, threads_allowed
+from mpicnn.data.file import Dataset
+from mpicnn.data.layout import class_counts
 from mpicnn.devices import calibration
 from mpicnn.division.plan import Plan
 from mpicnn.division.planfile import load_plan
@@ -21,6 +23,7 @@ from mpicnn.division.verify import all_programs, check
 from mpicnn.errors import UserError, printable
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
+from mpicnn.layers.loss import SoftmaxCrossEntropy
 from mpicnn.run.directory import arguments_of, write_text
 from mpicnn.run.load import warn
 from mpicnn.settings.definitions import COMMANDS, Settings, parse, split_command
@@ -109,6 +112,31 @@ def progress_of(comm: MPI.Intracomm, thread: str) -> ProgressMode:
         raise UserError("progress-thread on: this MPI was started without threads; use off")
     hosts = set(Mesh(comm).texts(socket.gethostname()))
     return "thread" if thread == "on" or (thread == "auto" and able and len(hosts) > 1) else "poll"
+
+
+def training_loss(settings: Settings, data: Dataset) -> SoftmaxCrossEntropy:
+    """Return the loss that the settings ask for. Raises UserError where `data` has other classes.
+
+    Balanced weights are n / (classes x images of the class), for n images (King and Zeng 2001, as
+    scikit-learn's "balanced").
+    """
+    classes = len(data.classes)
+    if settings.class_weights == "balanced":
+        counts = class_counts(data.split("train").labels, classes)
+        if not counts.all():
+            raise UserError(
+                f"class-weights balanced: no training image is of class "
+                f"{data.classes[int(counts.argmin())]}; give a number per class"
+            )
+        weights = tuple((counts.sum() / (classes * counts)).tolist())
+    else:
+        weights = tuple(map(float, filter(None, settings.class_weights.split(","))))
+    if weights and len(weights) != classes:
+        raise UserError(
+            f"class-weights: {len(weights)} numbers, but {data.path} has {classes} classes; give "
+            "one for each, in their order"
+        )
+    return SoftmaxCrossEntropy(settings.label_smoothing, weights)
 
 
 def make_plan(

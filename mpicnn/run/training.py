@@ -41,7 +41,7 @@ from mpicnn.run.resuming import (
     open_data,
     saved_run,
 )
-from mpicnn.run.setup import make_plan, progress_of
+from mpicnn.run.setup import make_plan, progress_of, training_loss
 from mpicnn.run.summary import summary
 from mpicnn.run.testing import Score
 from mpicnn.run.trainer import Trainer
@@ -115,6 +115,7 @@ def open_distributed(
     `activity` follows it; `saved` are the meta data of the run to go on with.
     """
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
+    loss = agree(comm, training_loss, settings, data)
     model = agree(comm, network, settings, shape, len(data.classes), saved)
     if saved:
         from_root(comm, check_arrays, settings, model)
@@ -127,6 +128,7 @@ def open_distributed(
         bucket=int(settings.bucket_mb * 1e6),
         progress=agree(comm, progress_of, comm, settings.progress_thread), activity=activity,
         by_round=settings.fc_update == "round", kept=kept_by(settings.optimiser, settings.ema),
+        loss=loss,
     )  # fmt: skip
     if settings.fc_update == "round":
         agree(comm, check_rounds, distributed, batch)

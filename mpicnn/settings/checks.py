@@ -45,6 +45,20 @@ def shares_text(value: object) -> str:
     return text.replace(" ", "")
 
 
+def weights_text(value: object) -> str:
+    """Return "balanced" or one number above 0 per class, as text "1,2,0.5"; "" for none."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if text in ("", "balanced"):
+        return text
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not (numbers and all(0 < number < inf for number in numbers)):
+        raise ValueError("balanced, or a number above 0 per class, like 1,2,0.5")
+    return text.replace(" ", "")
+
+
 def stages_text(value: object) -> str:
     """Return the number of stages, at least 1, or layer names joined by commas, as text."""
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -44,15 +44,15 @@ from mpicnn.settings.groups import (
     Precision,
     RunDirectory,
 )
-from mpicnn.settings.learning import OptimiserChoice
+from mpicnn.settings.learning import LossChoice, OptimiserChoice
 from mpicnn.settings.option import Options
 from mpicnn.settings.option import differences as differences
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(
-    ModelChoice, DataChoice, RunDirectory, Length, Batch, OptimiserChoice, Precision, Augmentation,
-    Evaluation, Choosing, PlanChoice, DeviceChoice, Display,
+    ModelChoice, DataChoice, RunDirectory, Length, Batch, OptimiserChoice, LossChoice, Precision,
+    Augmentation, Evaluation, Choosing, PlanChoice, DeviceChoice, Display,
 ):  # fmt: skip
     """Hold the settings of a training run. Raises UserError where two do not fit together."""
 
@@ -75,6 +75,11 @@ class Settings(
         if self.patience and self.best == "off":
             raise UserError("patience needs best: the metric that is to get better, like top1")
         self.check_optimiser()
+        if self.class_weights and self.fc_update == "round":
+            raise UserError(
+                "fc-update round does not go with class-weights, which count over a whole batch: "
+                "use fc-update step"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

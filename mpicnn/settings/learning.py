@@ -1,4 +1,4 @@
-"""The settings of training that say what is learnt from a batch: the optimiser."""
+"""The settings of training that say what is learnt from a batch: the loss and the optimiser."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 
 from mpicnn.errors import UserError
-from mpicnn.settings.checks import rising
+from mpicnn.settings.checks import rising, weights_text
 from mpicnn.settings.choices import FcUpdate, OptimiserName, RateScheduleName, Scaling
 from mpicnn.settings.option import Options, option
 
@@ -95,3 +95,18 @@ OWNERS: Mapping[str, tuple[OptimiserName, ...]] = MappingProxyType(
     }
 )  # fmt: skip
 """The optimisers that a setting belongs to, where it does not belong to all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossChoice(Options):
+    """Say what training lowers."""
+
+    heading = "training"
+    fixed = True
+    label_smoothing: float = option(
+        0.0, "part of each target that is spread over all classes", ge=0, lt=1
+    )
+    class_weights: str = option(
+        "", "weight of each class in the loss: balanced, or numbers like 1,2,1", "WEIGHTS",
+        unset="all alike", check=weights_text,
+    )  # fmt: skip

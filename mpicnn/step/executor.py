@@ -10,7 +10,7 @@ import numpy as np
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.program import Program
 from mpicnn.job.activity import Activity
-from mpicnn.layers.loss import Labels
+from mpicnn.layers.loss import PLAIN, Labels, SoftmaxCrossEntropy
 from mpicnn.ops.interface import Array, Backend
 from mpicnn.step.interpreter import Batch, Interpreter, Tools, Totals
 from mpicnn.step.optimiser import Optimiser
@@ -21,16 +21,22 @@ from mpicnn.step.timing import StepTimer
 class Executor:
     """Run programs on one rank's mesh and backend; `activity` is told what is done.
 
-    All ranks of the mesh must call together.
+    `loss` is what training lowers. All ranks of the mesh must call together.
     """
 
     def __init__(
-        self, mesh: Mesh, ops: Backend, seed: int, activity: Activity | None = None
+        self,
+        mesh: Mesh,
+        ops: Backend,
+        seed: int,
+        activity: Activity | None = None,
+        loss: SoftmaxCrossEntropy = PLAIN,
     ) -> None:
         self.mesh = mesh
         self.ops = ops
         self.seed = seed
         self.activity = activity or Activity()
+        self.loss = loss
         self.device_timer = ops.Timer()
         self.timer = StepTimer(self.device_timer, activity=self.activity)
 
@@ -135,7 +141,7 @@ class Executor:
         return run
 
     def _tools(self) -> Tools:
-        return Tools(self.mesh, self.ops, self.timer, self.seed)
+        return Tools(self.mesh, self.ops, self.timer, self.seed, self.loss)
 
 
 def guessed(logits: Array, labels: Array) -> Array:

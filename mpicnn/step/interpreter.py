@@ -32,7 +32,7 @@ from mpicnn.division.operations import (
 )
 from mpicnn.division.program import Program
 from mpicnn.layers.base import Context
-from mpicnn.layers.loss import Labels, SoftmaxCrossEntropy
+from mpicnn.layers.loss import PLAIN, Labels, SoftmaxCrossEntropy
 from mpicnn.ops.interface import Array, Backend
 from mpicnn.step.state import Arrays, State
 from mpicnn.step.timing import StepTimer
@@ -46,6 +46,7 @@ class Tools:
     ops: Backend
     timer: StepTimer
     seed: int
+    loss: SoftmaxCrossEntropy = PLAIN
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Interpreter:
         homes = state.params | state.buffers
         for name, slot in program.homes.items():
             self.values[slot] = homes[name]
-        self._loss = SoftmaxCrossEntropy()
+        self._loss = tools.loss.of(batch.labels) if batch.train else PLAIN
         self._do: dict[type, Callable[[Any], None]] = {
             Start: self._start, Wait: self._wait, Forward: self._forward, Backward: self._backward,
             Loss: self._lose, Rows: self._rows, Store: self._store, Accumulate: self._accumulate,

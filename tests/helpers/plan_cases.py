@@ -23,6 +23,7 @@ from mpicnn.layers import (
     MaxPool,
     ReLU,
 )
+from mpicnn.layers.loss import PLAIN
 from mpicnn.models import Model
 from mpicnn.step.executor import Executor
 from mpicnn.step.norms import Norms
@@ -87,13 +88,13 @@ HYPER = Hyper(0.05, 0.9, 0.01, 2.0)
 
 def train(
     comm, plan, dtype=np.float64, model=None, device=CPU, progress="poll", steps=STEPS,
-    hyper=HYPER,
+    hyper=HYPER, loss=PLAIN,
 ):  # fmt: skip
     """Return losses, the final state as whole arrays, and bytes sent and predicted."""
     ops = device.ops
     mesh = Mesh(comm, plan.grid, plan.depth, progress, device.wires)
     model = model or network()
-    runner = Executor(mesh, ops, SEED)
+    runner = Executor(mesh, ops, SEED, loss=loss)
     programs = {n: compile(model, plan, mesh.coords, n, mesh.stage, SMALL) for n in (BATCH, RAGGED)}
     if comm.Get_rank() == 0:
         for count in programs:
