@@ -49,7 +49,9 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
         speed = len(split) / (perf_counter() - since)
     if comm.rank == 0:
         what = f"{len(split)} {split.name} images of {printable(data.path)}"
-        lines = [f"{trained.path}: step {trained.meta['step']}, {what}"]
+        ema = trained.settings.ema
+        mean = f" (mean of the weights, ema {ema:g})" if ema else ""
+        lines = [f"{trained.path}: step {trained.meta['step']}{mean}, {what}"]
         lines.append(f"{split.name}: {score.text()}, {speed:.0f} images/s")
         say(None, "\n".join(lines), fd=1)
     if guesses is not None:
