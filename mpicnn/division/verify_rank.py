@@ -56,16 +56,14 @@ class RankCheck:
         for op in self.program.ops:
             self._do(op)
         demand(not self.coming, f"{self.where}: begun, but not waited for: slots {self.coming}")
+        updates = (op.grads for op in self.program.ops if isinstance(op, Update))
+        learnt = self.program.grads.keys() - {name for grads in updates for name in grads}
         for weight in self.program.weights:
-            if weight.name in self.program.grads:
-                slot = self.program.grads[weight.name]
+            if weight.name in learnt:
                 shape = local_shape(weight.param.shape, weight.home, self.coords)
-                updated = any(
-                    isinstance(op, Update) and weight.name in op.grads for op in self.program.ops
-                )
-                found = self.there.get(slot)
+                found = self.there.get(self.program.grads[weight.name])
                 at = f"{self.where}: the gradient of {weight.name}"
-                demand(updated or found == shape, f"{at} arrives as {found}, not {shape}")
+                demand(found == shape, f"{at} arrives as {found}, not {shape}")
 
     def _read(self, slot: Slot, at: str, shape: object = None) -> object:
         if slot == EXAMPLES:
