@@ -18,7 +18,8 @@ from time import monotonic
 import numpy as np
 from random_cases import CLASSES, Case, compare_with_one_rank, one_rank
 
-from mpicnn.division.presets import PRESETS, preset
+from mpicnn.division.branches import branches
+from mpicnn.division.presets import BRANCHES, PRESETS, preset
 from mpicnn.layers import BatchNorm
 from mpicnn.layers.base import Param
 from mpicnn.models import NAMES, Model, load
@@ -44,7 +45,7 @@ FACTORS = {
         ((1,), 1), ((2,), 1), ((3,), 1), ((4,), 1), ((2, 2), 1),
         ((1,), 2), ((1,), 3), ((1,), 4), ((2,), 2),
     ],  # the grid of a stage, and the number of stages
-    "preset": PRESETS,
+    "preset": (*PRESETS, BRANCHES),
     "scheme": ["a", "b", "c"],
     "shares": ["equal", "unequal", "empty"],
     "sync": ["allreduce", "sharded"],
@@ -96,14 +97,13 @@ def drawn(name):
 
 def choices(name):
     """Return all choices out of FACTORS that a named network has a use for."""
-    layers = load(name, (3, 224, 224), CLASSES).layers
-    normalised = any(isinstance(layer, BatchNorm) for _, layer in layers)
+    branched = bool(branches(load(name, (3, 224, 224), CLASSES)))
     every = [dict(zip(FACTORS, values, strict=True)) for values in product(*FACTORS.values())]
     return [
         chosen
         for chosen in every
         if chosen["scheme"] == "a" or (chosen["preset"] in FEEDING and name != "squeezenet")
-        if chosen["turns"][0] == 1 or not normalised  # its batch cannot be cut up
+        if chosen["preset"] != BRANCHES or (branched and chosen["scheme"] == "a")
     ]
 
 
@@ -119,13 +119,17 @@ def make(model, chosen, seed):
     borders = np.random.default_rng(seed).choice(range(1, within), depth - 1, replace=False)
     parts, order = chosen["turns"]
     stages = tuple(names[at] for at in sorted(borders))
-    return replace(plan, stages=stages, micro_batches=parts, order=order)
+    normalised = any(isinstance(layer, BatchNorm) for _, layer in model.layers)
+    cut = "micro" if normalised and parts > 1 else "batch"
+    return replace(plan, stages=stages, micro_batches=parts, order=order, batch_norm=cut)
 
 
 def compare(name, chosen, seed):
     """Check that a plan trains as one rank does; return the line that refuses it, else ""."""
     model, reference = drawn(name)
-    return compare_with_one_rank(Case(model, make(model, chosen, seed), BATCHES), reference)
+    plan = make(model, chosen, seed)
+    known = reference if plan.batch_norm == "batch" else None
+    return compare_with_one_rank(Case(model, plan, BATCHES), known)
 
 
 def pairwise(seed):
@@ -135,7 +139,7 @@ def pairwise(seed):
     def pairs(chosen):
         return set(combinations(((key, str(value)) for key, value in chosen.items()), 2))
 
-    every = choices("vgg16")
+    every = [*choices("vgg16"), *(c for c in choices("googlenet") if c["preset"] == BRANCHES)]
     missing = {pair for chosen in every for pair in pairs(chosen)}
     found = []
     while missing:
