@@ -93,11 +93,17 @@ class Submitted:
         self.until(lambda: list(self.folder.glob(f"runs/{run}/checkpoints/*.h5")))
 
     def ended(self, number=""):
-        """Wait for the end, and return what SLURM says of the job."""
-        going = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
-        self.until(lambda: self.state(number)["JobState"] not in going)
-        found = self.state(number)
-        assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), self.log
+        """Wait for a good end, and return what SLURM says of the job.
+
+        A job that is about to be requeued has ended for a moment, with another code.
+        """
+        found = {}
+
+        def done():
+            found.update(self.state(number))
+            return (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0")
+
+        self.until(done)
         return found
 
     def weights(self, run=""):

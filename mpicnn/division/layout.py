@@ -73,7 +73,7 @@ class Site:
             return Replicated()
         if row.alone:
             return Split(dim, on_rank(extent[dim], self.plan.grid[axis], row.owner))
-        return Split(dim, weighted_bounds(extent[dim], tuple(shares), row.least))
+        return Split(dim, weighted_bounds(extent[dim], shares, row.least))
 
     def _left(self, shape: Shape, outer: Sequence[Placement]) -> Shape:
         """Return what the first axes leave here of a whole `shape`: what the next one divides."""

@@ -78,8 +78,7 @@ Layout = tuple[Placement, ...]
 what the earlier one left, and its bounds count from there."""
 
 
-@lru_cache(maxsize=1024)
-def weighted_bounds(n: int, weights: tuple[float, ...], least: int = 0) -> Bounds:
+def weighted_bounds(n: int, weights: Sequence[float], least: int = 0) -> Bounds:
     """Divide `n` whole items over ranks in proportion to `weights`.
 
     Largest remainders decide the rounding (ties go to the lower rank), so every share is within
@@ -87,6 +86,11 @@ def weighted_bounds(n: int, weights: tuple[float, ...], least: int = 0) -> Bound
     taken from the largest shares. Returns cumulative bounds of length len(weights) + 1.
     Raises ValueError for negative, non-finite or all-zero weights, or too few items.
     """
+    return _weighted_bounds(n, tuple(weights), least)
+
+
+@lru_cache(maxsize=1024)
+def _weighted_bounds(n: int, weights: tuple[float, ...], least: int) -> Bounds:
     total = sum(weights)
     if not (isfinite(total) and total > 0 and min(weights) >= 0):
         raise ValueError(f"weights must be finite, not negative and not all 0, got {list(weights)}")
