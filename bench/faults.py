@@ -53,6 +53,11 @@ def plan(draw: random.Random, place: Place) -> None:
     random_cases.compare_with_one_rank(random_cases.draw(draw.randrange(10**9)))
 
 
+def graph(draw: random.Random, place: Place) -> None:
+    """Train a network with skips and branches under a random plan, against one rank."""
+    random_cases.compare_with_one_rank(random_cases.draw(draw.randrange(10**9), graph=True))
+
+
 def parser(kind: str) -> Callable[[random.Random, Place], None]:
     """Return a fault: an input of that kind that is nearly right."""
 
@@ -194,6 +199,7 @@ def complete(run: Path, place: Place) -> None:
 
 FAULTS: dict[str, tuple[float, Callable[[random.Random, Place], None]]] = {
     "random plans": (1, plan),
+    "random plans of graphs": (1, graph),
     **{f"{kind} files": (5, parser(kind)) for kind in fuzz_files.PARSERS},
     "kill -9, twice": (0.05, killed),
     "USR1, TERM, Ctrl-C": (0.05, signalled),

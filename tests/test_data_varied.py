@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from backends import torchvision
 
 from mpicnn import rng
 from mpicnn.data.augment import Augment
@@ -217,7 +218,7 @@ def test_tests_see_the_centre_of_the_scaled_image() -> None:
 
 def test_as_torchvision() -> None:
     """Scaled parts and single changes of colour equal torchvision's on 8-bit images, bit by bit."""
-    functional = pytest.importorskip("torchvision.transforms.functional")
+    functional = torchvision("transforms.functional")
     from PIL import Image
 
     boxes = CROP.draw((13, 11), 1, 0, np.arange(9))

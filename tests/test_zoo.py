@@ -1,10 +1,10 @@
 """Named networks with branches: parameters, losses and gradients are torchvision's."""
 
-import importlib
 import math
 
 import numpy as np
 import pytest
+from backends import torchvision
 from oracle import run_ranks
 from zoo_cases import narrow
 
@@ -48,17 +48,7 @@ def torch():
 
 @pytest.fixture(scope="module")
 def vision(torch):
-    try:
-        return importlib.import_module("torchvision.models")
-    except ImportError:
-        pytest.skip("torchvision is not installed")
-    except RuntimeError:
-        # It is built for another PyTorch than this one, and cannot load its compiled operators.
-        # Networks need none; declared, they are not missed.
-        boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        for operator in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{operator}", boxes)
-        return importlib.import_module("torchvision.models")
+    return torchvision("models")
 
 
 def build(vision, torch, name, **settings):
