@@ -8,7 +8,7 @@ import pytest
 
 from mpicnn import models
 from mpicnn.errors import UserError
-from mpicnn.run.trainer import hyper
+from mpicnn.run.setup import hyper
 from mpicnn.settings import definitions as config
 from mpicnn.settings import recipes
 from mpicnn.settings.definitions import Settings

@@ -28,6 +28,8 @@ from mpicnn.run.directory import arguments_of, write_text
 from mpicnn.run.load import warn
 from mpicnn.settings.definitions import COMMANDS, Settings, parse, split_command
 from mpicnn.settings.option import Options
+from mpicnn.step.optimiser import Hyper
+from mpicnn.step.rates import RateSchedule, scale
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -137,6 +139,22 @@ def training_loss(settings: Settings, data: Dataset) -> SoftmaxCrossEntropy:
             "one for each, in their order"
         )
     return SoftmaxCrossEntropy(settings.label_smoothing, weights)
+
+
+def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
+    """Return rate, decay and schedule, scaled to the batch as the settings say."""
+    rate, decay = scale(
+        settings.rate, settings.decay, settings.batch, settings.reference_batch, settings.scaling
+    )
+    schedule = RateSchedule(
+        settings.schedule, settings.drops, settings.drop_factor, settings.warmup * steps_per_epoch,
+        settings.power,
+    )  # fmt: skip
+    return Hyper(
+        rate, settings.momentum, decay, settings.bias_rate, schedule, settings.optimiser,
+        settings.nesterov, settings.beta1, settings.beta2, settings.eps, settings.trust,
+        settings.clip, settings.ema,
+    )  # fmt: skip
 
 
 def make_plan(

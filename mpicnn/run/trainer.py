@@ -19,33 +19,17 @@ from mpicnn.job.agreement import from_root
 from mpicnn.run.callback import Callback
 from mpicnn.run.choosing import Choice, Tested, metric, refused
 from mpicnn.run.meta import check_meta
+from mpicnn.run.setup import hyper
 from mpicnn.run.testing import Score, TestSet, test
 from mpicnn.step import trace
 from mpicnn.step.norms import Norms
-from mpicnn.step.optimiser import Hyper, Optimiser
-from mpicnn.step.rates import RateSchedule, scale
+from mpicnn.step.optimiser import Optimiser
 from mpicnn.step.timing import CATEGORIES, StepTimer
 
 if TYPE_CHECKING:
     from mpicnn.job.signals import Signals
     from mpicnn.run.distributed import DistributedModel
     from mpicnn.settings.definitions import Settings
-
-
-def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
-    """Return rate, decay and schedule, scaled to the batch as the settings say."""
-    rate, decay = scale(
-        settings.rate, settings.decay, settings.batch, settings.reference_batch, settings.scaling
-    )
-    schedule = RateSchedule(
-        settings.schedule, settings.drops, settings.drop_factor, settings.warmup * steps_per_epoch,
-        settings.power,
-    )  # fmt: skip
-    return Hyper(
-        rate, settings.momentum, decay, settings.bias_rate, schedule, settings.optimiser,
-        settings.nesterov, settings.beta1, settings.beta2, settings.eps, settings.trust,
-        settings.clip, settings.ema,
-    )  # fmt: skip
 
 
 class Trainer:

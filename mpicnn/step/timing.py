@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mpicnn.job.activity import Activity
-from mpicnn.ops.interface import DeviceTimer
+from mpicnn.ops.device import DeviceTimer
 
 if TYPE_CHECKING:
     from mpicnn.step.trace import Trace
