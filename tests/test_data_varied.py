@@ -12,8 +12,9 @@ from backends import torchvision
 from mpicnn import rng
 from mpicnn.data.augment import Augment
 from mpicnn.data.boxes import TRIES, BoxRange, scaled
-from mpicnn.data.colour import CHANGES, Colour
+from mpicnn.data.colour import Colour
 from mpicnn.data.mixing import Mixing
+from mpicnn.data.pictures import CHANGES
 from mpicnn.errors import UserError
 from mpicnn.ops import numpy as plain
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import log
 
 import numpy as np
-from PIL import Image
 
 from mpicnn import rng
 from mpicnn.data.layout import Array, Index
@@ -69,6 +68,8 @@ def scaled(images: Array, boxes: Index, size: tuple[int, int]) -> Array:
     filter as wide as the scale where images are made smaller (Pillow's BILINEAR, as torchvision's
     on such images); nothing outside of the box is looked at.
     """
+    from PIL import Image  # here: most runs do without, and it takes a while to import
+
     n, c = images.shape[:2]
     height, width = size
     out = np.empty((n, c, height, width), np.uint8)

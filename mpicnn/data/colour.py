@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
 
 from mpicnn import rng
 from mpicnn.data.layout import Array, Index
@@ -57,43 +55,14 @@ class Colour:
 
         Values are rounded to 8 bits after each change, as by torchvision on 8-bit images.
         """
+        from mpicnn.data.pictures import CHANGES, picture_of  # here: it imports Pillow
+
         varying = np.array(astuple(self)) > 0
         out = np.empty_like(images)
         for image, target, own, turns in zip(images, out, factors, order, strict=True):
-            picture = _picture(image)
+            picture = picture_of(image)
             for which in turns.tolist():
                 if varying[which]:
                     picture = CHANGES[which](picture, float(own[which]))
             target[...] = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
         return out
-
-
-def _picture(image: Array) -> Image.Image:
-    """Return an image (c, h, w) of one or three channels as Pillow has it."""
-    planes = [Image.fromarray(plane) for plane in image]
-    return planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
-
-
-def _brightness(picture: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Brightness(picture).enhance(factor)
-
-
-def _contrast(picture: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Contrast(picture).enhance(factor)
-
-
-def _saturation(picture: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Color(picture).enhance(factor)
-
-
-def _hue(picture: Image.Image, turn: float) -> Image.Image:
-    """Turn the hue, which has 8 bits as well, by `turn` of the circle."""
-    hue, saturation, value = picture.convert("HSV").split()
-    turned = Image.fromarray(np.asarray(hue) + np.uint8(int(turn * 255) % 256))
-    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
-
-
-CHANGES: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
-    _brightness, _contrast, _saturation, _hue,
-)  # fmt: skip
-"""How pictures change, in the order of `Colour`'s fields."""
