@@ -225,7 +225,7 @@ def test_differences_name_only_what_may_not_change() -> None:
 
 
 def test_absolute_paths_are_those_of_files_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.getcwd", lambda: "/work")
+    monkeypatch.setattr("os.getcwd", lambda: "/there")
     assert Settings().absolute() == Settings()
     files = {
         "model": "net.py", "data": "a", "run_dir": "../r", "plan": "./p.toml", "calibration": "c",
@@ -235,8 +235,8 @@ def test_absolute_paths_are_those_of_files_alone(monkeypatch: pytest.MonkeyPatch
     assert files.keys() == checked
     found = Settings(**files).absolute()
     assert {name: getattr(found, name) for name in files} == {
-        "model": "/work/net.py", "data": "/work/a", "run_dir": "/r", "plan": "/work/p.toml",
-        "calibration": "/work/c", "trace": "/t.json",
+        "model": "/there/net.py", "data": "/there/a", "run_dir": "/r", "plan": "/there/p.toml",
+        "calibration": "/there/c", "trace": "/t.json",
     }  # fmt: skip
 
 

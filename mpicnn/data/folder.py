@@ -26,7 +26,7 @@ PURPOSES = {"train": "training", "validation": "validation", "test": "testing"}
 
 @dataclass(frozen=True)
 class Division:
-    """Say which images are for which split.
+    """Share the images out among the splits.
 
     `splits` is empty, "none" or the names of two or three folders (see `splits.find_splits`).
     Without such folders, `fraction` of every class is drawn for testing with `seed`: None for the

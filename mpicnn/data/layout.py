@@ -32,7 +32,7 @@ MOST_MEMORY_BYTES = 256 * 2**20
 # What data other than images may unpack to: a small file must not fill the memory.
 MOST_UNPACKED_BYTES = 16 * 2**20
 
-# What makes sense, so that nothing that is computed from it is absurd.
+# Bounds of what a file may say, so that sizes computed from them stay sensible.
 MOST_IMAGES = 2**30
 MOST_SIDE = 2**16
 MOST_IMAGE_BYTES = 2**30

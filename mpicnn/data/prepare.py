@@ -48,7 +48,7 @@ class Taking:
 
 @dataclass(frozen=True)
 class Part:
-    """Hold which images, at which places of which split of the source, make a split of the file."""
+    """Hold the images that make a split of the file, by their places in a split of the source."""
 
     split: str
     places: Index
@@ -61,8 +61,8 @@ Opener = Callable[[Collection[str]], Source]
 def prepare(comm: MPI.Intracomm, target: Path, make: Opener, taking: Taking) -> list[str]:
     """Write the image file `target` from the source that `make` opens; collective.
 
-    Every rank opens the source and reads its share of the images; rank 0 writes. Returns lines
-    that say what was read and what was skipped. All files that give no image are found before
+    Every rank opens the source and reads its share of the images; rank 0 writes. Returns the
+    summary of files read and skipped. All files that give no image are found before
     any of them ends it. Where they are to be skipped, it begins anew without them: the file is as
     if they were not there, and a list of them lies beside it. Whatever goes wrong on one rank is
     raised on all of them: UserError naming the file.

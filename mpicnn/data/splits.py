@@ -1,4 +1,4 @@
-"""Tell which folders hold the images of which split, and which are classes."""
+"""Tell the folders of splits from those of classes."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Network:
             ) from None
 
     def wish(self, name: str, first: int) -> Wish:
-        """Return what a layer wants of the values that it reads, `first` and others."""
+        """Return the wish of a layer for its inputs, of which `first` is one."""
         division = self.divisions[name]
         if division.follows:
             return "as", first

@@ -96,7 +96,7 @@ class Model:
             if known[other] > at:
                 raise UserError(
                     f"{where}: reads {other}, which comes after it; list layers in an order in "
-                    "which each follows all that it reads"
+                    "which each stands behind all its inputs"
                 )
         found = tuple(known[other] for other in asked) or (at,)
         if layer.joins != (len(found) > 1):

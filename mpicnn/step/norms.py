@@ -14,9 +14,6 @@ from mpicnn.ops.interface import Array, Backend
 Total = Callable[[Array], Array]
 """Sum a small array over all ranks of a run; all of them call it at the same point."""
 
-BLOCK = 1 << 15
-"""Items whose squares are added at once in their own precision; these sums are in float64."""
-
 
 @dataclass(frozen=True)
 class Norms:
@@ -63,13 +60,6 @@ def square_sums(ops: Backend, arrays: Sequence[Array]) -> Array:
     """Return the sum of squares of every array: float64 (n,) in host memory."""
     if not arrays:
         return np.zeros(0)
-    if ops.xp is np:
-        return np.array([_square_sum(array.reshape(-1)) for array in arrays])
     rows = (array if array.ndim > 1 else array[None] for array in arrays)
     sums = [ops.channel_sums(row, row).sum(dtype=np.float64) for row in rows]
     return ops.fetch(ops.xp.stack(sums))()
-
-
-def _square_sum(flat: Array) -> float:
-    parts = (flat[at : at + BLOCK] for at in range(0, flat.size, BLOCK))
-    return sum(float(np.dot(part, part)) for part in parts)
