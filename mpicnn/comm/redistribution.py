@@ -6,10 +6,9 @@ from collections.abc import Callable
 from math import prod
 from types import ModuleType
 
-from mpicnn.comm.mesh import Group, Mesh
+from mpicnn.comm.mesh import Group
 from mpicnn.comm.pending import Pending
 from mpicnn.division.move import Move
-from mpicnn.division.operations import Hop
 from mpicnn.division.placement import (
     Box,
     Partial,
@@ -32,26 +31,6 @@ def redistribute(group: Group, move: Move, x: Array, shape: Shape) -> Pending:
     in the same order. `x` must stay unchanged until the move has ended.
     """
     return _TABLE[type(move.src), type(move.dst)](move, group, x, shape)
-
-
-class Redistribution:
-    """Carry a tensor over one or more hops."""
-
-    def __init__(self, mesh: Mesh, hops: tuple[Hop, ...], x: Array) -> None:
-        self.mesh = mesh
-        self.hops = hops
-        self.pending = self._start(0, x)
-
-    def _start(self, at: int, x: Array) -> Pending:
-        hop = self.hops[at]
-        return redistribute(self.mesh.axes[hop.axis], hop.move, x, hop.shape)
-
-    def wait(self) -> Array:
-        """Wait for the end, starting hop after hop, and return what arrived."""
-        x = self.pending.wait()
-        for at in range(1, len(self.hops)):
-            x = self._start(at, x).wait()
-        return x
 
 
 def _done(y: Array) -> Pending:
