@@ -10,7 +10,8 @@ from mpicnn.job.agreement import agree
 from mpicnn.job.signals import Signals
 from mpicnn.run.load import TrainedModel, load_trained
 from mpicnn.run.training import Trained, train
-from mpicnn.settings.definitions import LoadSettings, Settings
+from mpicnn.settings.command_settings import LoadSettings
+from mpicnn.settings.definitions import Settings
 from mpicnn.settings.validation import checked
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from mpicnn.errors import UserError
 from mpicnn.run import load
 from mpicnn.run.directory import saved_settings
 from mpicnn.run.meta import check_meta
-from mpicnn.settings.definitions import LoadSettings, Settings
+from mpicnn.settings.command_settings import LoadSettings
+from mpicnn.settings.definitions import Settings
 
 Meta = dict[str, Any]
 

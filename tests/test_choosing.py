@@ -21,7 +21,8 @@ from mpicnn.run.metrics import read_rows
 from mpicnn.run.testing import Score
 from mpicnn.run.trainer import augmentation
 from mpicnn.run.training import Trained, train
-from mpicnn.settings.definitions import LoadSettings, Settings
+from mpicnn.settings.command_settings import LoadSettings
+from mpicnn.settings.definitions import Settings
 
 STEPS = 6  # of 21 images in batches of 8, two epochs, each with a test of 3 batches of 4
 BEST = 3  # in the middle, so that what is tested in the end is not the last state

@@ -14,7 +14,8 @@ import pytest
 from mpicnn.errors import UserError
 from mpicnn.settings import definitions as config
 from mpicnn.settings.checks import path
-from mpicnn.settings.definitions import PlanSettings, Settings
+from mpicnn.settings.command_settings import PlanSettings
+from mpicnn.settings.definitions import Settings
 
 Write = Callable[[str], str]
 

@@ -21,7 +21,7 @@ from mpicnn.errors import UserError, printable
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.output import say
 from mpicnn.run.setup import read_command
-from mpicnn.settings.definitions import (
+from mpicnn.settings.command_settings import (
     Cifar10Settings,
     Cifar100Settings,
     FolderSettings,

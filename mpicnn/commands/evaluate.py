@@ -23,7 +23,7 @@ from mpicnn.run.picture import figure
 from mpicnn.run.resuming import check_digest, open_data, recorded_data
 from mpicnn.run.setup import read_settings
 from mpicnn.run.testing import TestSet, label_map, test
-from mpicnn.settings.definitions import EvaluateSettings
+from mpicnn.settings.command_settings import EvaluateSettings
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -16,7 +16,7 @@ from mpicnn.job.agreement import agree
 from mpicnn.job.environment import environment
 from mpicnn.job.output import say
 from mpicnn.run.setup import make_plan, read_settings
-from mpicnn.settings.definitions import PlanSettings
+from mpicnn.settings.command_settings import PlanSettings
 
 if TYPE_CHECKING:
     from mpi4py import MPI

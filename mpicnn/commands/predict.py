@@ -20,7 +20,7 @@ from mpicnn.layers.base import Array
 from mpicnn.run.answers import Answer, Answers
 from mpicnn.run.load import TrainedModel, load_trained, warn
 from mpicnn.run.setup import read_settings
-from mpicnn.settings.definitions import PredictSettings
+from mpicnn.settings.command_settings import PredictSettings
 from mpicnn.text import counted
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from mpicnn.job.agreement import from_root
 from mpicnn.job.output import say
 from mpicnn.run.metrics import plot_run
 from mpicnn.run.setup import read_settings
-from mpicnn.settings.definitions import ReportSettings
+from mpicnn.settings.command_settings import ReportSettings
 
 if TYPE_CHECKING:
     from mpi4py import MPI

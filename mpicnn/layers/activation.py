@@ -11,6 +11,7 @@ from mpicnn.ops.activations import ACTIVATIONS
 from mpicnn.ops.interface import Array, Backend
 
 
+@dataclass(frozen=True)
 class Activation(Layer):
     """Apply the function `name` of `mpicnn.ops.activations` to x of any shape."""
 
@@ -31,14 +32,12 @@ class Activation(Layer):
         return ops.activate_dx(self.name, dy, saved, self.slope), {}
 
 
-@dataclass(frozen=True)
 class ReLU(Activation):
     """Return the larger of x and 0."""
 
     name: ClassVar[str] = "relu"
 
 
-@dataclass(frozen=True)
 class ReLU6(Activation):
     """Return x cut off below 0 and above 6."""
 
@@ -57,35 +56,30 @@ class LeakyReLU(Activation):
         check_numbers(self, 0, "slope")
 
 
-@dataclass(frozen=True)
 class Sigmoid(Activation):
     """Return 1 / (1 + e**-x)."""
 
     name: ClassVar[str] = "sigmoid"
 
 
-@dataclass(frozen=True)
 class Tanh(Activation):
     """Return the hyperbolic tangent of x."""
 
     name: ClassVar[str] = "tanh"
 
 
-@dataclass(frozen=True)
 class SiLU(Activation):
     """Return x * sigmoid(x), also called swish."""
 
     name: ClassVar[str] = "silu"
 
 
-@dataclass(frozen=True)
 class HardSwish(Activation):
     """Return x * relu6(x + 3) / 6, which is close to SiLU."""
 
     name: ClassVar[str] = "hardswish"
 
 
-@dataclass(frozen=True)
 class GELU(Activation):
     """Return x * (1 + erf(x / sqrt(2))) / 2: the exact form, not the one with tanh."""
 

@@ -12,6 +12,7 @@ from mpicnn.layers.base import Array, Context, Layer, Shape
 from mpicnn.ops.interface import Backend
 
 
+@dataclass(frozen=True)
 class Join(Layer):
     """Say what layers of several inputs share: shapes and arrays come as a sequence."""
 
@@ -22,7 +23,6 @@ class Join(Layer):
         return UserError(f"{type(self).__name__}: the inputs have shapes {listed}; {expected}")
 
 
-@dataclass(frozen=True)
 class Add(Join):
     """Return the sum of inputs of one shape: the end of a residual block (He et al. 2016)."""
 
@@ -45,7 +45,6 @@ class Add(Join):
         return [dy] * saved, {}
 
 
-@dataclass(frozen=True)
 class Multiply(Join):
     """Return the product of x (n, c, …) and gates (n, c, 1, …) or (n, c, …), item by item.
 
@@ -75,7 +74,6 @@ class Multiply(Join):
         return [dy * b, db], {}
 
 
-@dataclass(frozen=True)
 class Concat(Join):
     """Lay the channels of inputs of equal size in space one behind the other: (n, c1 + c2, …)."""
 

@@ -26,7 +26,7 @@ from mpicnn.job.environment import environment
 from mpicnn.layers.loss import SoftmaxCrossEntropy
 from mpicnn.run.directory import arguments_of, write_text
 from mpicnn.run.load import warn
-from mpicnn.settings.definitions import COMMANDS, Settings, parse, split_command
+from mpicnn.settings.definitions import Settings, parse, settings_of, split_command
 from mpicnn.settings.option import Options
 from mpicnn.step.optimiser import Hyper
 from mpicnn.step.rates import RateSchedule, scale
@@ -76,7 +76,7 @@ def read_command(comm: MPI.Intracomm, argv: Sequence[str]) -> tuple[str, Options
     text = from_root(comm, read)
     if text == _HELP_SHOWN:
         raise SystemExit(0)
-    return command, COMMANDS[command].from_json(text)
+    return command, settings_of(command).from_json(text)
 
 
 def _parse(argv: list[str], command: str) -> Options:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from mpicnn.settings.checks import (
@@ -14,10 +13,10 @@ from mpicnn.settings.checks import (
     path,
     splits_text,
 )
-from mpicnn.settings.option import Options, option
+from mpicnn.settings.option import Options, group, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Checkpoint(Options):
     """Say which trained network."""
 
@@ -29,7 +28,7 @@ class Checkpoint(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Evaluated(Options):
     """Say what a trained network is evaluated on."""
 
@@ -39,7 +38,7 @@ class Evaluated(Options):
     plan: str = option("", "plan, as in training", "PLAN", unset="that of the run", check=path)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class ByClass(Options):
     """Say what is told of each class."""
 
@@ -55,7 +54,7 @@ class ByClass(Options):
     overwrite: bool = option(False, "replace that file if it exists")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Predicted(Options):
     """Say which images to classify."""
 
@@ -65,7 +64,7 @@ class Predicted(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Answered(Options):
     """Say what is told of each image, and where."""
 
@@ -80,7 +79,7 @@ class Answered(Options):
     overwrite: bool = option(False, "replace output if it exists")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Planned(Options):
     """Say what to plan for, without data and without ranks if need be."""
 
@@ -92,7 +91,7 @@ class Planned(Options):
     classes: int = option(0, "number of classes", ge=0, unset="that of data")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Run(Options):
     """Say which run."""
 
@@ -100,7 +99,7 @@ class Run(Options):
     run_dir: str = option(None, "run directory", "RUN", positional=True, check=path)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class ImageFile(Options):
     """Say which image file."""
 
@@ -110,7 +109,7 @@ class ImageFile(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class SourceAndTarget(Options):
     """Say what to read and what to write."""
 
@@ -120,7 +119,7 @@ class SourceAndTarget(Options):
     overwrite: bool = option(False, "replace OUT if it exists")
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class ClassNames(Options):
     """Say what the classes are called."""
 
@@ -131,7 +130,7 @@ class ClassNames(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class FolderImages(Options):
     """Say how image files become images, and which of them are for which split."""
 
@@ -154,7 +153,7 @@ class FolderImages(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Drawn(Options):
     """Say which training images become images for validation."""
 
@@ -166,7 +165,7 @@ class Drawn(Options):
     seed: int = option(0, "seed of what is drawn by chance", ge=0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Storage(Options):
     """Say how much is taken, and how it is stored."""
 

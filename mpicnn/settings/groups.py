@@ -5,7 +5,6 @@ A command's settings join some of these groups (`mpicnn.settings.definitions`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from mpicnn.precision import Name as PrecisionName
@@ -19,10 +18,10 @@ from mpicnn.settings.checks import (
     stages_text,
 )
 from mpicnn.settings.choices import Normalised, Order, Scheme, Sync
-from mpicnn.settings.option import Options, option
+from mpicnn.settings.option import Options, group, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class ModelChoice(Options):
     """Say which network."""
 
@@ -33,7 +32,7 @@ class ModelChoice(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class DataChoice(Options):
     """Say which examples."""
 
@@ -44,7 +43,7 @@ class DataChoice(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class RunDirectory(Options):
     """Say where a run is kept and whether it goes on."""
 
@@ -64,7 +63,7 @@ class RunDirectory(Options):
     keep: int = option(2, "how many of the latest checkpoints are kept", ge=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Length(Options):
     """Say how long to train: more of it is what a resumed run may ask for."""
 
@@ -72,7 +71,7 @@ class Length(Options):
     epochs: float = option(8.0, "passes over the training data; may be a fraction", gt=0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Choosing(Options):
     """Say which state of a run is kept as the best, and when it gets no better."""
 
@@ -86,7 +85,7 @@ class Choosing(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Batch(Options):
     """Say how many examples make a step."""
 
@@ -95,7 +94,7 @@ class Batch(Options):
     batch: int = option(128, "examples per step, over all ranks together", ge=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Precision(Options):
     """Say which numbers to compute with."""
 
@@ -106,7 +105,7 @@ class Precision(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Augmentation(Options):
     """Say how training images vary from epoch to epoch."""
 
@@ -147,7 +146,7 @@ class Augmentation(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Evaluation(Options):
     """Say how examples outside training are run."""
 
@@ -155,7 +154,7 @@ class Evaluation(Options):
     eval_batch: int = option(256, "images at once outside training, over all ranks", ge=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class PlanChoice(Options):
     """Say who computes what."""
 
@@ -203,7 +202,7 @@ class PlanChoice(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class DeviceChoice(Options):
     """Say what each rank computes on."""
 
@@ -225,7 +224,7 @@ class DeviceChoice(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class Display(Options):
     """Say what is shown and measured meanwhile."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from types import MappingProxyType
 
 from mpicnn.errors import UserError
 from mpicnn.settings.checks import rising, weights_text
 from mpicnn.settings.choices import FcUpdate, OptimiserName, RateScheduleName, Scaling
-from mpicnn.settings.option import Options, option
+from mpicnn.settings.option import Options, group, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class OptimiserChoice(Options):
     """Say how weights start and change."""
 
@@ -97,7 +97,7 @@ OWNERS: Mapping[str, tuple[OptimiserName, ...]] = MappingProxyType(
 """The optimisers that a setting belongs to, where it does not belong to all."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@group
 class LossChoice(Options):
     """Say what training lowers."""
 

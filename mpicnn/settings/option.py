@@ -5,8 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, field, fields, replace
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from mpicnn.errors import UserError
 from mpicnn.text import one_of
@@ -24,6 +34,18 @@ def option(default: Any, description: str, metavar: str = "", **metadata: Any) -
     if metadata.get("positional"):
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+Group = TypeVar("Group")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def group(cls: type[Group]) -> type[Group]:
+    """Make a class a group of options, for classes of settings to join.
+
+    No group is made an object of, so that none gets methods: each would take time at every start.
+    """
+    return dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)(cls)
 
 
 class Options:

@@ -31,7 +31,8 @@ from mpicnn.division.presets import preset
 from mpicnn.errors import UserError
 from mpicnn.run.distributed import outline
 from mpicnn.run.load import load_trained
-from mpicnn.settings.definitions import LoadSettings, Settings
+from mpicnn.settings.command_settings import LoadSettings
+from mpicnn.settings.definitions import Settings
 
 SECONDS = 1.0
 MEGABYTES = 200

@@ -1,0 +1,148 @@
+"""The settings of all commands but training. Each joins groups (`mpicnn.settings.option`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpicnn.errors import UserError
+from mpicnn.settings.command_groups import (
+    Answered,
+    ByClass,
+    Checkpoint,
+    ClassNames,
+    Drawn,
+    Evaluated,
+    FolderImages,
+    ImageFile,
+    Planned,
+    Predicted,
+    Run,
+    SourceAndTarget,
+    Storage,
+)
+from mpicnn.settings.groups import (
+    Batch,
+    DataChoice,
+    DeviceChoice,
+    Evaluation,
+    ModelChoice,
+    PlanChoice,
+    Precision,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(Checkpoint, Evaluated, ByClass, Evaluation, DeviceChoice):
+    """Hold the settings of an evaluation. Raises UserError for a file of an unknown format."""
+
+    purpose = "Evaluate a trained network on the test images, or others, of a data set."
+
+    def __post_init__(self) -> None:
+        if self.confusion and not self.confusion.lower().endswith((".csv", ".png")):
+            raise UserError(
+                f"confusion {self.confusion}: expected a name that ends in .csv or .png"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(Checkpoint, Predicted, Answered, Evaluation, DeviceChoice):
+    """Hold the settings of a prediction. Raises UserError where no format is known of an output."""
+
+    purpose = "Classify images with a trained network."
+
+    def __post_init__(self) -> None:
+        assert self.form
+
+    @property
+    def form(self) -> str:
+        """Return how answers are written: "text", "csv" or "json"."""
+        if self.format != "auto" or not self.output:
+            return "text" if self.format == "auto" else self.format
+        ending = self.output.rpartition(".")[2].lower()
+        if ending not in ("csv", "json"):
+            raise UserError(
+                f"output {self.output}: expected a name that ends in .csv or .json; or give "
+                "--format text, csv or json"
+            )
+        return ending
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(ModelChoice, DataChoice, Planned, Batch, Precision, PlanChoice, DeviceChoice):
+    """Hold the settings of planning. It takes a training run's file and skips the rest of it."""
+
+    purpose = "Show how a plan divides a network over ranks, and what a training step then costs."
+    reads_file = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings(Checkpoint, DeviceChoice):
+    """Hold which trained network to load, and what ranks compute on."""
+
+    purpose = "Load a trained network."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(Run):
+    """Hold the settings of a report."""
+
+    purpose = "Draw the loss and accuracy of a run over its epochs: curves.png."
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoSettings(ImageFile):
+    """Hold the settings of showing an image file."""
+
+    purpose = "Show what an image file holds."
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings(ImageFile):
+    """Hold the settings of checking an image file."""
+
+    purpose = (
+        "Check that all images in a file are those that were prepared, by their digests. Ranks "
+        "share the work."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdxSettings(SourceAndTarget, ClassNames, Drawn, Storage):
+    """Hold the settings of preparing MNIST's format."""
+
+    purpose = (
+        "Prepare a data set in MNIST's format. SOURCE holds train-images-idx3-ubyte, "
+        "train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each plain "
+        "or .gz."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10Settings(SourceAndTarget, Drawn, Storage):
+    """Hold the settings of preparing CIFAR-10."""
+
+    purpose = (
+        "Prepare CIFAR-10. SOURCE holds its binary version, unpacked: data_batch_1.bin and so on."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar100Settings(SourceAndTarget, Drawn, Storage):
+    """Hold the settings of preparing CIFAR-100."""
+
+    purpose = (
+        "Prepare CIFAR-100 with its fine labels. SOURCE holds its binary version, unpacked: "
+        "train.bin and test.bin."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSettings(SourceAndTarget, FolderImages, Drawn, Storage):
+    """Hold the settings of preparing image files."""
+
+    purpose = (
+        "Prepare image files in folders. They lie in SOURCE/train/CLASS/, SOURCE/test/CLASS/ and, "
+        "if there are images for validation, SOURCE/val/CLASS/; or in SOURCE/CLASS/. Classes are "
+        "numbered in the order of their sorted names. What is read and what is skipped: "
+        "docs/data-format.md."
+    )
