@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 from mpi4py import MPI
 
+from mpicnn import __version__
 from mpicnn.errors import UserError
-from mpicnn.settings.option import version
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,11 +64,11 @@ def machine() -> dict[str, str]:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "python": platform.python_version(),
+        "python": platform.python___version__,
         "numpy": np.__version__,
-        "mpicnn": version(),
+        "mpicnn": __version__,
         "torch": metadata.version("torch") if find_spec("torch") else "",
-        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split()),
+        "mpi": " ".join(MPI.Get_library___version__.split("\n")[0].strip("\0").split()),
     }
 
 

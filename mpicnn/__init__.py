@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mpicnn.api import load as load
     from mpicnn.settings.definitions import Settings as Settings
 
-    __version__: str
+__version__ = "0.1.0"
 
 _PLACES = {"fit": "api", "load": "api", "Settings": "settings.definitions"}
 
@@ -29,10 +29,6 @@ __all__ = ["Settings", "fit", "layers", "load", "models"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from mpicnn.settings.option import version
-
-        return version()
     if name in ("layers", "models"):
         return import_module(f"mpicnn.{name}")
     if name in _PLACES:

@@ -12,6 +12,7 @@ from mpicnn.run.setup import hyper
 from mpicnn.settings import definitions as config
 from mpicnn.settings import recipes
 from mpicnn.settings.definitions import Settings
+from mpicnn.text import one_of
 
 TRAIN = ("-m", "mpicnn.train")
 
@@ -30,7 +31,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_recipe_is_settings_and_described(name: str, elsewhere: Path) -> None:
     settings = train(name)
     given = {
-        key.replace("-", "_"): value for key, value in tomllib.loads(recipes.text(name)).items()
+        key.replace("-", "_"): tuple(value) if isinstance(value, list) else value
+        for key, value in tomllib.loads(recipes.text(name)).items()
     }
     assert given and {key: getattr(settings, key) for key in given} == given
     assert settings.model in models.NAMES
@@ -59,7 +61,7 @@ def test_unknown_name_lists_the_recipes(elsewhere: Path, name: str) -> None:
     with pytest.raises(UserError) as caught:
         train(name)
     assert str(caught.value).startswith(f"{name!r}: no such file or recipe")
-    assert str(caught.value).endswith("alexnet-imagenet or alexnet-small")
+    assert str(caught.value).endswith(one_of(recipes.names()))
     assert "\n" not in str(caught.value)
 
 
@@ -70,7 +72,7 @@ def test_printed_recipe_is_its_file(elsewhere: Path, capsys: pytest.CaptureFixtu
     Path("mine.toml").write_text(capsys.readouterr().out)
     assert Path("mine.toml").read_text() == recipes.text("alexnet-small")
     assert train("mine.toml") == train("alexnet-small")
-    with pytest.raises(UserError, match="'mine': no such recipe; expected alexnet-imagenet or"):
+    with pytest.raises(UserError, match="'mine': no such recipe; expected alexnet-imagenet, "):
         train("--recipes", "mine")
 
 
@@ -99,6 +101,16 @@ def test_imagenet_recipe_has_the_rates_of_owt(
     assert (found.decay, found.momentum, found.bias_rate) == (0.0005, 0.9, 2)
     assert found.rate_at(899, 900) == pytest.approx(conv / 250, rel=1e-12)
     assert (settings.epochs, settings.crop, settings.flip) == (90, 224, True)
+
+
+# Goyal et al. 2017, table 1 and section 2.2: the rate of each batch; its falls and their epochs.
+@pytest.mark.parametrize(("batch", "rate"), [(256, 0.1), (1024, 0.4), (8192, 3.2)])
+def test_resnet_recipe_has_the_rates_of_its_paper(batch: int, rate: float) -> None:
+    found = hyper(train("resnet50-imagenet", "--batch", str(batch)), steps_per_epoch=1)
+    rates = [found.rate_at(epoch, 90) for epoch in (4, 29, 30, 59, 60, 79, 80, 89)]
+    factors = [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    assert rates == pytest.approx([rate * each for each in factors], rel=1e-12)
+    assert (found.decay, found.momentum, found.nesterov) == (0.0001, 0.9, True)
 
 
 @pytest.mark.limit(120)

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from mpicnn import __version__
 from mpicnn.comm.mesh import Mesh
 from mpicnn.devices.ranks import Rank, gather_ranks
 from mpicnn.division.work import whole_layer_work
@@ -24,7 +24,6 @@ from mpicnn.layers.base import Context, Layer, Shape
 from mpicnn.models.entry import describe
 from mpicnn.ops.interface import Backend
 from mpicnn.precision import dtype_of
-from mpicnn.settings.option import version
 
 if TYPE_CHECKING:
     from mpicnn.devices.choice import Device
@@ -196,7 +195,7 @@ def measure(
         conditions,
         tuple(name for name, _, _ in convolutions),
         tuple(tuple(float(t) for t in row) for row in table),
-        f"mpicnn {version()}, {datetime.now(UTC).isoformat(timespec='seconds')}",
+        f"mpicnn {__version__}, {datetime.now(UTC).isoformat(timespec='seconds')}",
     )
 
 
@@ -239,7 +238,7 @@ def _pass(ops: Backend, layer: Layer, shape: Shape, dtype: DTypeLike, count: int
         layer.backward(ops, dy, saved, params, run)
         ops.synchronize()
         times.append(perf_counter() - since)
-    return median(times[1:])
+    return float(np.median(times[1:]))
 
 
 def kept(file: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -41,12 +41,13 @@ def default_threads(rank: int, ranks: Sequence[CoreLimits]) -> int:
     mine = ranks[rank]
     here = [each for each in ranks if each.host == mine.host]
     users = Counter(core for each in here for core in each.cores)
-    shares = [sum((Fraction(1, users[core]) for core in mine.cores), Fraction())]
+    unit = math.lcm(*users.values())  # thirds of cores add up to whole ones, rounded once
+    shares = [sum(unit // users[core] for core in mine.cores) / unit]
     for group, quota in mine.quotas.items():
         members = sum(group in each.quotas for each in here)
-        shares.append(Fraction(quota) / members)
+        shares.append(quota / members)
     if mine.per_task:
-        shares.append(Fraction(mine.per_task))
+        shares.append(mine.per_task)
     return max(1, int(min(shares)))
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpicnn import __version__
 from mpicnn.devices.ranks import gather_ranks
 from mpicnn.job.environment import environment
 from mpicnn.job.launcher import command
 from mpicnn.run.summary import Memory, Opening, RunSummary, TimeSplit, startup
-from mpicnn.settings.option import version
 from mpicnn.step.timing import CATEGORIES
 from mpicnn.text import counted
 
@@ -50,7 +50,7 @@ def first_lines(trainer: Trainer, directory: Path) -> str:
                 "tests see much of the initial weights; a lower one forgets them sooner"
             )
     opening = Opening(
-        version(),
+        __version__,
         gather_ranks(mesh, device),
         library,
         model.name,

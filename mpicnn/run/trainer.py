@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -14,6 +13,7 @@ from mpicnn.data.augment import augmentation
 from mpicnn.data.file import Dataset
 from mpicnn.data.loader import Batches, Inputs, Order
 from mpicnn.division.planfile import plan_toml
+from mpicnn.documents import read_toml
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import from_root
 from mpicnn.run.callback import Callback
@@ -94,9 +94,7 @@ class Trainer:
             return
         meta = self.distributed.load(self.state, self.checkpoints)
         check_meta(meta, self.checkpoints.directory)
-        before, now = (
-            tomllib.loads(text) for text in (meta["plan"], plan_toml(self.distributed.plan))
-        )
+        before, now = (read_toml(text) for text in (meta["plan"], plan_toml(self.distributed.plan)))
         parts = ("batch_norm", "micro_batches")
         if now["batch_norm"] == "micro" and any(before.get(k) != now[k] for k in parts):
             raise UserError(

@@ -7,7 +7,6 @@ The settings are plain frozen dataclasses whose fields carry their description a
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -130,6 +129,8 @@ def parse(argv: list[str], command: str, environ: Environ, prog: str = "") -> Op
     the width of `--help`. Raises UserError for the first thing that is wrong in flags or file, and
     SystemExit(0) after `--help`, `--version` and `--recipes`.
     """
+    import shutil  # on the one rank that reads settings alone, as the parser
+
     from mpicnn.settings import parser
 
     columns = environ.get("COLUMNS", "")

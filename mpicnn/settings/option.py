@@ -18,6 +18,7 @@ from typing import (
     get_type_hints,
 )
 
+from mpicnn import __version__
 from mpicnn.errors import UserError
 from mpicnn.text import one_of
 
@@ -98,7 +99,7 @@ class Options:
         if unknown := values.keys() - {each.name for _, each in cls.options()}:
             raise UserError(
                 f"settings written by another version of mpicnn: {', '.join(sorted(unknown))} "
-                f"unknown to {version()}; use the version that wrote them"
+                f"unknown to {__version__}; use the version that wrote them"
             )
 
     def to_toml(self) -> str:
@@ -140,13 +141,3 @@ def differences(old: Options, new: Options) -> list[str]:
         for group, each in old.options()
         if group.fixed and (before := getattr(old, each.name)) != (after := getattr(new, each.name))
     ]
-
-
-def version() -> str:
-    """Return the version of the installed package, "unknown" where it runs uninstalled."""
-    from importlib import metadata  # 20 ms that only the rank that prints it should pay
-
-    try:
-        return metadata.version("mpicnn")
-    except metadata.PackageNotFoundError:
-        return "unknown"

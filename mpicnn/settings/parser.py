@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import Field, dataclass
 from typing import Any, NoReturn, get_origin, get_type_hints
 
+from mpicnn import __version__
 from mpicnn.documents import read_toml
 from mpicnn.errors import UserError
 from mpicnn.settings import recipes
-from mpicnn.settings.option import Options, describe, kebab, version
+from mpicnn.settings.option import Options, describe, kebab
 from mpicnn.settings.validation import AnyOptions, kept, nearest, wrong
 from mpicnn.text import one_of
 
@@ -57,6 +57,8 @@ def refuse(
         parser.parse_known_args(argv)
     words = [name.removeprefix(begun).split()[0] for name in known]
     given = argv[0] if argv else "no command given"
+    import difflib  # where something is wrong alone
+
     close = difflib.get_close_matches(given, words, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
     expected = one_of(tuple(dict.fromkeys(words)))
@@ -164,7 +166,7 @@ def add_general(group: argparse._ArgumentGroup) -> None:
         "-h", "--help", action="help", help="show this help and exit; defaults are in [brackets]"
     )
     group.add_argument(
-        "--version", action="version", version=f"mpicnn {version()}",
+        "--version", action="version", version=f"mpicnn {__version__}",
         help="show the version and exit",
     )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import reprlib
@@ -131,6 +130,8 @@ def expected(each: Field[Any], hint: Any) -> str:
 
 def nearest(name: str, prefix: str, options: Mapping[str, Field[Any]]) -> str:
     """Return a hint at the option that was probably meant, with what it is."""
+    import difflib  # where something is wrong alone
+
     close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), options, 1)
     if not close:
         return " (see --help)"
