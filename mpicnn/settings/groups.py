@@ -5,6 +5,7 @@ A command's settings join some of these groups (`mpicnn.settings.definitions`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from mpicnn.precision import Name as PrecisionName
@@ -154,7 +155,7 @@ class Evaluation(Options):
     eval_batch: int = option(256, "images at once outside training, over all ranks", ge=1)
 
 
-@group
+@dataclass(frozen=True, kw_only=True)
 class PlanChoice(Options):
     """Say who computes what."""
 
@@ -202,7 +203,7 @@ class PlanChoice(Options):
     )
 
 
-@group
+@dataclass(frozen=True, kw_only=True)
 class DeviceChoice(Options):
     """Say what each rank computes on."""
 

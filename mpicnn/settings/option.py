@@ -42,9 +42,10 @@ Group = TypeVar("Group")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def group(cls: type[Group]) -> type[Group]:
-    """Make a class a group of options, for classes of settings to join.
+    """Make a class a group of options that classes of settings join, never an object by itself.
 
-    No group is made an object of, so that none gets methods: each would take time at every start.
+    So it gets no methods, each of which would take time at every start. Groups that are used by
+    themselves are dataclasses.
     """
     return dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)(cls)
 
