@@ -21,7 +21,7 @@ from mpicnn.ops._cuda_gemm import finish
 from mpicnn.ops._cuda_precision import precision_of, settings
 from mpicnn.ops._cuda_shape import ConvShape
 from mpicnn.ops._native_check import wide_shape, widened
-from mpicnn.ops.interface import Shape4
+from mpicnn.ops.interface import Shape
 from mpicnn.ops.window import Window, inside
 
 CANDIDATES = 8
@@ -63,7 +63,7 @@ def conv2d(
 def conv2d_dx(
     dy: Array,
     w: Array,
-    x_shape: Shape4,
+    x_shape: Shape,
     window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
@@ -82,7 +82,7 @@ def conv2d_dx(
 def conv2d_dw(
     x: Array,
     dy: Array,
-    w_shape: Shape4,
+    w_shape: Shape,
     window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
@@ -97,8 +97,8 @@ def conv2d_dw(
 
 
 def conv2d_methods(
-    x_shape: Shape4,
-    w_shape: Shape4,
+    x_shape: Shape,
+    w_shape: Shape,
     window: Window,
     dtype: DTypeLike,
 ) -> tuple[str, str, str]:

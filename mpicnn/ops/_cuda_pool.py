@@ -14,13 +14,13 @@ from numpy.typing import DTypeLike
 
 from mpicnn.ops._cuda_arrays import Array, blocks, cells, empty_cells, launch
 from mpicnn.ops._native_check import check_pool_window, pooled
-from mpicnn.ops.interface import Pair, Shape4
+from mpicnn.ops.interface import Shape, Sizes
 from mpicnn.ops.window import Window, even_out, even_shape, first_places, inside
 
 _FILE = "pool.cu"
 
 
-def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Array, Array]:
+def maxpool(x: Array, kernel: Sizes, window: Window, ceil_mode: bool) -> tuple[Array, Array]:
     """Return the largest value of every window of x, and where in the window it is."""
     y_shape = _pooled(x.shape, kernel, window, ceil_mode)
     index = _index(kernel)
@@ -35,7 +35,7 @@ def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Ar
     return y, argmax
 
 
-def maxpool_dx(dy: Array, argmax: Array, x_shape: Shape4, kernel: Pair, window: Window) -> Array:
+def maxpool_dx(dy: Array, argmax: Array, x_shape: Shape, kernel: Sizes, window: Window) -> Array:
     """Return the gradient of `maxpool` by x: dy goes to the place that won."""
     _check(kernel, window)
     if dy.shape != argmax.shape or dy.shape[:2] != x_shape[:2] or argmax.dtype != _index(kernel):
@@ -50,7 +50,7 @@ def maxpool_dx(dy: Array, argmax: Array, x_shape: Shape4, kernel: Pair, window: 
 
 
 def avgpool(
-    x: Array, kernel: Pair, window: Window, ceil_mode: bool, count_include_pad: bool
+    x: Array, kernel: Sizes, window: Window, ceil_mode: bool, count_include_pad: bool
 ) -> Array:
     """Return the mean of every window of x."""
     y_shape = _pooled(x.shape, kernel, window, ceil_mode)
@@ -60,8 +60,8 @@ def avgpool(
 
 def avgpool_dx(
     dy: Array,
-    x_shape: Shape4,
-    kernel: Pair,
+    x_shape: Shape,
+    kernel: Sizes,
     window: Window,
     ceil_mode: bool,
     count_include_pad: bool,
@@ -79,7 +79,7 @@ def avgpool_dx(
     return _inside(dx, x_shape, window)
 
 
-def _mean(x: Array, y_shape: Shape4, kernel: Pair, window: Window, padded: bool) -> Array:
+def _mean(x: Array, y_shape: Shape, kernel: Sizes, window: Window, padded: bool) -> Array:
     y = empty_cells(y_shape, x.dtype)
     if y.size:
         x, window = even_out(cupy, x, window)
@@ -88,7 +88,7 @@ def _mean(x: Array, y_shape: Shape4, kernel: Pair, window: Window, padded: bool)
 
 
 def _covered(
-    x: Array, y_shape: Shape4, kernel: Pair, window: Window, x_shape: Shape4 | None = None
+    x: Array, y_shape: Shape, kernel: Sizes, window: Window, x_shape: Shape | None = None
 ) -> Array:
     """Return which part of each window, padding included, lies on the image: (1, 1, oh, ow)."""
     ones = cupy.ones((1, 1, *(x_shape or x.shape)[2:]), x.dtype)
@@ -96,13 +96,13 @@ def _covered(
 
 
 def _sizes(
-    x_shape: tuple[int, ...], y_shape: tuple[int, ...], kernel: Pair, window: Window
+    x_shape: tuple[int, ...], y_shape: tuple[int, ...], kernel: Sizes, window: Window
 ) -> tuple[int, ...]:
     """Return the sizes in the order of the kernels' arguments."""
     return *x_shape, *y_shape[2:], *kernel, *window.stride, *window.margins, *window.dilation
 
 
-def _inside(dx: Array, x_shape: Shape4, window: Window) -> Array:
+def _inside(dx: Array, x_shape: Shape, window: Window) -> Array:
     return dx if window.even else cells(dx[inside(x_shape, window)])
 
 
@@ -113,18 +113,18 @@ def _launch(name: str, out: Array, *args: Array | int) -> None:
     launch(name, _FILE, out.dtype, blocks(n * height, 1), 32 * warps, *args)
 
 
-def _index(kernel: Pair) -> DTypeLike:
+def _index(kernel: Sizes) -> DTypeLike:
     return np.uint8 if math.prod(kernel) <= 256 else np.uint16
 
 
-def _check(kernel: Pair, window: Window) -> None:
+def _check(kernel: Sizes, window: Window) -> None:
     """Raise ValueError unless every position of the window reaches into the image."""
     check_pool_window(kernel, window)
     if math.prod(kernel) > 1 << 16:
         raise ValueError(f"kernel must not have more than 65536 places: {kernel}")
 
 
-def _pooled(x_shape: Shape4, kernel: Pair, window: Window, ceil_mode: bool) -> Shape4:
+def _pooled(x_shape: Shape, kernel: Sizes, window: Window, ceil_mode: bool) -> Shape:
     """Return the shape of the pooled array."""
     _check(kernel, window)
     return pooled("x", x_shape, kernel, window, ceil_mode)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpicnn.ops._native_check import conv_y_shape, shape4
-from mpicnn.ops.interface import Shape4
+from mpicnn.ops.interface import Shape
 from mpicnn.ops.window import Window
 
 
@@ -19,9 +19,9 @@ class ConvShape:
     """The shapes x (n, c, h, w), w (o, c/groups, kh, kw) and y (n, o, oh, ow), and the window,
     whose padding is the same on both sides of an axis."""
 
-    x: Shape4
-    w: Shape4
-    y: Shape4
+    x: Shape
+    w: Shape
+    y: Shape
     window: Window
 
     @classmethod
@@ -29,8 +29,8 @@ class ConvShape:
     def of(
         cls,
         name: str,
-        x: Shape4,
-        w: Shape4,
+        x: Shape,
+        w: Shape,
         window: Window,
     ) -> ConvShape:
         """Return the description. Raises ValueError, about `name`, where arguments do not fit."""

@@ -22,7 +22,7 @@ import cupy
 from mpicnn.ops._cuda_arrays import Array, empty_cells
 from mpicnn.ops._cuda_gemm import bf16_rows, finish
 from mpicnn.ops._cuda_shape import ConvShape
-from mpicnn.ops.interface import Shape4
+from mpicnn.ops.interface import Shape
 
 with suppress(ImportError, RuntimeError):
     # pip, conda or the system may have put cuDNN where its frontend does not look
@@ -114,9 +114,9 @@ class Rounding:
     """An engine for bf16 and the channels that it wants: it is called as an `Engine` is."""
 
     engine: Engine
-    first: Shape4
-    second: Shape4
-    out: Shape4
+    first: Shape
+    second: Shape
+    out: Shape
 
     @property
     def name(self) -> str:
@@ -245,13 +245,13 @@ def in_eights(kind: str, shape: ConvShape) -> ConvShape:
     return replace(shape, x=(n, c, h, w), w=(o, c, kh, kw), y=(n, o, *shape.y[2:]))
 
 
-def _operands(kind: str, shape: ConvShape) -> tuple[Shape4, Shape4, Shape4]:
+def _operands(kind: str, shape: ConvShape) -> tuple[Shape, Shape, Shape]:
     """Return the shapes of both operands and of the result."""
     x, w, y = shape.x, shape.w, shape.y
     return {"forward": (x, w, y), "dx": (y, w, x), "dw": (x, y, w)}[kind]
 
 
-def _strides(dims: Shape4) -> list[int]:
+def _strides(dims: Shape) -> list[int]:
     """Return the strides, in values, of an array that has its channels last in memory."""
     _, c, h, w = dims
     return [h * w * c, 1, w * c, c]
@@ -262,7 +262,7 @@ def _aligned(x: Array) -> Array:
     return x if x.data.ptr % _ALIGNMENT == 0 else x.copy(order="K")
 
 
-def _rounded(x: Array, dims: Shape4) -> Array:
+def _rounded(x: Array, dims: Shape) -> Array:
     """Return x as bf16 with zeros up to these dims, channels last."""
     n, c, h, w = dims
     rows = x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpicnn.ops.interface import Array, Pair, Shape4
+from mpicnn.ops.interface import Array, Pair, Shape, Sizes
 from mpicnn.ops.window import Window, even_out, even_shape
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -86,14 +86,14 @@ def widened(xp: Any, x: Array, window: Window) -> tuple[Array, Window]:
     return even_out(xp, x, window)
 
 
-def wide_shape(x_shape: tuple[int, ...], window: Window) -> Shape4:
+def wide_shape(x_shape: tuple[int, ...], window: Window) -> Shape:
     """Return the shape of `widened`'s array; raises ValueError for what makes none."""
     x_shape = shape4("x_shape", x_shape)
     check_window(window)
     return shape4("x_shape", even_shape(x_shape, window))
 
 
-def check_pool_window(kernel: Pair, window: Window) -> None:
+def check_pool_window(kernel: Sizes, window: Window) -> None:
     """Raise ValueError unless every position of a pooling window reaches into the image."""
     pair("kernel", kernel, 1)
     check_window(window)
@@ -101,7 +101,7 @@ def check_pool_window(kernel: Pair, window: Window) -> None:
         raise ValueError(f"padding {window.padding} must be smaller than the kernel {kernel}")
 
 
-def pooled(name: str, x_shape: Shape4, kernel: Pair, window: Window, ceil_mode: bool) -> Shape4:
+def pooled(name: str, x_shape: Shape, kernel: Sizes, window: Window, ceil_mode: bool) -> Shape:
     """Return the shape of a pooled array; `name` is blamed where the window does not fit."""
     n, c, *image = shape4(name, x_shape)
     check_pool_window(kernel, window)
@@ -113,7 +113,7 @@ def pooled(name: str, x_shape: Shape4, kernel: Pair, window: Window, ceil_mode: 
     return n, c, oh, ow
 
 
-def shape4(name: str, value: tuple[int, ...]) -> Shape4:
+def shape4(name: str, value: tuple[int, ...]) -> Shape:
     """Return a shape of four axes; raises ValueError for another number or a negative length."""
     a, b, c, d = _integers(name, value, 4, 0)
     return a, b, c, d
@@ -121,10 +121,10 @@ def shape4(name: str, value: tuple[int, ...]) -> Shape4:
 
 def conv_y_shape(
     name: str,
-    x_shape: Shape4,
-    w_shape: Shape4,
+    x_shape: Shape,
+    w_shape: Shape,
     window: Window,
-) -> Shape4:
+) -> Shape:
     """Return the shape of a convolution's result; raises ValueError where arguments do not fit.
 
     `name` is the argument that is blamed.

@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 from mpicnn.ops._native_check import array, conv_y_shape, wide_shape, widened
 from mpicnn.ops._native_core import HAS_BLAS, core
-from mpicnn.ops.interface import Array, Shape4
+from mpicnn.ops.interface import Array, Shape
 from mpicnn.ops.window import Window, inside
 
 
@@ -36,7 +36,7 @@ def conv2d(
 def conv2d_dx(
     dy: Array,
     w: Array,
-    x_shape: Shape4,
+    x_shape: Shape,
     window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
@@ -56,7 +56,7 @@ def conv2d_dx(
 def conv2d_dw(
     x: Array,
     dy: Array,
-    w_shape: Shape4,
+    w_shape: Shape,
     window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
@@ -72,8 +72,8 @@ def conv2d_dw(
 
 
 def conv2d_methods(
-    x_shape: Shape4,
-    w_shape: Shape4,
+    x_shape: Shape,
+    w_shape: Shape,
     window: Window,
     dtype: DTypeLike,
 ) -> tuple[str, str, str]:
@@ -151,10 +151,10 @@ def _sums_of_nothing(
 
 def _geometry(
     name: str,
-    x_shape: Shape4,
-    w_shape: Shape4,
+    x_shape: Shape,
+    w_shape: Shape,
     window: Window,
-) -> tuple[Shape4, Any]:
+) -> tuple[Shape, Any]:
     """Return y's shape and the core's description, or None in its place where nothing is to be
     multiplied.
 

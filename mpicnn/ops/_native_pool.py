@@ -12,11 +12,11 @@ import numpy as np
 
 from mpicnn.ops._native_check import array, check_pool_window, integers, pooled, shape4
 from mpicnn.ops._native_core import core
-from mpicnn.ops.interface import Array, Pair, Shape4
+from mpicnn.ops.interface import Array, Shape, Sizes
 from mpicnn.ops.window import Window, even_out, even_shape, first_places, inside
 
 
-def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Array, Array]:
+def maxpool(x: Array, kernel: Sizes, window: Window, ceil_mode: bool) -> tuple[Array, Array]:
     """Return the largest value of every window of x, and where in the window it is."""
     x = array("x", x, ndim=4)
     y_shape = pooled("x", x.shape, kernel, window, ceil_mode)
@@ -35,7 +35,7 @@ def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Ar
     return y, argmax
 
 
-def maxpool_dx(dy: Array, argmax: Array, x_shape: Shape4, kernel: Pair, window: Window) -> Array:
+def maxpool_dx(dy: Array, argmax: Array, x_shape: Shape, kernel: Sizes, window: Window) -> Array:
     """Return the gradient of `maxpool` by x: dy goes to the place that won.
 
     Raises ValueError where a place of `argmax` lies outside the window or the image.
@@ -56,7 +56,7 @@ def maxpool_dx(dy: Array, argmax: Array, x_shape: Shape4, kernel: Pair, window: 
 
 
 def avgpool(
-    x: Array, kernel: Pair, window: Window, ceil_mode: bool, count_include_pad: bool
+    x: Array, kernel: Sizes, window: Window, ceil_mode: bool, count_include_pad: bool
 ) -> Array:
     """Return the mean of every window of x."""
     x = array("x", x, ndim=4)
@@ -73,8 +73,8 @@ def avgpool(
 
 def avgpool_dx(
     dy: Array,
-    x_shape: Shape4,
-    kernel: Pair,
+    x_shape: Shape,
+    kernel: Sizes,
     window: Window,
     ceil_mode: bool,
     count_include_pad: bool,
@@ -93,7 +93,7 @@ def avgpool_dx(
     return _inside(dx, x_shape, window)
 
 
-def _covered(x: Array, y_shape: Shape4, kernel: Pair, window: Window) -> Array:
+def _covered(x: Array, y_shape: Shape, kernel: Sizes, window: Window) -> Array:
     """Return which part of each window, padding included, lies on x: (1, 1, oh, ow)."""
     wide, even = even_out(np, np.ones((1, 1, *x.shape[2:]), x.dtype), window)
     part = np.empty((1, 1, *y_shape[2:]), x.dtype)
@@ -101,10 +101,10 @@ def _covered(x: Array, y_shape: Shape4, kernel: Pair, window: Window) -> Array:
     return part
 
 
-def _shape(x_shape: tuple[int, ...], y_shape: Shape4, kernel: Pair, window: Window) -> Any:
+def _shape(x_shape: tuple[int, ...], y_shape: Shape, kernel: Sizes, window: Window) -> Any:
     moves = window.stride, window.margins, window.dilation
     return core.PoolShape(x_shape, y_shape[2:], kernel, *moves)
 
 
-def _inside(dx: Array, x_shape: Shape4, window: Window) -> Array:
+def _inside(dx: Array, x_shape: Shape, window: Window) -> Array:
     return dx if window.even else np.ascontiguousarray(dx[inside(x_shape, window)])

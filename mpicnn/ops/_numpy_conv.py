@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
 
-from mpicnn.ops.interface import Array, Pair, Shape4
+from mpicnn.ops.interface import Array, Shape, Sizes
 from mpicnn.ops.window import Window, overlap
 
 COLUMN_BYTES = 4 << 20
@@ -45,7 +45,7 @@ def conv2d(
 def conv2d_dx(
     dy: Array,
     w: Array,
-    x_shape: Shape4,
+    x_shape: Shape,
     window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
@@ -75,7 +75,7 @@ def conv2d_dx(
 def conv2d_dw(
     x: Array,
     dy: Array,
-    w_shape: Shape4,
+    w_shape: Shape,
     window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
@@ -100,7 +100,7 @@ def _blocks(n: int, oh: int, row_bytes: int) -> Iterator[tuple[slice, list[slice
         yield slice(first, min(first + examples_fit, n)), row_blocks
 
 
-def _columns(x: Array, kernel: Pair, window: Window) -> Iterator[tuple[slice, slice, Array]]:
+def _columns(x: Array, kernel: Sizes, window: Window) -> Iterator[tuple[slice, slice, Array]]:
     """Yield examples, output rows and their columns (groups, c/groups * kh * kw, pixels).
 
     Pixels are in the order (oh, ow, n). The columns of one block are overwritten by the next.
@@ -140,7 +140,7 @@ def _packed(dy: Array, groups: int) -> Array:
 
 
 def conv2d_methods(
-    x_shape: Shape4, w_shape: Shape4, window: Window, dtype: DTypeLike
+    x_shape: Shape, w_shape: Shape, window: Window, dtype: DTypeLike
 ) -> tuple[str, str, str]:
     """Return how `conv2d`, `conv2d_dx` and `conv2d_dw` compute: by columns, always."""
     y_shape = window.conv_shape(x_shape[2:], w_shape[2:])

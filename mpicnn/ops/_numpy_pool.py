@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mpicnn.ops.interface import Array, Pair, Shape4
+from mpicnn.ops.interface import Array, Shape, Sizes
 from mpicnn.ops.window import Window, first_places, overlap
 
 
-def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Array, Array]:
+def maxpool(x: Array, kernel: Sizes, window: Window, ceil_mode: bool) -> tuple[Array, Array]:
     """Return the largest value of every window of x (n, c, h, w), and where in the window it is."""
     oh, ow = window.pool_shape(x.shape[2:], kernel, ceil_mode)
     y = np.full((*x.shape[:2], oh, ow), -np.inf, x.dtype)
@@ -28,7 +28,7 @@ def maxpool(x: Array, kernel: Pair, window: Window, ceil_mode: bool) -> tuple[Ar
     return y, argmax
 
 
-def maxpool_dx(dy: Array, argmax: Array, x_shape: Shape4, kernel: Pair, window: Window) -> Array:
+def maxpool_dx(dy: Array, argmax: Array, x_shape: Shape, kernel: Sizes, window: Window) -> Array:
     """Return the gradient of `maxpool` by x: dy goes to the place that won."""
     dx = np.zeros(x_shape, dy.dtype)
     out = (dy.shape[2], dy.shape[3])
@@ -39,7 +39,7 @@ def maxpool_dx(dy: Array, argmax: Array, x_shape: Shape4, kernel: Pair, window: 
 
 def avgpool(
     x: Array,
-    kernel: Pair,
+    kernel: Sizes,
     window: Window,
     ceil_mode: bool,
     count_include_pad: bool,
@@ -55,8 +55,8 @@ def avgpool(
 
 def avgpool_dx(
     dy: Array,
-    x_shape: Shape4,
-    kernel: Pair,
+    x_shape: Shape,
+    kernel: Sizes,
     window: Window,
     ceil_mode: bool,
     count_include_pad: bool,
@@ -71,7 +71,7 @@ def avgpool_dx(
 
 
 def _taps(
-    x_shape: tuple[int, ...], out: tuple[int, ...], kernel: Pair, window: Window
+    x_shape: tuple[int, ...], out: tuple[int, ...], kernel: Sizes, window: Window
 ) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
     """Yield every place of the window, the outputs it serves and the inputs it reads."""
     (down, along), (top, left) = window.dilation, (front for front, _ in window.padding)
@@ -83,7 +83,7 @@ def _taps(
 
 
 def _divisor(
-    x_shape: tuple[int, ...], out: tuple[int, ...], kernel: Pair, window: Window, padded: bool
+    x_shape: tuple[int, ...], out: tuple[int, ...], kernel: Sizes, window: Window, padded: bool
 ) -> Array:
     """Return the number of values that each window's mean counts, (oh, ow)."""
     counts = []

@@ -17,7 +17,10 @@ from mpicnn.ops.device import DeviceTimer, Prefetch
 from mpicnn.ops.window import Window
 
 Pair = tuple[int, int]
-Shape4 = tuple[int, int, int, int]
+Shape = tuple[int, ...]
+
+Sizes = tuple[int, ...]
+"""One number for every spatial axis."""
 
 
 class Backend(Protocol):
@@ -42,16 +45,16 @@ class Backend(Protocol):
         """
         ...
 
-    def conv2d_dx(self, dy: Array, w: Array, x_shape: Shape4, window: Window) -> Array:
+    def conv2d_dx(self, dy: Array, w: Array, x_shape: Shape, window: Window) -> Array:
         """Return the gradient of `conv2d` by x, given dy (n, o, oh, ow)."""
         ...
 
-    def conv2d_dw(self, x: Array, dy: Array, w_shape: Shape4, window: Window) -> Array:
+    def conv2d_dw(self, x: Array, dy: Array, w_shape: Shape, window: Window) -> Array:
         """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
         ...
 
     def conv2d_methods(
-        self, x_shape: Shape4, w_shape: Shape4, window: Window, dtype: DTypeLike
+        self, x_shape: Shape, w_shape: Shape, window: Window, dtype: DTypeLike
     ) -> tuple[str, str, str]:
         """Return by which methods `conv2d`, `conv2d_dx` and `conv2d_dw` compute these shapes.
 
@@ -87,7 +90,7 @@ class Backend(Protocol):
         ...
 
     def maxpool(
-        self, x: Array, kernel: Pair, window: Window, ceil_mode: bool
+        self, x: Array, kernel: Sizes, window: Window, ceil_mode: bool
     ) -> tuple[Array, Array]:
         """Return the largest value of every window of x (n, c, h, w), and where in it that is.
 
@@ -98,13 +101,13 @@ class Backend(Protocol):
         ...
 
     def maxpool_dx(
-        self, dy: Array, argmax: Array, x_shape: Shape4, kernel: Pair, window: Window
+        self, dy: Array, argmax: Array, x_shape: Shape, kernel: Sizes, window: Window
     ) -> Array:
         """Return the gradient of `maxpool` by x: dy goes to the place that won."""
         ...
 
     def avgpool(
-        self, x: Array, kernel: Pair, window: Window, ceil_mode: bool, count_include_pad: bool
+        self, x: Array, kernel: Sizes, window: Window, ceil_mode: bool, count_include_pad: bool
     ) -> Array:
         """Return the mean of every window of x (n, c, h, w).
 
@@ -114,7 +117,7 @@ class Backend(Protocol):
         ...
 
     def avgpool_dx(
-        self, dy: Array, x_shape: Shape4, kernel: Pair, window: Window, ceil_mode: bool,
+        self, dy: Array, x_shape: Shape, kernel: Sizes, window: Window, ceil_mode: bool,
         count_include_pad: bool,
     ) -> Array:  # fmt: skip
         """Return the gradient of `avgpool` by x."""

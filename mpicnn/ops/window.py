@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
+
 Sides = tuple[int, int]
 """Zeros in front of an axis, and behind it."""
 
@@ -124,14 +126,17 @@ def inside(shape: tuple[int, ...], window: Window) -> tuple[slice, ...]:
     return (slice(None), slice(None), *(slice(front, front + n) for n, (front, _) in space))
 
 
-def first_places(xp: Any, out: tuple[int, int], kernel: tuple[int, int], window: Window) -> Any:
-    """Return the first place of each window that lies inside the image, i * kw + j: (oh, ow)."""
-    axes = zip(out, window.stride, window.padding, window.dilation, strict=True)
-    rows, columns = (
-        xp.maximum(0, (front - xp.arange(outputs) * stride + d - 1) // d)
-        for outputs, stride, (front, _), d in axes
-    )
-    return rows[:, None] * kernel[1] + columns
+def first_places(xp: Any, out: tuple[int, ...], kernel: tuple[int, ...], window: Window) -> Any:
+    """Return the first place of each window that lies inside the image, of shape `out`.
+
+    Places are counted through the kernel, the last axis first: i * kw + j.
+    """
+    places = xp.zeros((), np.int64)
+    axes = zip(out, kernel, window.stride, window.padding, window.dilation, strict=True)
+    for outputs, k, stride, (front, _), d in axes:
+        steps = xp.maximum(0, (front - xp.arange(outputs) * stride + d - 1) // d)
+        places = places[..., None] * k + steps
+    return places
 
 
 def conv_size(size: int, kernel: int, stride: int, padding: Sides, dilation: int) -> int:
