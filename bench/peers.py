@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from mpicnn import layers
+from mpicnn.layers import BatchNorm, Conv, Linear
 from mpicnn.models import Model
 from mpicnn.step.optimiser import Hyper
 
@@ -31,30 +33,85 @@ def full_name(name: str) -> str:
     return f"{layer}.{_NAMES[short]}"
 
 
-def network(model: Model, weights: Mapping[str, NDArray[Any]]) -> nn.Sequential:
+class Graph(nn.Module):
+    """Run modules in order, each on the values that it reads; the last one gives the logits.
+
+    Modules are named as the layers of `model`. A value is let go of once its last reader has it.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.steps: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+        for index, (entry, shape) in enumerate(zip(model.describe(), model.fed, strict=True)):
+            sources = model.sources[index]
+            self.add_module(entry["name"], _module(entry, shape, _overwrites(model, index)))
+            done = tuple(value for value in set(sources) if model.last_read[value] == index)
+            self.steps.append((entry["name"], sources, done))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values: dict[int, torch.Tensor] = {0: x}
+        for at, (name, sources, done) in enumerate(self.steps, start=1):
+            inputs = [values[value] for value in sources]
+            for value in done:
+                del values[value]
+            values[at] = self.get_submodule(name)(*inputs)
+            del inputs
+        return values[len(self.steps)]
+
+
+class Add(nn.Module):
+    """Add inputs, in place where nothing else reads the first: as torchvision's networks do."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        for at, other in enumerate(others):
+            first = first.add_(other) if self.inplace or at else first + other
+        return first
+
+
+class Concat(nn.Module):
+    """Lay the channels of all inputs one behind the other."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cat(inputs, 1)
+
+
+class Multiply(nn.Module):
+    """Multiply images by gates."""
+
+    def forward(self, first: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        return first * gates
+
+
+def _overwrites(model: Model, index: int) -> bool:
+    """Say whether nothing but layer `index` reads its first input, not even PyTorch's backward."""
+    value = model.sources[index][0]
+    before = model.layers[value - 1][1] if value else None
+    unread = isinstance(before, Conv | Linear | BatchNorm | layers.Add)
+    return unread and model.readers[value] == 1
+
+
+def network(model: Model, weights: Mapping[str, NDArray[Any]]) -> Graph:
     """Return `model` as PyTorch modules that hold copies of `weights`, by mpicnn's names.
 
     Raises ValueError for a kind of layer that has no counterpart here.
     """
-    modules: dict[str, nn.Module] = {}
-    before = ""
-    for entry, shape in zip(model.describe(), model.fed, strict=True):
-        modules[entry["name"]] = _module(entry, shape, before)
-        before = entry["type"]
-    net = nn.Sequential()
-    for name, module in modules.items():
-        net.add_module(name, module)
+    net = Graph(model)
     state = net.state_dict()
     state |= {full_name(name): torch.tensor(value) for name, value in weights.items()}
     net.load_state_dict(state)
     return net
 
 
-def _module(entry: Mapping[str, Any], shape: Sequence[int], before: str) -> nn.Module:
-    """Return one layer for examples of `shape`, behind a layer of type `before`."""
+def _module(entry: Mapping[str, Any], shape: Any, overwrites: bool) -> nn.Module:
+    """Return one layer for examples of `shape`, which may write over its first input or not."""
     found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
     name, kind = found.pop("name"), found.pop("type")
     found.pop("init", None)
+    found.pop("inputs", None)
     match kind:
         case "conv":
             return nn.Conv2d(shape[0], found.pop("o"), found.pop("kernel"), **found)
@@ -75,12 +132,20 @@ def _module(entry: Mapping[str, Any], shape: Sequence[int], before: str) -> nn.M
             return nn.GroupNorm(found["groups"], shape[0], found["eps"])
         case "leakyrelu":
             return nn.LeakyReLU(found["slope"])
-        case "relu6" | "hardswish" | "sigmoid" | "tanh" | "silu" | "gelu":
-            names = {"relu6": "ReLU6", "silu": "SiLU", "gelu": "GELU"}
+        case "hardswish" | "sigmoid" | "tanh" | "silu" | "gelu":
+            names = {"silu": "SiLU", "gelu": "GELU"}
             return getattr(nn, names.get(kind, kind.capitalize()))()
-        case "relu":
+        case "relu" | "relu6":
             # As PyTorch's own networks have it; only where nothing else reads what it overwrites.
-            return nn.ReLU(inplace=before in ("conv", "linear", "batchnorm"))
+            return {"relu": nn.ReLU, "relu6": nn.ReLU6}[kind](inplace=overwrites)
+        case "globalavgpool":
+            return nn.AdaptiveAvgPool2d(1)
+        case "add":
+            return Add(overwrites)
+        case "concat":
+            return Concat()
+        case "multiply":
+            return Multiply()
         case "dropout":
             return nn.Dropout(found["rate"])
         case "flatten":

@@ -22,16 +22,20 @@ from mpicnn.forecast.cost import step_costs
 from mpicnn.layers import (
     GELU,
     LRN,
+    Add,
     AvgPool,
     BatchNorm,
+    Concat,
     Conv,
     Dropout,
     Flatten,
+    GlobalAvgPool,
     GroupNorm,
     HardSwish,
     LeakyReLU,
     Linear,
     MaxPool,
+    Multiply,
     ReLU,
     ReLU6,
     Sigmoid,
@@ -69,6 +73,30 @@ ALL_LAYERS = Model(
     ),
 )
 
+# every way in which layers read others: what is read twice, or by a backward pass, stays as it is
+GRAPH = Model(
+    "graph",
+    (3, 10, 8),
+    (
+        ("conv1", Conv(6, 3, padding=1)),
+        ("relu1", ReLU()),
+        ("conv2", Conv(6, 3, padding=1)),
+        ("norm2", BatchNorm()),
+        ("relu2", ReLU6(), ("conv2",)),
+        ("add3", Add(), ("norm2", "relu1", "relu2")),
+        ("relu3", ReLU()),
+        ("act3", Sigmoid(), ("add3",)),
+        ("add4", Add(), ("relu3", "act3")),
+        ("pool4", GlobalAvgPool()),
+        ("gate4", Sigmoid()),
+        ("mul4", Multiply(), ("relu1", "gate4")),
+        ("cat5", Concat(), ("mul4", "add4", "relu1")),
+        ("relu5", ReLU()),
+        ("flatten", Flatten()),
+        ("fc6", Linear(3)),
+    ),
+)
+
 
 @pytest.fixture
 def script(monkeypatch):
@@ -88,7 +116,9 @@ def drawn(script, network, batch):
 
 @pytest.mark.parametrize("variant", ["eager", "channels-last"])
 @pytest.mark.parametrize(
-    "network", ["lenet5", "cuda-convnet", ALL_LAYERS], ids=lambda n: getattr(n, "name", n)
+    "network",
+    ["lenet5", "cuda-convnet", ALL_LAYERS, GRAPH],
+    ids=lambda n: getattr(n, "name", n),
 )
 def test_peer_takes_the_same_steps(script, monkeypatch, network, variant):
     pytest.importorskip("torch", reason="PyTorch is not installed")
