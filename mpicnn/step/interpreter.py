@@ -105,16 +105,16 @@ class Interpreter:
         for name, slot in program.homes.items():
             self.values[slot] = homes[name]
         self._loss = tools.loss.of(batch.labels) if batch.train else PLAIN
-        self._do: dict[type, Callable[[Any], None]] = {
+
+    def run(self, ops: Iterable[Operation]) -> None:
+        """Carry out operations in order."""
+        # not kept: an object that refers to itself, and all its arrays, outlive the step
+        do: dict[type, Callable[[Any], None]] = {
             Start: self._start, Wait: self._wait, Forward: self._forward, Backward: self._backward,
             Loss: self._lose, Rows: self._rows, Store: self._store, Accumulate: self._accumulate,
             Sum: self._sum, Send: self._send, Receive: self._receive, Update: self._update,
             Free: self._free,
         }  # fmt: skip
-
-    def run(self, ops: Iterable[Operation]) -> None:
-        """Carry out operations in order."""
-        do = self._do
         for op in ops:
             do[type(op)](op)
 
