@@ -99,7 +99,7 @@ def test_gradients_by_differences(ops, layer, shape, train):
     y, saved = layer.forward(ops, x, before, run)
     assert y.shape == (n, *layer.out_shape(shape))
     dy = spread(ops, *y.shape) + 0.5
-    dx, grads = layer.backward(ops, dy, saved, before, run)
+    dx, grads = layer.backward(ops, dy, layer.tape(x, y, saved), before, run)
     assert set(grads) == set(layer.params(shape))
 
     def difference(array):
@@ -129,10 +129,10 @@ def test_float32_stays_float32_and_dx_can_be_left_out(ops, layer, shape):
     p = {name: a.astype(np.float32) for name, a in state(ops, layer, shape).items()}
     run = local_run(layer, shape, n)
     y, saved = layer.forward(ops, x, p, run)
-    dx, grads = layer.backward(ops, y, saved, p, run)
+    dx, grads = layer.backward(ops, y, layer.tape(x, y, saved), p, run)
     assert {a.dtype for a in (y, dx, *grads.values(), *p.values())} == {np.dtype(np.float32)}
     run.need_dx = False
-    none, again = layer.backward(ops, y, saved, p, run)
+    none, again = layer.backward(ops, y, layer.tape(x, y, saved), p, run)
     assert none is None
     for name, gradient in grads.items():
         np.testing.assert_array_equal(host(again[name]), host(gradient))
@@ -143,9 +143,10 @@ def test_empty_share(ops, layer, shape):
     p = state(ops, layer, shape)
     run = local_run(layer, shape, 0)
     run.count = 4
-    y, saved = layer.forward(ops, spread(ops, 0, *shape), copies(p), run)
+    x = spread(ops, 0, *shape)
+    y, saved = layer.forward(ops, x, copies(p), run)
     assert y.shape == (0, *layer.out_shape(shape))
-    dx, grads = layer.backward(ops, y, saved, p, run)
+    dx, grads = layer.backward(ops, y, layer.tape(x, y, saved), p, run)
     assert dx.shape == (0, *shape)
     for name, gradient in grads.items():
         np.testing.assert_array_equal(host(gradient), np.zeros(p[name].shape))
@@ -171,7 +172,7 @@ def test_batch_norm_like_pytorch(ops):
         dy = y * y
         theirs.zero_grad()
         ty.backward(torch.tensor(host(dy)))
-        dx, grads = layer.backward(ops, dy, saved, p, run)
+        dx, grads = layer.backward(ops, dy, layer.tape(x, y, saved), p, run)
         for ours, expected in (
             (y, ty),
             (dx, tx.grad),
@@ -199,7 +200,7 @@ def test_group_norm_like_pytorch(ops, space):
     y, saved = layer.forward(ops, x, p, run)
     dy = y * y
     ty.backward(torch.tensor(host(dy)))
-    dx, grads = layer.backward(ops, dy, saved, p, run)
+    dx, grads = layer.backward(ops, dy, layer.tape(x, y, saved), p, run)
     pairs = [(y, ty), (dx, tx.grad)]
     pairs += [(grads["gamma"], theirs.weight.grad), (grads["beta"], theirs.bias.grad)]
     for ours, expected in pairs:

@@ -9,6 +9,7 @@ import pytest
 from backends import host
 
 from mpicnn.layers import BatchNorm, Context, Conv, Dropout, Flatten, Linear
+from mpicnn.layers.base import Tape
 
 rng = np.random.default_rng(5)
 
@@ -44,8 +45,9 @@ def test_batch_norm_over_a_divided_batch(ops, bounds, space):
 
         p = parameters()
         run = run_of((0, 5), (lo, hi), batch_sum=batch_sum)
-        y, saved = layer.forward(ops, x[lo:hi], p, run)
-        return y, *layer.backward(ops, dy[lo:hi], saved, p, run), p
+        y, made = layer.forward(ops, x[lo:hi], p, run)
+        tape = layer.tape(x[lo:hi], y, made)
+        return y, *layer.backward(ops, dy[lo:hi], tape, p, run), p
 
     def parameters():
         p = {"gamma": np.arange(5) + 1.0, "beta": np.arange(5) - 2.0}
@@ -55,8 +57,8 @@ def test_batch_norm_over_a_divided_batch(ops, bounds, space):
     with ThreadPoolExecutor(ranks) as pool:
         parts = list(pool.map(work, range(ranks), bounds[:-1], bounds[1:]))
     p, run = parameters(), run_of((0, 5))
-    y, saved = layer.forward(ops, x, p, run)
-    dx, grads = layer.backward(ops, dy, saved, p, run)
+    y, made = layer.forward(ops, x, p, run)
+    dx, grads = layer.backward(ops, dy, layer.tape(x, y, made), p, run)
     # rounding 1e-16 of values of 1e4 against a deviation of 1
     for part, whole in zip(zip(*(q[:2] for q in parts), strict=True), (y, dx), strict=True):
         joined = np.concatenate([host(a) for a in part])
@@ -124,16 +126,17 @@ def test_convolution_divided_by_outputs(ops, bounds, groups, bias):
         for name, param in layer.params(shape).items()
     }
     x = ops.xp.asarray(rng.standard_normal((6, *shape)))
-    y, saved = layer.forward(ops, x, p, run_of((0, 12)))
+    y, made = layer.forward(ops, x, p, run_of((0, 12)))
     dy = ops.xp.asarray(rng.standard_normal(y.shape))
-    dx, grads = layer.backward(ops, dy, saved, p, run_of((0, 12)))
+    dx, grads = layer.backward(ops, dy, layer.tape(x, y, made), p, run_of((0, 12)))
     ys, dxs, parts = [], [], []
     for lo, hi in pairwise(bounds):
         rows = {name: a[lo:hi] for name, a in p.items()}
         run = run_of((lo, hi))
-        part, saved = layer.forward(ops, x, rows, run)
+        part, made = layer.forward(ops, x, rows, run)
         ys.append(part)
-        part_dx, part_grads = layer.backward(ops, dy[:, lo:hi], saved, rows, run)
+        tape = layer.tape(x, part, made)
+        part_dx, part_grads = layer.backward(ops, dy[:, lo:hi], tape, rows, run)
         dxs.append(part_dx)
         parts.append(part_grads)
     close(ys, y, 1)
@@ -150,16 +153,17 @@ def test_contraction_divided_by_inputs(ops, layer, space, bounds):
     b = ops.xp.asarray(rng.standard_normal(4))
     x = ops.xp.asarray(rng.standard_normal((6, *shape)))
     run = run_of((0, 4))
-    y, saved = layer.forward(ops, x, {"w": w, "b": b}, run)
+    y, made = layer.forward(ops, x, {"w": w, "b": b}, run)
     dy = ops.xp.asarray(rng.standard_normal(y.shape))
-    dx, grads = layer.backward(ops, dy, saved, {"w": w, "b": b}, run)
+    dx, grads = layer.backward(ops, dy, layer.tape(x, y, made), {"w": w, "b": b}, run)
     sums, dxs, dws = 0, [], []
     for rank, (lo, hi) in enumerate(pairwise(bounds)):
         # the bias is added once to the sum of the parts: on the last rank
         p = {"w": w[:, lo:hi]} | ({"b": b} if rank == len(bounds) - 2 else {})
-        part, saved = layer.forward(ops, x[:, lo:hi], p, run)
+        part, made = layer.forward(ops, x[:, lo:hi], p, run)
         sums = sums + host(part)
-        part_dx, part_grads = layer.backward(ops, dy, saved, p, run)
+        tape = layer.tape(x[:, lo:hi], part, made)
+        part_dx, part_grads = layer.backward(ops, dy, tape, p, run)
         assert set(part_grads) == set(p)
         dxs.append(part_dx)
         dws.append(part_grads["w"])
@@ -178,9 +182,9 @@ def test_dropout_on_any_part_has_the_same_mask(ops, shape):
         for lo, hi in ((0, 3), (3, 4), (4, 4), (4, 7)):
             run = run_of((lo, hi), rows)
             part = (slice(*rows), slice(lo, hi))
-            y, saved = layer.forward(ops, x[part], {}, run)
+            y, made = layer.forward(ops, x[part], {}, run)
             np.testing.assert_array_equal(host(y), host(whole[part]))
-            dx, _ = layer.backward(ops, x[part], saved, {}, run)
+            dx, _ = layer.backward(ops, x[part], layer.tape(x[part], y, made), {}, run)
             np.testing.assert_array_equal(host(dx), host(y))
 
 
@@ -196,7 +200,7 @@ def test_dropout_follows_positions_not_places(ops):
 def test_channels_flatten_to_ranges_of_features(ops):
     x = ops.xp.asarray(rng.standard_normal((6, 5, 2, 3)))
     whole, _ = Flatten().forward(ops, x, {}, run_of((0, 30)))
-    part, saved = Flatten().forward(ops, x[:, 2:4], {}, run_of((12, 24)))
+    part, made = Flatten().forward(ops, x[:, 2:4], {}, run_of((12, 24)))
     np.testing.assert_array_equal(host(part), host(whole)[:, 12:24])
-    back, _ = Flatten().backward(ops, part, saved, {}, run_of((12, 24)))
+    back, _ = Flatten().backward(ops, part, Tape(made=made), {}, run_of((12, 24)))
     np.testing.assert_array_equal(host(back), host(x)[:, 2:4])

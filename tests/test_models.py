@@ -333,13 +333,14 @@ def loss_and_grads(
         shape = model.shapes[index + 1]
         run = Context(False, 0, 0, index, n, np.arange(n), (0, shape[0]))
         p = {key: params[f"{name}.{key}"] for key in layer.params(model.fed[index])}
-        x, saved = layer.forward(ops, x, p, run)
-        tape.append((name, layer, saved, p, run))
+        y, made = layer.forward(ops, x, p, run)
+        tape.append((name, layer, layer.tape(x, y, made), p, run))
+        x = y
     loss = SoftmaxCrossEntropy()
     (total, *_), saved = loss.forward(ops, x, labels)
     dy = loss.backward(ops, saved, n)
-    for name, layer, saved, p, run in reversed(tape):
-        dx, local = layer.backward(ops, dy, saved, p, run)
+    for name, layer, kept, p, run in reversed(tape):
+        dx, local = layer.backward(ops, dy, kept, p, run)
         assert dx is not None
         dy = dx
         grads.update({f"{name}.{key}": g for key, g in local.items()})

@@ -64,8 +64,9 @@ class Serial:
         for index in indices:
             name, layer = MODEL.layers[index]
             run = self.run(index, step, count, rows, MODEL.shapes[index + 1][0])
-            x, saved = layer.forward(OPS, x, self.weights(name), run)
-            tape.append((index, saved, run))
+            y, made = layer.forward(OPS, x, self.weights(name), run)
+            tape.append((index, layer.tape(x, y, made), run))
+            x = y
         return x, tape
 
     def backward(self, dy, tape):

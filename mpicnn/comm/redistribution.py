@@ -15,6 +15,7 @@ from mpicnn.division.placement import (
     Replicated,
     Shape,
     Split,
+    are_rows,
     box_shape,
     intersect,
     slices,
@@ -111,28 +112,16 @@ _TABLE: dict[tuple[type, type], _Start] = {
 }
 
 
-def _rows_of(boxes: list[Box], origin: Box) -> bool:
-    """Say whether the boxes cut `origin` along its first dimension only and follow in order."""
-    at = origin[0][0]
-    for box in boxes:
-        if volume(box) == 0:
-            continue
-        if box[1:] != origin[1:] or box[0][0] != at:
-            return False
-        at = box[0][1]
-    return at == origin[0][1]
-
-
 def _pack(group: Group, x: Array, boxes: list[Box], origin: Box) -> Array:
     """Lay boxes of `x` one after another in a flat array: a view where they lie so already."""
-    if _rows_of(boxes, origin):
+    if are_rows(boxes, origin):
         return group.flat(x)
     return group.xp.concatenate([group.flat(x[slices(box, origin)]) for box in boxes])
 
 
 def _unpack(xp: ModuleType, flat: Array, boxes: list[Box], goal: Box) -> Array:
     """Undo `_pack`: assemble the box `goal` from the boxes that follow one another in `flat`."""
-    if _rows_of(boxes, goal):
+    if are_rows(boxes, goal):
         return flat.reshape(box_shape(goal))
     y = xp.empty(box_shape(goal), flat.dtype)
     at = 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpicnn.division.layout import Site
+from mpicnn.division.liveness import with_frees, with_overwriting
 from mpicnn.division.network import Network, Value
 from mpicnn.division.operations import (
     EXAMPLES,
@@ -25,7 +26,7 @@ from mpicnn.division.operations import (
 from mpicnn.division.order import Gradients, fetched
 from mpicnn.division.placement import local_shape, region, weighted_bounds
 from mpicnn.division.plan import INPUT, Plan
-from mpicnn.division.program import Program, WeightLayout, with_frees
+from mpicnn.division.program import Program, WeightLayout
 from mpicnn.division.propagation import propagate
 from mpicnn.division.rounds import write_rounds
 from mpicnn.division.schedule import turns
@@ -148,7 +149,7 @@ class _Builder:
             *self.sends,
         ]  # fmt: skip
         kept = {EXAMPLES, *self.homes.values(), *gradients.home.values()}
-        listed = with_frees(iter(complete), kept)
+        listed = with_frees(with_overwriting(complete, kept), kept)
         return Program(
             count, np.concatenate(read), listed, self.network.slot(), tuple(self.weights.values()),
             self.homes, gradients.home,

@@ -12,6 +12,7 @@ from mpicnn.division.placement import (
     Replicated,
     Shape,
     Split,
+    are_rows,
     intersect,
     volume,
 )
@@ -43,6 +44,11 @@ class Move:
             or (isinstance(self.src, Split) and isinstance(self.dst, Partial))
         )
 
+    @property
+    def lends(self) -> bool:
+        """Say whether the local array may be read until the move has ended."""
+        return not self.local and self.collective != "all-reduce"  # a sum is made in a copy
+
     @cached_property
     def collective(self) -> str:
         """Return what MPI calls it."""
@@ -51,6 +57,23 @@ class Move:
         if isinstance(self.dst, Split):
             return "reduce-scatter" if isinstance(self.src, Partial) else "all-to-all"
         return "all-reduce" if isinstance(self.src, Partial) else "all-gather"
+
+    def packed(self, shape: Shape, rank: int) -> tuple[bool, bool]:
+        """Say whether a rank's part is copied to be sent, and what arrives is copied to its place.
+
+        Messages are flat: what does not lie in memory as it is sent is rearranged.
+        """
+        divided = next((p for p in (self.src, self.dst) if isinstance(p, Split)), None)
+        if self.local or divided is None:
+            return False, False
+        ranks = range(len(divided.bounds) - 1)
+        mine, goal = self.src.box(shape, rank), self.dst.box(shape, rank)
+        outgoing = [intersect(mine, self.dst.box(shape, r)) for r in ranks]
+        incoming = [intersect(self.src.box(shape, r), goal) for r in ranks]
+        gathers, scatters = (not isinstance(p, Split) for p in (self.dst, self.src))
+        return not gathers and not are_rows(outgoing, mine), (
+            not scatters and not are_rows(incoming, goal)
+        )
 
     def items_sent(self, shape: Shape, ranks: int, rank: int) -> float:
         """Return the number of items that `rank` sends to other ranks.

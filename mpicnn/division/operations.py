@@ -96,6 +96,12 @@ class Call:
         return shapes if self.layer.joins else shapes[0]
 
     @property
+    def views_x(self) -> bool:
+        """Say whether y may be a view of x."""
+        done = self.joined and self.layer.kind != "contraction"  # by the contraction before it
+        return done or "y" in self.layer.views
+
+    @property
     def category(self) -> str:
         """Return "convolution" or "other", as step times are split in Marques' figures 6 and 8."""
         return "convolution" if self.layer.convolves else "other"
@@ -103,21 +109,25 @@ class Call:
 
 @dataclass(frozen=True)
 class Forward:
-    """Run a layer on `x`; `saved` takes what its backward pass needs, where there is one."""
+    """Run a layer on `x`; `saved` takes what it makes for its backward pass, where there is one.
+
+    `over` says that it may write over the first of `x`.
+    """
 
     call: Call
     x: tuple[Slot, ...]
     y: Slot
     saved: Slot | None
     use: Mapping[str, Slot]
+    over: bool = False
 
 
 @dataclass(frozen=True)
 class Backward:
-    """Run a layer backward on `dy`.
+    """Run a layer backward on `dy`, and on what it reads of `x`, `y` and `saved`.
 
-    `dx` takes the gradients of its inputs, None for one that nobody wants; those of its parameters
-    are added to what the slots `grads` hold.
+    `over` says that it may write over `dy`. `dx` takes the gradients of its inputs, None for one
+    that nobody wants; those of its parameters are added to what the slots `grads` hold.
     """
 
     call: Call
@@ -126,6 +136,9 @@ class Backward:
     saved: Slot
     use: Mapping[str, Slot]
     grads: Mapping[str, Slot]
+    x: tuple[Slot, ...]
+    y: Slot | None
+    over: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,11 +174,12 @@ class Store:
 
 @dataclass(frozen=True)
 class Accumulate:
-    """Add `x` to `to`; `y` is the sum: in place where it is `to`, whose array nobody else holds."""
+    """Add `x` to `to`; `y` is the sum, which may be written over one of them, `over`."""
 
     x: Slot
     to: Slot
     y: Slot
+    over: Slot | None = None
 
 
 @dataclass(frozen=True)
@@ -253,7 +267,8 @@ def reads(op: Operation) -> tuple[Slot, ...]:
         case Forward():
             return (*op.x, *op.use.values())
         case Backward():
-            return (op.dy, op.saved, *op.use.values(), *op.grads.values())
+            tape = (op.saved, *op.x, *(() if op.y is None else (op.y,)))
+            return (op.dy, *tape, *op.use.values(), *op.grads.values())
         case Store():
             return (op.x, op.y)
         case Accumulate():

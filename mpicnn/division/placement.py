@@ -168,6 +168,20 @@ def intersect(a: Box, b: Box) -> Box:
     return tuple(common)
 
 
+def are_rows(boxes: list[Box], origin: Box) -> bool:
+    """Say whether boxes cut `origin` along its first dimension only and follow in order: then they
+    lie one after another in memory as well.
+    """
+    at = origin[0][0]
+    for box in boxes:
+        if volume(box) == 0:
+            continue
+        if box[1:] != origin[1:] or box[0][0] != at:
+            return False
+        at = box[0][1]
+    return at == origin[0][1]
+
+
 def slices(box: Box, origin: Box) -> tuple[slice, ...]:
     """Return `box` as an index into an array that holds `origin`."""
     return tuple(slice(lo - o, hi - o) for (lo, hi), (o, _) in zip(box, origin, strict=True))

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
+from mpicnn.division.liveness import with_frees
 from mpicnn.division.operations import (
     EXAMPLES,
     Forward,
-    Free,
     Hop,
     Loss,
     Operation,
@@ -22,8 +22,6 @@ from mpicnn.division.operations import (
     Slot,
     Start,
     Wait,
-    reads,
-    writes,
 )
 from mpicnn.division.placement import Layout, Partial, Replicated
 from mpicnn.layers.base import Param
@@ -96,28 +94,11 @@ def _forward(ops: tuple[Operation, ...]) -> Iterator[Operation]:
     for op in ops:
         match op:
             case Forward():
-                yield replace(op, saved=None)
+                # What may be written over was found for training: dropout, say, gives a view here.
+                yield replace(op, saved=None, over=False)
             case Loss():
                 yield replace(op, dx=None)
             case Rows():
                 yield op
             case Start() | Wait() | Send() | Receive() if not op.back:
                 yield op
-
-
-def with_frees(ops: Iterator[Operation], kept: set[Slot]) -> tuple[Operation, ...]:
-    """Return operations with a Free behind the last one that deals with each slot not `kept`."""
-    listed = list(ops)
-    last: dict[Slot, int] = {}
-    for at, op in enumerate(listed):
-        last |= dict.fromkeys((*reads(op), *writes(op)), at)
-    done: dict[int, list[Slot]] = {}
-    for slot, at in last.items():
-        if slot not in kept:
-            done.setdefault(at, []).append(slot)
-    found: list[Operation] = []
-    for at, op in enumerate(listed):
-        found.append(op)
-        if at in done:
-            found.append(Free(tuple(done[at])))
-    return tuple(found)

@@ -53,14 +53,10 @@ class Copy:
 
 @dataclass
 class Contributions:
-    """Count what is still to be added to a gradient in one layout; `slot` is what is there.
-
-    `owned` says that nobody else holds its array.
-    """
+    """Count what is still to be added to a gradient in one layout; `slot` is what is there."""
 
     missing: int
     slot: Slot | None = None
-    owned: bool = False
 
 
 Key = tuple[int, Wish]
@@ -104,7 +100,7 @@ class Segment:
             self.readers.setdefault(indices.stop, []).append(network.loss(logits))
         self.copies: dict[Key, Copy] = {}
         self.returning: dict[int, list[Copy]] = {}
-        self.saved: dict[int, tuple[Call, Slot]] = {}
+        self.saved: dict[int, Forward] = {}
         self.outside = outside
         self.sums: dict[Key, Contributions] = {}
 
@@ -156,9 +152,10 @@ class Segment:
             call = self._call(index)
             use = {short: self.network.use[full] for short, full in call.weights.items()}
             learns = self.model.learns[index + 1]
-            self.ops.append(Forward(call, x, y, saved if learns else None, use))
+            done = Forward(call, x, y, saved if learns else None, use)
+            self.ops.append(done)
             if learns:
-                self.saved[index] = call, saved
+                self.saved[index] = done
             self.begin(index + 1)
 
     def lose(self) -> None:
@@ -184,10 +181,9 @@ class Segment:
         if found.slot is None:
             found.slot = slot
         else:
-            # the first array may be another one's too: what an addition gives back for both inputs
-            total = found.slot if found.owned else self.network.slot()
+            total = self.network.slot()
             self.ops.append(Accumulate(slot, found.slot, total))
-            found.slot, found.owned = total, True
+            found.slot = total
         found.missing -= 1
         if copy and not found.missing:
             hops = tuple(hop.adjoint for hop in reversed(copy.hops))
@@ -216,16 +212,19 @@ class Segment:
             if index not in self.saved:
                 continue
             dy = self.gradient(index + 1)
-            call, saved = self.saved.pop(index)
+            done = self.saved.pop(index)
+            call, saved = done.call, done.saved
+            assert saved is not None
+            x = done.x if "x" in call.layer.reads else ()
+            y = done.y if "y" in call.layer.reads else None
             wanted = [self.model.learns[value] for value in self.model.sources[index]]
             dx = tuple(self.network.slot() if want else None for want in wanted)
-            use = {short: self.network.use[full] for short, full in call.weights.items()}
             grads = {
                 short: self.network.grads[full]
                 for short, full in call.weights.items()
                 if full in self.network.grads
             }
-            self.ops.append(Backward(call, dy, dx, saved, use, grads))
+            self.ops.append(Backward(call, dy, dx, saved, done.use, grads, x, y))
             places = zip(self.model.sources[index], self.lying[index].wishes, dx, strict=True)
             for value, wish, slot in places:
                 if slot is not None:

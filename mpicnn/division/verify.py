@@ -26,7 +26,7 @@ from mpicnn.division.verify_rank import BrokenProgramError, RankCheck, demand
 if TYPE_CHECKING:
     from mpicnn.models import Model
 
-__all__ = ["BrokenProgramError", "all_programs", "check"]
+__all__ = ["BrokenProgramError", "Place", "all_programs", "check"]
 
 Place = tuple[int, tuple[int, ...]]
 """A pipeline stage, and coordinates in its grid."""

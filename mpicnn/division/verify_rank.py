@@ -107,7 +107,10 @@ class RankCheck:
                 self.there[op.y] = op.shape
                 self.stored[op.y] += rows
             case Accumulate():
-                self.there[op.y] = self._read(op.x, "sum", self._read(op.to, "sum"))
+                shape = self._read(op.x, "sum", self._read(op.to, "sum"))
+                if op.over is not None:
+                    del self.there[op.over]
+                self.there[op.y] = shape
             case Sum():
                 for slot in op.x:
                     self._read(slot, "gradients")
@@ -140,6 +143,8 @@ class RankCheck:
                 self._read(slot, call.name, shape)
             fits = len(call.positions) == call.y_shape[0]
             demand(fits, f"{self.where}: {call.name}: positions are not its rows")
+            if op.over:
+                del self.there[op.x[0]]
             self.there[op.y] = call.y_shape
             if op.saved is not None:
                 self.there[op.saved] = call
@@ -149,6 +154,12 @@ class RankCheck:
     def _back(self, op: Backward, call: Call) -> None:
         self._read(op.dy, call.name, call.y_shape)
         demand(self._read(op.saved, call.name) is call, f"{self.where}: {call.name}: another run")
+        for slot, shape in zip(op.x, call.x_shapes, strict=bool(op.x)):
+            self._read(slot, call.name, shape)
+        if op.y is not None:
+            self._read(op.y, call.name, call.y_shape)
+        if op.over:
+            del self.there[op.dy]
         for dx, shape in zip(op.dx, call.x_shapes, strict=True):
             if dx is not None:
                 self.there[dx] = shape

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mpicnn.layers._fields import check_numbers
-from mpicnn.layers.base import Context, Layer
+from mpicnn.layers.base import Context, Layer, Tape
 from mpicnn.ops.activations import ACTIVATIONS
 from mpicnn.ops.interface import Array, Backend
 
@@ -17,19 +17,26 @@ class Activation(Layer):
 
     name: ClassVar[str]
     slope: ClassVar[float] = 0.0
+    views = frozenset()
+    overwrites: ClassVar[str] = "y"
+
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        """What the derivative is given: x or y."""
+        return frozenset(ACTIVATIONS[self.name].reads)
 
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        y = x if ctx.joined else ops.activate(self.name, x, self.slope)
-        return y, y if ACTIVATIONS[self.name].reads == "y" else x
+        return x if ctx.joined else ops.activate(self.name, x, self.slope, "x" in ctx.over), None
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         if not ctx.need_dx:
             return None, {}
-        return ops.activate_dx(self.name, dy, saved, self.slope), {}
+        read = tape.y if tape.x is None else tape.x
+        return ops.activate_dx(self.name, dy, read, self.slope, "dy" in ctx.over), {}
 
 
 class ReLU(Activation):

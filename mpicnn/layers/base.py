@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -31,6 +31,19 @@ class Param:
     bias: bool = False
 
 
+@dataclass(frozen=True)
+class Tape:
+    """Hold what a layer's backward pass reads beside dy.
+
+    `x` and `y` are there where the layer's `reads` names them, else None; `made` is what forward
+    returned beside y.
+    """
+
+    x: Any = None
+    y: Any = None
+    made: Any = None
+
+
 def whole_batch(partial: Array) -> Array:
     """Return `partial` as it is: the sum over the batch where one rank has all of it."""
     return partial
@@ -45,7 +58,9 @@ class Context:
     number of examples, over all ranks, that are normalised together; `batch_sum` sums a per-rank
     array of float64 over the ranks that divide the batch between them and is the only way in which
     a layer sees other ranks. Under `joined` a contraction does the forward pass of the ReLU behind
-    it too, and that ReLU none.
+    it too, and that ReLU none. `over` names the arrays that nobody else reads any more, so that a
+    layer may write its results over them: "x" (the first of several) in the forward pass, "dy" and
+    "made" in the backward pass.
     """
 
     train: bool
@@ -59,6 +74,7 @@ class Context:
     batch_sum: Callable[[Array], Array] = field(default=whole_batch)
     sums: Mapping[str, Array] = field(default_factory=dict)
     joined: bool = False
+    over: frozenset[str] = frozenset()
 
 
 class Layer:
@@ -70,11 +86,21 @@ class Layer:
     convolutions from other contractions, which are the fully connected layers. `joins` marks a
     layer of several inputs: its methods take a tuple of shapes and a list of arrays in place of one
     `shape` and `x`, and return a list of gradients in place of `dx`.
+
+    From three more, programs know which memory is whose. `reads` names what the backward pass is
+    given beside dy and what forward made: "x", "y", both or neither. It may see nothing else of
+    them: what is not named is freed or written over. `views` names what may be a view of another
+    array's memory in training: "y" of x, "dx" of dy. `overwrites` says what forward writes over x
+    where `Context.over` allows it: "y" or "made", "" for nothing. What a layer says unless it says
+    otherwise holds for any that puts no other array than its own into `made`.
     """
 
     kind: ClassVar[str] = "channelwise"
     convolves: ClassVar[bool] = False
     joins: ClassVar[bool] = False
+    reads: frozenset[str] = frozenset({"x", "y"})
+    views: frozenset[str] = frozenset({"y", "dx"})
+    overwrites: ClassVar[str] = ""
 
     def out_shape(self, shape: Shape) -> Shape:
         """Return the shape of one output example for one input example of `shape`.
@@ -95,14 +121,25 @@ class Layer:
         """Return the lengths, in float64, of what forward and backward give to `batch_sum`."""
         return (), ()
 
+    def made_bytes(self, x_shapes: Sequence[Shape], y_shape: Shape, itemsize: int) -> int:
+        """Return the bytes of what `forward` returns beside y, for local shapes (n, …)."""
+        return 0
+
+    def tape(self, x: Any, y: Array, made: Any) -> Tape:
+        """Return what `backward` may see of a forward pass on x that returned y and `made`."""
+        return Tape(x if "x" in self.reads else None, y if "y" in self.reads else None, made)
+
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        """Return y and whatever `backward` needs. `p` holds local parameters and buffers."""
+        """Return y, and what `backward` needs beside what `reads` names: arrays made here.
+
+        `p` holds local parameters and buffers.
+        """
         raise NotImplementedError
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (None where `ctx.need_dx` is false) and the local parameter gradients.
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import PairField, check_image, check_init, check_positive
-from mpicnn.layers.base import Array, Context, Layer, Param, Shape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape
 from mpicnn.ops.interface import Backend
 from mpicnn.ops.window import Window
 
@@ -29,6 +29,8 @@ class Conv(Layer):
 
     kind: ClassVar[str] = "contraction"
     convolves: ClassVar[bool] = True
+    reads = frozenset("x")
+    views = frozenset()
 
     o: int
     kernel: PairField = PairField(least=1)
@@ -78,12 +80,12 @@ class Conv(Layer):
             )
             for o, c, groups in self._segments(x, w, ctx)
         ]
-        return parts[0] if len(parts) == 1 else ops.xp.concatenate(parts, axis=1), x
+        return parts[0] if len(parts) == 1 else ops.xp.concatenate(parts, axis=1), None
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        x, w = saved, p["w"]
+        x, w = tape.x, p["w"]
         segments = list(self._segments(x, w, ctx))
         dws = [
             ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, self._window.grouped(groups))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import is_number
-from mpicnn.layers.base import Array, Context, Layer
+from mpicnn.layers.base import Array, Context, Layer, Shape, Tape
 from mpicnn.ops.interface import Backend
 
 
@@ -21,11 +22,22 @@ class Dropout(Layer):
     division of the batch and of the channels. Raises UserError for a rate outside [0, 1).
     """
 
+    reads = frozenset()
+
     rate: float = 0.5
 
     def __post_init__(self) -> None:
         if not is_number(self.rate, 0) or self.rate >= 1:
             raise UserError(f"Dropout: rate is {self.rate!r}: give a number in [0, 1)")
+
+    @property
+    def views(self) -> frozenset[str]:  # type: ignore[override]
+        """What is a view: nothing, unless nothing is dropped."""
+        return frozenset() if self.rate else super().views
+
+    def made_bytes(self, x_shapes: Sequence[Shape], y_shape: Shape, itemsize: int) -> int:
+        """Return the bytes of the mask."""
+        return math.prod(y_shape) * itemsize if self.rate else 0
 
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
@@ -37,8 +49,8 @@ class Dropout(Layer):
         return y, mask
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         if not ctx.need_dx:
             return None, {}
-        return dy if saved is None else ops.mul(dy, saved), {}
+        return dy if tape.made is None else ops.mul(dy, tape.made), {}

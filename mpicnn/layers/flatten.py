@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mpicnn.layers.base import Array, Context, Layer, Shape
+from mpicnn.layers.base import Array, Context, Layer, Shape, Tape
 from mpicnn.ops.interface import Backend
 
 
@@ -18,6 +18,8 @@ class Flatten(Layer):
     lo * h * w … hi * h * w - 1.
     """
 
+    reads = frozenset()
+
     def out_shape(self, shape: Shape) -> Shape:
         """Return (c * h * w,) for (c, h, w)."""
         return (math.prod(shape),)
@@ -28,6 +30,6 @@ class Flatten(Layer):
         return ops.flat(x).reshape(x.shape[0], math.prod(x.shape[1:])), x.shape
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        return dy.reshape(saved) if ctx.need_dx else None, {}
+        return dy.reshape(tape.made) if ctx.need_dx else None, {}

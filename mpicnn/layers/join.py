@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
-from mpicnn.layers.base import Array, Context, Layer, Shape
+from mpicnn.layers.base import Array, Context, Layer, Shape, Tape
 from mpicnn.ops.interface import Backend
 
 
@@ -26,6 +25,10 @@ class Join(Layer):
 class Add(Join):
     """Return the sum of inputs of one shape: the end of a residual block (He et al. 2016)."""
 
+    reads = frozenset()
+    views = frozenset({"dx"})
+    overwrites: ClassVar[str] = "y"
+
     def out_shape(self, shape: Any) -> Shape:
         """Return the shape that all inputs have."""
         if len(set(shape)) > 1:
@@ -34,15 +37,16 @@ class Add(Join):
         return found
 
     def forward(self, ops: Backend, x: Any, p: dict[str, Array], ctx: Context) -> tuple[Array, Any]:
-        y = x[0] + x[1]
-        for other in x[2:]:
+        first, second, *others = x
+        y = ops.xp.add(first, second, out=first if "x" in ctx.over else None)
+        for other in others:
             y += other
         return y, len(x)
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Any, dict[str, Array]]:
-        return [dy] * saved, {}
+        return [dy] * tape.made, {}
 
 
 class Multiply(Join):
@@ -50,6 +54,9 @@ class Multiply(Join):
 
     Gates of size 1 in space hold for all of it: squeeze-and-excitation (Hu et al. 2018).
     """
+
+    reads = frozenset("x")
+    views = frozenset()
 
     def out_shape(self, shape: Any) -> Shape:
         """Return the first input's shape."""
@@ -62,12 +69,12 @@ class Multiply(Join):
 
     def forward(self, ops: Backend, x: Any, p: dict[str, Array], ctx: Context) -> tuple[Array, Any]:
         a, b = x
-        return a * b, (a, b)
+        return a * b, None
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Any, dict[str, Array]]:
-        a, b = saved
+        a, b = tape.x
         db = dy * a
         if b.shape != a.shape:
             db = db.sum(axis=tuple(range(2, a.ndim)), keepdims=True)
@@ -78,6 +85,8 @@ class Concat(Join):
     """Lay the channels of inputs of equal size in space one behind the other: (n, c1 + c2, …)."""
 
     kind: ClassVar[str] = "examplewise"
+    reads = frozenset()
+    views = frozenset()
 
     def out_shape(self, shape: Any) -> Shape:
         """Return (c1 + c2 + …, h, w)."""
@@ -89,7 +98,7 @@ class Concat(Join):
         return ops.xp.concatenate(list(x), axis=1), [each.shape[1] for each in x]
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Sequence[int], p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Any, dict[str, Array]]:
-        bounds = (0, *accumulate(saved))
+        bounds = (0, *accumulate(tape.made))
         return [ops.xp.ascontiguousarray(dy[:, lo:hi]) for lo, hi in pairwise(bounds)], {}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import check_init, check_positive
-from mpicnn.layers.base import Array, Context, Layer, Param, Shape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape
 from mpicnn.ops.interface import Backend
 
 
@@ -21,6 +21,8 @@ class Linear(Layer):
     """
 
     kind: ClassVar[str] = "contraction"
+    reads = frozenset("x")
+    views = frozenset()
 
     o: int
     bias: bool = True
@@ -48,12 +50,12 @@ class Linear(Layer):
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        return ops.linear(x, p["w"], p.get("b"), ctx.joined), x
+        return ops.linear(x, p["w"], p.get("b"), ctx.joined), None
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        grads = {"w": ops.linear_dw(saved, dy, ctx.sums.get("w"))}
+        grads = {"w": ops.linear_dw(tape.x, dy, ctx.sums.get("w"))}
         if "b" in p:
             grads["b"] = ops.bias_grad(dy)
         return ops.linear_dx(dy, p["w"]) if ctx.need_dx else None, grads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import check_image, check_numbers, check_positive, is_number
-from mpicnn.layers.base import Array, Context, Layer, Param, Shape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape
 from mpicnn.ops.interface import Backend
 
 
@@ -28,6 +29,7 @@ class LRN(Layer):
     """
 
     kind: ClassVar[str] = "examplewise"
+    views = frozenset()
 
     size: int = 5
     alpha: float = 1e-4
@@ -45,19 +47,22 @@ class LRN(Layer):
         check_image(self, shape)
         return shape
 
+    def made_bytes(self, x_shapes: Sequence[Shape], y_shape: Shape, itemsize: int) -> int:
+        """Return the bytes of the divisors."""
+        return math.prod(y_shape) * itemsize
+
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        y, scale = ops.lrn(x, self.size, self.alpha, self.beta, self.k)
-        return y, (x, y, scale)
+        return ops.lrn(x, self.size, self.alpha, self.beta, self.k)
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         if not ctx.need_dx:
             return None, {}
-        x, y, scale = saved
-        return ops.lrn_dx(dy, x, y, scale, self.size, self.alpha, self.beta), {}
+        args = self.size, self.alpha, self.beta
+        return ops.lrn_dx(dy, tape.x, tape.y, tape.made, *args), {}
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,10 @@ class BatchNorm(Layer):
     end of a residual block then starts as nothing; Goyal et al. 2017). Raises UserError for bad
     values.
     """
+
+    reads = frozenset()
+    views = frozenset()
+    overwrites: ClassVar[str] = "made"
 
     momentum: float = 0.1
     eps: float = 1e-5
@@ -98,6 +107,10 @@ class BatchNorm(Layer):
         """Return lengths: four sums forward, both parameters' gradients backward."""
         return (4 * shape[0],), (2 * shape[0],)
 
+    def made_bytes(self, x_shapes: Sequence[Shape], y_shape: Shape, itemsize: int) -> int:
+        """Return the bytes of the centred values, and of two numbers per channel."""
+        return (math.prod(y_shape) + 2 * y_shape[1]) * itemsize
+
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
@@ -105,7 +118,8 @@ class BatchNorm(Layer):
         if ctx.train:
             # squares of centred values: a difference of two large sums would cancel
             mean = ops.channel_sums(x) / max(1, _values(x, len(x)))
-        centred, off = ops.scale_shift(x, ops.xp.ones_like(mean), -mean), ops.xp.zeros_like(mean)
+        centred = ops.scale_shift(x, ops.xp.ones_like(mean), -mean, "x" in ctx.over)
+        off = ops.xp.zeros_like(mean)
         if ctx.train:
             # `centred` is about this rank's mean, the batch's is `off` from there
             moved, off, var = self._of_batch(ops, centred, mean, p["mean"], ctx)
@@ -158,22 +172,23 @@ class BatchNorm(Layer):
         return moved, off, var
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        centred, inverse, off = saved
+        centred, inverse, off = tape.made
         dbeta = ops.channel_sums(dy)
         dgamma = (ops.channel_sums(dy, centred) - off * dbeta) * inverse
         grads = {"gamma": dgamma, "beta": dbeta}
         if not ctx.need_dx:
             return None, grads
         scale = p["gamma"] * inverse
-        dx = ops.scale_shift(dy, scale, ops.xp.zeros_like(scale))
+        dx = ops.scale_shift(dy, scale, ops.xp.zeros_like(scale), "dy" in ctx.over)
         if ctx.train:
             sums = ctx.batch_sum(ops.xp.stack((dgamma, dbeta)).astype(np.float64))
             dgamma, dbeta = (sums / max(1, _values(dy, ctx.count))).astype(dy.dtype)
             # the batch's mean and variance depend on x as well
             along = scale * inverse * dgamma
-            dx -= ops.scale_shift(centred, along, scale * dbeta - along * off)
+            shift = scale * dbeta - along * off
+            dx -= ops.scale_shift(centred, along, shift, "made" in ctx.over)
         return dx, grads
 
 
@@ -202,6 +217,9 @@ class GroupNorm(Layer):
     """
 
     kind: ClassVar[str] = "examplewise"
+    reads = frozenset()
+    views = frozenset()
+    overwrites: ClassVar[str] = "made"
 
     groups: int
     eps: float = 1e-5
@@ -225,11 +243,15 @@ class GroupNorm(Layer):
             "beta": Param((shape[0],), "zeros", bias=True),
         }
 
+    def made_bytes(self, x_shapes: Sequence[Shape], y_shape: Shape, itemsize: int) -> int:
+        """Return the bytes of the centred values, and of a number per example and channel."""
+        return (math.prod(y_shape) + math.prod(y_shape[:2])) * itemsize
+
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         mean = self._means(ops, ops.plane_sums(x), x)
-        centred = ops.scale_shift(x, ops.xp.ones_like(mean), -mean)
+        centred = ops.scale_shift(x, ops.xp.ones_like(mean), -mean, "x" in ctx.over)
         # squares of centred values: a difference of two large sums would cancel
         var = self._means(ops, ops.plane_sums(centred, centred), x)
         inverse = 1 / ops.xp.sqrt(var + self.eps)
@@ -238,9 +260,9 @@ class GroupNorm(Layer):
         return ops.scale_shift(centred, scale, shift), (centred, inverse)
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        centred, inverse = saved
+        centred, inverse = tape.made
         dgamma, dbeta = ops.plane_sums(dy, centred) * inverse, ops.plane_sums(dy)
         grads = {"gamma": dgamma.sum(axis=0), "beta": dbeta.sum(axis=0)}
         if not ctx.need_dx:
@@ -248,8 +270,8 @@ class GroupNorm(Layer):
         # a group's mean and variance depend on x as well
         along = inverse * inverse * self._means(ops, p["gamma"] * dgamma, dy)
         shift = inverse * self._means(ops, p["gamma"] * dbeta, dy)
-        dx = ops.scale_shift(dy, p["gamma"] * inverse, -shift)
-        dx -= ops.scale_shift(centred, along, ops.xp.zeros_like(along))
+        dx = ops.scale_shift(dy, p["gamma"] * inverse, -shift, "dy" in ctx.over)
+        dx -= ops.scale_shift(centred, along, ops.xp.zeros_like(along), "made" in ctx.over)
         return dx, grads
 
     def _means(self, ops: Backend, sums: Array, x: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -9,7 +10,7 @@ from typing import Any
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import PairField, check_image
-from mpicnn.layers.base import Array, Context, Layer, Shape
+from mpicnn.layers.base import Array, Context, Layer, Shape, Tape
 from mpicnn.ops.interface import Backend, Pair
 from mpicnn.ops.window import Window
 
@@ -17,6 +18,9 @@ from mpicnn.ops.window import Window
 @dataclass(frozen=True)
 class _Pool(Layer):
     """Say what both kinds of pooling share: the window and the size of the result."""
+
+    reads = frozenset()
+    views = frozenset()
 
     kernel: PairField = PairField(least=1)
     stride: PairField = PairField(least=1, like="kernel")
@@ -79,6 +83,10 @@ class MaxPool(_Pool):
     def _spread(self) -> Pair:
         return self.dilation
 
+    def made_bytes(self, x_shapes: Sequence[Shape], y_shape: Shape, itemsize: int) -> int:
+        """Return the bytes of the places of the largest values."""
+        return prod(y_shape) * (1 if prod(self._moves[0]) <= 256 else 2)
+
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
@@ -86,11 +94,11 @@ class MaxPool(_Pool):
         return y, (argmax, x.shape)
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         if not ctx.need_dx:
             return None, {}
-        argmax, x_shape = saved
+        argmax, x_shape = tape.made
         return ops.maxpool_dx(dy, argmax, x_shape, *self._moves), {}
 
 
@@ -110,11 +118,11 @@ class AvgPool(_Pool):
         return ops.avgpool(x, *self._arguments), x.shape
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         if not ctx.need_dx:
             return None, {}
-        return ops.avgpool_dx(dy, saved, *self._arguments), {}
+        return ops.avgpool_dx(dy, tape.made, *self._arguments), {}
 
     @property
     def _arguments(self) -> tuple[Any, ...]:
@@ -124,6 +132,9 @@ class AvgPool(_Pool):
 @dataclass(frozen=True)
 class GlobalAvgPool(Layer):
     """Return the mean of every channel over all of space: (n, c, 1, 1) for (n, c, h, w)."""
+
+    reads = frozenset()
+    views = frozenset()
 
     def out_shape(self, shape: Shape) -> Shape:
         """Return (c, 1, 1) for (c, h, w)."""
@@ -136,10 +147,10 @@ class GlobalAvgPool(Layer):
         return x.mean(axis=tuple(range(2, x.ndim)), keepdims=True), x.shape
 
     def backward(
-        self, ops: Backend, dy: Array, saved: Any, p: dict[str, Array], ctx: Context
+        self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         if not ctx.need_dx:
             return None, {}
-        dx = ops.xp.empty(saved, dy.dtype)
-        dx[...] = dy / prod(saved[2:])
+        dx = ops.xp.empty(tape.made, dy.dtype)
+        dx[...] = dy / prod(dx.shape[2:])
         return dx, {}

@@ -19,13 +19,13 @@ def plane_sums(a: Array, b: Array | None = None) -> Array:
     return (cells(a) if b is None else cells(a) * cells(b)).sum(axis=tuple(range(2, a.ndim)))
 
 
-def scale_shift(x: Array, scale: Array, shift: Array) -> Array:
+def scale_shift(x: Array, scale: Array, shift: Array, over: bool = False) -> Array:
     """Return x * scale + shift: one of each per channel (c,), or per example and channel (n, c)."""
     x = cells(x)
     if scale.ndim == 2:
         space = (1,) * (x.ndim - 2)
         return x * scale.reshape(*scale.shape, *space) + shift.reshape(*shift.shape, *space)
-    y = empty_cells(x.shape, x.dtype)
+    y = x if over else empty_cells(x.shape, x.dtype)
     if y.size:
         c = x.shape[1]
         rows, packs = x.size // c, -(-c * x.itemsize // 16)

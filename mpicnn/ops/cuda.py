@@ -56,20 +56,22 @@ def set_threads(count: int) -> None:
         raise ValueError(f"count must be at least 1, not {count}")
 
 
-def activate(name: str, x: Array, slope: float = 0.0) -> Array:
+def activate(name: str, x: Array, slope: float = 0.0, over: bool = False) -> Array:
     """Return the function `name` of every value of x, by CuPy where there is no kernel for it."""
     if name not in _KERNELS:
         return ACTIVATIONS[name].function(cupy, cells(x), slope)
-    return _stream(f"{name}_y", cells(x), number=slope)
+    return _stream(f"{name}_y", cells(x), number=slope, over=over)
 
 
-def activate_dx(name: str, dy: Array, saved: Array, slope: float = 0.0) -> Array:
+def activate_dx(
+    name: str, dy: Array, saved: Array, slope: float = 0.0, over: bool = False
+) -> Array:
     """Return the gradient by x of `activate`."""
     row = ACTIVATIONS[name]
     saved = cells_like(row.reads, saved, dy)
     if name not in _KERNELS:
         return row.derivative(cupy, cells(dy), saved, slope)
-    return _stream(f"{name}_dx", cells(dy), saved, number=slope)
+    return _stream(f"{name}_dx", cells(dy), saved, number=slope, over=over)
 
 
 def mul(x: Array, mask: Array) -> Array:
@@ -77,9 +79,12 @@ def mul(x: Array, mask: Array) -> Array:
     return _stream("mul", cells(x), cells_like("mask", mask, x))
 
 
-def _stream(name: str, *inputs: Array, number: float = 0.0) -> Array:
-    """Return what an elementwise kernel makes of inputs that lie alike in memory, and a number."""
-    y = empty_cells(inputs[0].shape, inputs[0].dtype)
+def _stream(name: str, *inputs: Array, number: float = 0.0, over: bool = False) -> Array:
+    """Return what an elementwise kernel makes of inputs that lie alike in memory, and a number.
+
+    It is written over the first input, or not.
+    """
+    y = inputs[0] if over else empty_cells(inputs[0].shape, inputs[0].dtype)
     if y.size:
         args = *inputs, y, y.size, float(number)
         launch(name, "elementwise.cu", y.dtype, _streams(y), THREADS, *args)

@@ -78,15 +78,21 @@ class Backend(Protocol):
         """Return the gradient of `conv2d` or `linear` by b, given dy (n, o) or (n, o, h, w)."""
         ...
 
-    def activate(self, name: str, x: Array, slope: float = 0.0) -> Array:
+    def activate(self, name: str, x: Array, slope: float = 0.0, over: bool = False) -> Array:
         """Return the function `name` of `mpicnn.ops.activations` of every value of x.
 
-        `slope` is what leaky ReLU multiplies negative values by; others ignore it.
+        `slope` is what leaky ReLU multiplies negative values by; others ignore it. With `over` the
+        result may be written over x.
         """
         ...
 
-    def activate_dx(self, name: str, dy: Array, saved: Array, slope: float = 0.0) -> Array:
-        """Return the gradient by x of `activate`, given the x or y that its derivative reads."""
+    def activate_dx(
+        self, name: str, dy: Array, saved: Array, slope: float = 0.0, over: bool = False
+    ) -> Array:
+        """Return the gradient by x of `activate`, given the x or y that its derivative reads.
+
+        With `over` it may be written over dy.
+        """
         ...
 
     def maxpool(
@@ -145,9 +151,9 @@ class Backend(Protocol):
         """Return the sum of a, or of a * b, over space: (n, c) for (n, c, …)."""
         ...
 
-    def scale_shift(self, x: Array, scale: Array, shift: Array) -> Array:
+    def scale_shift(self, x: Array, scale: Array, shift: Array, over: bool = False) -> Array:
         """Return x * scale + shift with one scale and one shift per channel (axis 1), both (c,), or
-        per channel of every example, both (n, c).
+        per channel of every example, both (n, c). With `over` the result may be written over x.
         """
         ...
 

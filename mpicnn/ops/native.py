@@ -111,25 +111,27 @@ def lrn_dx(
     return dx.reshape(x.shape)
 
 
-def activate(name: str, x: Array, slope: float = 0.0) -> Array:
+def activate(name: str, x: Array, slope: float = 0.0, over: bool = False) -> Array:
     """Return the function `name` of every value of x, in NumPy where there is no kernel for it."""
     x = array("x", x)
     kernel = getattr(core, name, None)
     if kernel is None:
-        return plain.activate(name, x, slope)
-    y = np.empty_like(x)
+        return plain.activate(name, x, slope, over)
+    y = x if over else np.empty_like(x)
     kernel(x, slope, y)
     return y
 
 
-def activate_dx(name: str, dy: Array, saved: Array, slope: float = 0.0) -> Array:
+def activate_dx(
+    name: str, dy: Array, saved: Array, slope: float = 0.0, over: bool = False
+) -> Array:
     """Return the gradient by x of `activate`."""
     dy = array("dy", dy)
     saved = array(ACTIVATIONS[name].reads, saved, like=dy, shape=dy.shape)
     kernel = getattr(core, f"{name}_dx", None)
     if kernel is None:
-        return plain.activate_dx(name, dy, saved, slope)
-    dx = np.empty_like(dy)
+        return plain.activate_dx(name, dy, saved, slope, over)
+    dx = dy if over else np.empty_like(dy)
     kernel(dy, saved, slope, dx)
     return dx
 
@@ -168,13 +170,13 @@ def plane_sums(a: Array, b: Array | None = None) -> Array:
     return channel_sums(planes, b).reshape(a.shape[:2])
 
 
-def scale_shift(x: Array, scale: Array, shift: Array) -> Array:
+def scale_shift(x: Array, scale: Array, shift: Array, over: bool = False) -> Array:
     """Return x * scale + shift: one of each per channel (c,), or per example and channel (n, c)."""
     cells = channels_array("x", x)
     each = cells.shape[:2] if scale.ndim == 2 else cells.shape[1:2]
     scale = array("scale", scale, like=cells, shape=each).reshape(-1)
     shift = array("shift", shift, like=cells, shape=each).reshape(-1)
-    y = np.empty_like(cells)
+    y = cells if over else np.empty_like(cells)
     core.scale_shift(_planes(cells) if len(each) == 2 else cells, scale, shift, y)
     return y.reshape(x.shape)
 

@@ -102,10 +102,10 @@ def plane_sums(a: Array, b: Array | None = None) -> Array:
     return np.einsum("nci,nci->nc", a.reshape(shape), b.reshape(shape))
 
 
-def scale_shift(x: Array, scale: Array, shift: Array) -> Array:
+def scale_shift(x: Array, scale: Array, shift: Array, over: bool = False) -> Array:
     """Return x * scale + shift: one of each per channel (c,), or per example and channel (n, c)."""
     space = (1,) * (x.ndim - 2)
-    y: Array = x * scale.reshape(*scale.shape, *space)
+    y: Array = np.multiply(x, scale.reshape(*scale.shape, *space), out=x if over else None)
     y += shift.reshape(*shift.shape, *space)
     return y
 
@@ -115,14 +115,26 @@ def mul(x: Array, mask: Array) -> Array:
     return x * mask
 
 
-def activate(name: str, x: Array, slope: float = 0.0) -> Array:
+def activate(name: str, x: Array, slope: float = 0.0, over: bool = False) -> Array:
     """Return the function `name` of every value of x."""
-    return ACTIVATIONS[name].function(np, x, slope)
+    return _stored(ACTIVATIONS[name].function(np, x, slope), x, over)
 
 
-def activate_dx(name: str, dy: Array, saved: Array, slope: float = 0.0) -> Array:
+def activate_dx(
+    name: str, dy: Array, saved: Array, slope: float = 0.0, over: bool = False
+) -> Array:
     """Return the gradient by x of `activate`."""
-    return ACTIVATIONS[name].derivative(np, dy, saved, slope)
+    return _stored(ACTIVATIONS[name].derivative(np, dy, saved, slope), dy, over)
+
+
+def _stored(result: Array, place: Array, over: bool) -> Array:
+    """Return a result, in the memory of `place` where it may be written `over`.
+
+    So the plain backend shows, as the others would, where that is wrong.
+    """
+    if over:
+        place[...] = result
+    return place if over else result
 
 
 def dropout(

@@ -31,7 +31,7 @@ from mpicnn.division.operations import (
     Wait,
 )
 from mpicnn.division.program import Program
-from mpicnn.layers.base import Context
+from mpicnn.layers.base import Context, Tape
 from mpicnn.layers.loss import PLAIN, Labels, SoftmaxCrossEntropy
 from mpicnn.ops.interface import Array, Backend
 from mpicnn.step.state import Arrays, State
@@ -138,9 +138,9 @@ class Interpreter:
         if call.idle:
             y, saved = self.ops.xp.empty(call.y_shape, self._dtype(op.x[0])), None
         else:
-            y, saved = call.layer.forward(
-                self.ops, self._inputs(call, op.x), self._here(op.use), self._context(call)
-            )
+            context = self._context(call, "x" if op.over else "")
+            x = self._inputs(call, op.x)
+            y, saved = call.layer.forward(self.ops, x, self._here(op.use), context)
         self.values[op.y] = y
         if op.saved is not None:
             self.values[op.saved] = saved
@@ -156,9 +156,11 @@ class Interpreter:
             grads = {short: self.ops.xp.zeros_like(p[short]) for short in op.grads}
             found: Any = [self.ops.xp.empty(shape, dy.dtype) for shape in call.x_shapes]
         else:
-            context = self._context(call)
+            context = self._context(call, "made", "dy" if op.over else "")
             context.sums = before
-            found, grads = call.layer.backward(self.ops, dy, values[op.saved], p, context)
+            x = self._inputs(call, op.x) if op.x else None
+            tape = Tape(x, None if op.y is None else values[op.y], values[op.saved])
+            found, grads = call.layer.backward(self.ops, dy, tape, p, context)
             found = found if call.layer.joins else [found]
         for slot, dx in zip(op.dx, found or (), strict=False):
             if slot is not None:
@@ -200,10 +202,9 @@ class Interpreter:
 
     def _accumulate(self, op: Accumulate) -> None:
         mark = self.timer.begin("gradients", "other")
-        if op.y == op.to:
-            self.values[op.y] += self.values[op.x]
-        else:
-            self.values[op.y] = self.values[op.to] + self.values[op.x]
+        to, x = self.values[op.to], self.values[op.x]
+        over = None if op.over is None else self.values[op.over]
+        self.values[op.y] = self.ops.xp.add(to, x, out=over)
         self.timer.end(mark)
 
     def _sum(self, op: Sum) -> None:
@@ -251,7 +252,7 @@ class Interpreter:
     def _dtype(self, slot: Slot) -> Any:
         return self.values[slot].dtype
 
-    def _context(self, call: Call) -> Context:
+    def _context(self, call: Call, *over: str) -> Context:
         return Context(
             train=self.batch.train,
             step=self.batch.step,
@@ -263,6 +264,7 @@ class Interpreter:
             need_dx=call.need_dx,
             batch_sum=lambda partial: self._batch_sum(call, partial),
             joined=call.joined,
+            over=frozenset(over),
         )
 
     def _batch_sum(self, call: Call, partial: Array) -> Array:
