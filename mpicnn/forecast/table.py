@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
 from mpicnn.division.placement import weighted_bounds
 from mpicnn.division.plan import INPUT, LOSS, Plan
+from mpicnn.division.program import Program
 from mpicnn.division.propagation import LayerDivision, propagate
-from mpicnn.division.verify import all_programs, check
+from mpicnn.division.verify import Place, all_programs, check
 from mpicnn.forecast.cost import LayerCost, step_costs
+from mpicnn.forecast.memory import step_peak
 from mpicnn.layers.base import Param
 from mpicnn.precision import dtype_of
 from mpicnn.text import align
@@ -25,8 +27,16 @@ RANKS_LISTED = 16
 
 def all_costs(model: Model, plan: Plan, batch: int, itemsize: int) -> list[list[LayerCost]]:
     """Return every rank's costs of one training step, layer by layer."""
+    return _costs(_programs(model, plan, batch), plan, itemsize)
+
+
+def _programs(model: Model, plan: Plan, batch: int) -> dict[Place, Program]:
     programs = all_programs(model, plan, batch)
     check(programs)
+    return programs
+
+
+def _costs(programs: Mapping[Place, Program], plan: Plan, itemsize: int) -> list[list[LayerCost]]:
     return [
         step_costs(program, plan.grid, coords, itemsize)
         for (_, coords), program in programs.items()
@@ -36,10 +46,11 @@ def all_costs(model: Model, plan: Plan, batch: int, itemsize: int) -> list[list[
 def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32") -> str:
     """Return the plan as text: a row per layer, a row per rank.
 
-    Parameters are items; GFLOP and MB are of one training step, forward and backward, MB the
-    most that one rank sends.
+    Parameters are items; GFLOP and MB are of one training step, forward and backward, MB sent the
+    most that one rank sends, MB peak what `step_peak` counts.
     """
-    costs = all_costs(model, plan, batch, dtype_of(precision).itemsize)
+    programs, itemsize = _programs(model, plan, batch), dtype_of(precision).itemsize
+    costs = _costs(programs, plan, itemsize)
     rows = _layer_rows(model, plan, batch, costs)
     if plan.stages:
         rows = _with_stages(model, plan, rows)
@@ -53,7 +64,9 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
     if plan.stages:
         title += f" ({plan.order})"
     left = 4 if plan.stages else 3
-    return "\n".join([title, "", *_table(rows, left), "", *_table(_rank_rows(costs), 1)])
+    return "\n".join(
+        [title, "", *_table(rows, left), "", *_table(_rank_rows(costs, programs, itemsize), 1)]
+    )
 
 
 def _layer_rows(
@@ -80,18 +93,25 @@ def _layer_rows(
     return rows
 
 
-def _rank_rows(costs: list[list[LayerCost]]) -> list[tuple[str, ...]]:
+def _rank_rows(
+    costs: list[list[LayerCost]], programs: Mapping[Place, Program], itemsize: int
+) -> list[tuple[str, ...]]:
     """Return the head and a row for each rank, or for several that are alike."""
-    rows: list[tuple[str, ...]] = [("rank", "parameters", "GFLOP", "MB sent", "messages")]
+    rows: list[tuple[str, ...]] = [
+        ("rank", "parameters", "GFLOP", "MB sent", "messages", "MB peak")
+    ]
+    places = list(programs.items())
     for rank, layers in _listed(costs):
         total = [c.work for c in layers]
+        (_, coords), program = places[rank]
         rows.append(
             (
-                rank,
+                str(rank),
                 f"{sum(c.held for c in layers):,}",
                 f"{sum(w.flops for w in total) / 1e9:.3f}",
                 f"{sum(w.bytes_sent for w in total) / 1e6:.3f}",
                 str(sum(w.messages for w in total)),
+                f"{step_peak(program, coords, itemsize).bytes / 1e6:.1f}",
             )
         )
     return rows
@@ -114,9 +134,9 @@ def _params(model: Model, name: str) -> list[Param]:
     return [spec for full, spec in specs.items() if full.rsplit(".", 1)[0] == name]
 
 
-def _listed(costs: list[list[LayerCost]]) -> list[tuple[str, list[LayerCost]]]:
+def _listed(costs: list[list[LayerCost]]) -> list[tuple[int, list[LayerCost]]]:
     """Return the ranks to show: all of a few, the first ones and the last of many."""
-    named = [(str(rank), layers) for rank, layers in enumerate(costs)]
+    named = list(enumerate(costs))
     if len(named) <= RANKS_LISTED:
         return named
     return [*named[: RANKS_LISTED - 1], named[-1]]
