@@ -2,13 +2,15 @@
 
 Every side trains three steps in a process of its own. The figure is the most memory that was
 resident at once, above what was before the network was made: parameters, momentum, gradients,
-activations and scratch memory, not the libraries.
+activations and scratch memory, not the libraries. Of mpicnn there is also the most that its arrays
+took, which is the same in every run, and what the program forecast of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from math import prod
 from multiprocessing import get_context
 
 from mpi4py import MPI
@@ -20,20 +22,33 @@ from usage import Peak
 
 from mpicnn import ops
 from mpicnn.comm.mesh import Mesh
+from mpicnn.division.compile import compile
 from mpicnn.division.presets import preset
+from mpicnn.forecast.memory import step_peak
 from mpicnn.job.launch import launch
 
 VARIANTS = ("eager", "channels-last")
 STEPS = 3
 
 
-def peak_mb(side: str, name: str, batch: int, backend: str, threads: int) -> float:
-    """Return the peak of one side's first steps, in MB; to be called in a fresh process."""
+def peaks_mb(side: str, name: str, batch: int, backend: str, threads: int) -> tuple[float, float]:
+    """Return the peak of one side's first steps, resident and in arrays of NumPy's, in MB.
+
+    To be called in a fresh process.
+    """
     train(side, Task.draw("lenet5", 1), backend, threads)  # for what libraries load when used
     task = Task.draw(name, batch)
     peak = Peak()
     train(side, task, backend, threads)
-    return peak.mb
+    return peak.mb, peak.arrays_mb
+
+
+def forecast_mb(name: str, batch: int) -> float:
+    """Return what is forecast of mpicnn's arrays: parameters, buffers, momentum, and a step's."""
+    model = Task.draw(name, 1).model
+    program = compile(model, preset("data", model, (1,)), (0,), batch)
+    held = sum(prod(w.param.shape) * (1 if w.buffer else 2) for w in program.weights)
+    return (4 * held + step_peak(program, (0,), 4).bytes) / 1e6
 
 
 def train(side: str, task: Task, backend: str, threads: int) -> None:
@@ -61,22 +76,34 @@ def main(comm: MPI.Intracomm) -> None:
     sides = ("mpicnn", *(options.variants if options.peer else ()))
     about = machine()
     print(versions(about))
-    print(line("network", ["batch", *(f"{side}, MB" for side in sides), "ratio"]), flush=True)
+    heads = ["batch", *(f"{side}, MB" for side in sides), "ratio", "arrays, MB", "forecast, MB"]
+    print(line("network", heads), flush=True)
     rows = []
     for name in options.models.split(","):
-        found = {}
+        found, arrays = {}, 0.0
         for side in sides:
             # An MPI that is started in a child must not think that it is this process.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 asked = side, name, options.batch, options.backend, options.threads
-                found[side] = pool.submit(peak_mb, *asked).result()
+                found[side], taken = pool.submit(peaks_mb, *asked).result()
+            arrays = taken if side == "mpicnn" else arrays
         least = min((mb for side, mb in found.items() if side != "mpicnn"), default=float("nan"))
         ratio = found["mpicnn"] / least
-        cells = [options.batch, *(f"{mb:.1f}" for mb in found.values()), f"{ratio:.2f}"]
+        forecast = forecast_mb(name, options.batch)
+        mb = [f"{mb:.1f}" for mb in (*found.values(), arrays, forecast)]
+        cells = [options.batch, *mb[:-2], f"{ratio:.2f}", *mb[-2:]]
         print(line(name, cells), flush=True)
         rows += [
-            {"network": name, "batch": options.batch, "side": side, "peak_mb": f"{mb:.1f}", **about}
-            for side, mb in found.items()
+            {
+                "network": name,
+                "batch": options.batch,
+                "side": side,
+                "peak_mb": f"{peak:.1f}",
+                "arrays_mb": f"{arrays:.1f}" if side == "mpicnn" else "",
+                "forecast_mb": f"{forecast:.1f}" if side == "mpicnn" else "",
+                **about,
+            }
+            for side, peak in found.items()
         ]
     if options.out:
         save(rows, options.out)
