@@ -64,11 +64,11 @@ def machine() -> dict[str, str]:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "python": platform.python___version__,
+        "python": platform.python_version(),
         "numpy": np.__version__,
         "mpicnn": __version__,
         "torch": metadata.version("torch") if find_spec("torch") else "",
-        "mpi": " ".join(MPI.Get_library___version__.split("\n")[0].strip("\0").split()),
+        "mpi": " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split()),
     }
 
 
