@@ -75,9 +75,8 @@ def main(comm: MPI.Intracomm) -> None:
     options = parser.parse_args()
     sides = ("mpicnn", *(options.variants if options.peer else ()))
     about = machine()
-    print(versions(about))
-    heads = ["batch", *(f"{side}, MB" for side in sides), "ratio", "arrays, MB", "forecast, MB"]
-    print(line("network", heads), flush=True)
+    print(f"MB at the peak; {versions(about)}")
+    print(line("network", ["batch", *sides, "ratio", "arrays", "forecast"]), flush=True)
     rows = []
     for name in options.models.split(","):
         found, arrays = {}, 0.0
