@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -31,6 +31,27 @@ def listed(values: Iterable[str]) -> str:
 def one_of(values: Sequence[str]) -> str:
     """Return "a, b or c"."""
     return f"{', '.join(values[:-1])} or {values[-1]}"
+
+
+def spans(names: Collection[str], order: Sequence[str], most: int = 6) -> str:
+    """Return names that are some of `order`, in that order, those in a row as "a … d (4)".
+
+    Of more than `most` such parts the first are told, and how many names are left.
+    """
+    rows: list[list[str]] = [[]]
+    for name in order:
+        if name in names:
+            rows[-1].append(name)
+        elif rows[-1]:
+            rows.append([])
+    parts: list[tuple[str, int]] = []
+    for row in filter(None, rows):
+        long = len(row) > 3
+        parts += [(f"{row[0]} … {row[-1]} ({len(row)})", len(row))] if long else []
+        parts += [] if long else [(name, 1) for name in row]
+    text = ", ".join(part for part, _ in parts[:most])
+    left = sum(count for _, count in parts[most:])
+    return f"{text} and {left} more" if left else text
 
 
 def align(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

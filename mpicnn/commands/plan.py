@@ -27,6 +27,7 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     settings = read_settings(comm, PlanSettings, argv)
     shape, classes = agree(comm, subject, settings)
     model = agree(comm, models.load, settings.model, shape, classes)
+    model = agree(comm, models.freeze, model, settings.freeze)
     ranks = settings.ranks or comm.size
     if settings.shares == "measured":
         if ranks != comm.size:

@@ -113,7 +113,7 @@ def _check_stages(model: Model, plan: Plan) -> None:
         parted[f"scheme ({plan.scheme})"] = model.fc_start, "scheme a"
     for what, (start, remedy) in parted.items():
         for (name, layer), shape in list(zip(model.layers, model.fed, strict=True))[start:]:
-            if any(layer.batch_sums(shape)):
+            if name not in model.frozen and any(layer.batch_sums(shape)):
                 raise UserError(
                     f"plan: layer {name} normalises over the whole batch, which {what} would cut "
                     f"up; use {remedy}"

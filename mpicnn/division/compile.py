@@ -93,7 +93,7 @@ class _Builder:
         self.network.use = {
             name: self.network.slot() if weights[name].fetch else self.homes[name] for name in own
         }
-        self.network.grads = {name: self.network.slot() for name in own if not weights[name].buffer}
+        self.network.grads = {name: self.network.slot() for name in own if weights[name].learns}
         self.sends: list[Wait] = []
 
     def _weights(self) -> dict[str, WeightLayout]:

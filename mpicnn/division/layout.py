@@ -85,7 +85,7 @@ class Site:
         """Return where a parameter or buffer lives and is used, and its routes in between.
 
         `x` and `y` are the layouts of the layer's input and output: a weight is divided as the
-        channels are that it belongs to.
+        channels are that it belongs to. What no gradient changes lives where it is used.
         """
         vector = len(param.shape) == 1
         held: list[Placement] = []
@@ -102,10 +102,11 @@ class Site:
             for layout in (held, use):
                 extent = self._left(param.shape, layout)
                 layout.append(self._hold(row, axis, vector, extent, channels))
-        home = self._home(param.shape, tuple(held), division.home, buffer)
+        stays = buffer or division.frozen
+        home = tuple(held) if stays else self._home(param.shape, tuple(held), division.home)
         fetch = self.route(param.shape, home, tuple(use))
         bring = self.route(param.shape, tuple(p.dual for p in use), home)
-        return WeightLayout(full, param, home, tuple(use), fetch, bring, buffer)
+        return WeightLayout(full, param, home, tuple(use), fetch, bring, buffer, division.frozen)
 
     def _hold(
         self, row: Row, axis: int, vector: bool, extent: Shape, channels: Placement
@@ -121,12 +122,12 @@ class Site:
         # nothing is left where an outer axis keeps the layer on its first rank
         return Split(dim, channels.bounds if extent[dim] else (0,) * len(channels.bounds))
 
-    def _home(self, shape: Shape, held: Layout, home: str, buffer: bool) -> Layout:
-        """Return where a weight lives between steps that is computed with as `held`."""
-        if home == "first" and not buffer and self.plan.grid[-1] > 1:
+    def _home(self, shape: Shape, held: Layout, home: str) -> Layout:
+        """Return where a weight that changes lives between steps; it is computed with as `held`."""
+        if home == "first" and self.plan.grid[-1] > 1:
             rows = self._left(shape, held[:-1])[0]
             return (*held[:-1], Split(0, on_first(rows, self.plan.grid[-1])))
-        if self.plan.sync == "sharded" and not buffer:
+        if self.plan.sync == "sharded":
             return self._sharded(shape, held)
         return held
 

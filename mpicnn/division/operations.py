@@ -72,7 +72,8 @@ class Call:
     that are normalised together; `sum_axes` the mesh axes that divide the batch;
     `weights` the full names of the layer's parameters and buffers by their short ones; `idle` marks
     a rank that leaves the layer to another one; `need_dx` says whether a gradient of its inputs is
-    wanted; `joined` a contraction and a ReLU behind it that go forward in one pass.
+    wanted; `joined` a contraction and a ReLU behind it that go forward in one pass; `frozen` a
+    layer that does not learn, and computes as in tests.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Call:
     idle: bool
     need_dx: bool
     joined: bool = False
+    frozen: bool = False
 
     @property
     def fed(self) -> Any:
@@ -100,6 +102,11 @@ class Call:
         """Say whether y may be a view of x."""
         done = self.joined and self.layer.kind != "contraction"  # by the contraction before it
         return done or "y" in self.layer.views
+
+    @property
+    def batch_sums(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the lengths of what is summed over the ranks of a batch, forward and backward."""
+        return ((), ()) if self.frozen else self.layer.batch_sums(self.fed)
 
     @property
     def category(self) -> str:

@@ -32,7 +32,7 @@ class WeightLayout:
     """Describe where a parameter or buffer lives between steps, and how layers compute with it.
 
     `fetch` carries it from `home` to `use`; `bring` carries its gradient, which arrives in the
-    dual of `use`, home.
+    dual of `use`, home. One of a `frozen` layer has none, and lives where it is used.
     """
 
     name: str
@@ -42,11 +42,17 @@ class WeightLayout:
     fetch: tuple[Hop, ...]
     bring: tuple[Hop, ...]
     buffer: bool
+    frozen: bool = False
 
     @property
     def layer(self) -> str:
         """Return the name of the layer that it belongs to."""
         return self.name.rsplit(".", 1)[0]
+
+    @property
+    def learns(self) -> bool:
+        """Say whether gradients change it."""
+        return not (self.buffer or self.frozen)
 
     @property
     def summed(self) -> tuple[int, ...]:

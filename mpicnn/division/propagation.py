@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mpicnn.division.checks import check_form
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 class LayerDivision:
     """Say how a layer is divided: a row and shares for each mesh axis, and its weights' home.
 
-    `follows` marks a layer that takes its input as it lies.
+    `follows` marks a layer that takes its input as it lies, `frozen` one that does not learn.
     """
 
     rows: tuple[Row, ...]
     shares: tuple[Shares, ...]
     home: str = "use"
     follows: bool = False
+    frozen: bool = False
 
     @property
     def split(self) -> str:
@@ -42,7 +43,8 @@ def propagate(model: Model, plan: Plan) -> dict[str, LayerDivision]:
     check_form(model, plan)
     values = [_input(model, plan)]
     for (name, layer), sources in zip(model.layers, model.sources, strict=True):
-        values.append(_divide(name, layer.kind, plan, values[sources[0]]))
+        found = _divide(name, layer.kind, plan, values[sources[0]])
+        values.append(replace(found, frozen=name in model.frozen))
     loss = _divide(LOSS, LOSS_KIND, plan, values[-1])
     names = (INPUT, *(name for name, _ in model.layers), LOSS)
     return dict(zip(names, (*values, loss), strict=True))

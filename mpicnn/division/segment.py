@@ -257,6 +257,7 @@ class Segment:
             ),
             need_dx=any(self.model.learns[value] for value in self.model.sources[index]),
             joined=self._joined(index),
+            frozen=self.network.divisions[name].frozen,
         )
 
     def _joined(self, index: int) -> bool:

@@ -26,12 +26,13 @@ def cut(model: Model, depth: int) -> tuple[str, ...]:
     """
     work = [0.0]
     starts = []
-    for at, ((_, layer), shape) in enumerate(zip(model.layers, model.fed, strict=True)):
+    for at, ((name, layer), shape) in enumerate(zip(model.layers, model.fed, strict=True)):
         if layer.kind == "contraction":
             starts.append(at)
         once = whole_layer_work(layer, shape)
         items = once.activations + once.weights
-        work.append(once.flops(3) + FLOP_PER_ITEM * items)
+        products = 3 - (name in model.frozen) if model.learns[at + 1] else 1
+        work.append(once.flops(products) + FLOP_PER_ITEM * items)
     before = list(accumulate(work))
     if depth > max(1, len(starts)):
         raise UserError(

@@ -96,7 +96,7 @@ def _collectives(program: Program) -> Iterator[tuple[int, object]]:
                 yield from ((axis, _Bucket(op.names)) for axis in op.axes)
             case Forward() | Backward() if not op.call.idle:
                 call = op.call
-                lengths = call.layer.batch_sums(call.fed)[isinstance(op, Backward)]
+                lengths = call.batch_sums[isinstance(op, Backward)]
                 if lengths and (isinstance(op, Forward) or call.need_dx):
                     yield from ((a, _BatchSum(call.name, a, lengths)) for a in call.sum_axes)
 

@@ -124,16 +124,17 @@ class _Counter:
 
     def _backward(self, call: Call) -> Work:
         once = self._once(call)
-        work = Work(bytes_touched=(once.activations + 2 * once.weights) * self.itemsize)
+        weights = (2 - call.frozen) * once.weights
+        work = Work(bytes_touched=(once.activations + weights) * self.itemsize)
         if call.idle:
             return work
-        work += Work(flops=once.flops(1 + call.need_dx))
+        work += Work(flops=once.flops((not call.frozen) + call.need_dx))
         return work + self._sums(call, 1) if call.need_dx else work
 
     def _sums(self, call: Call, way: int) -> Work:
         """Return what the layer sums over the batch on the way forward (0) or back (1)."""
         work = Work()
-        for length in call.layer.batch_sums(call.fed)[way]:
+        for length in call.batch_sums[way]:
             for axis in call.sum_axes:
                 work += self._sum(length * _FLOAT64, self.grid[axis])
         return work

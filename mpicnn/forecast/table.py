@@ -63,10 +63,19 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
         title += f", {plan.micro_batches} micro-batches"
     if plan.stages:
         title += f" ({plan.order})"
+    if model.frozen:
+        title += f", {frozen_text(model)} frozen"
     left = 4 if plan.stages else 3
     return "\n".join(
         [title, "", *_table(rows, left), "", *_table(_rank_rows(costs, programs, itemsize), 1)]
     )
+
+
+def frozen_text(model: Model) -> str:
+    """Return how many of a network's parameters are frozen, as "416 of 117,066 parameters"."""
+    specs = model.param_specs()
+    whole, learnt = (sum(prod(p.shape) for p in s.values()) for s in (specs, model.learnt(specs)))
+    return f"{whole - learnt:,} of {whole:,} parameters"
 
 
 def _layer_rows(

@@ -60,7 +60,9 @@ class Context:
     a layer sees other ranks. Under `joined` a contraction does the forward pass of the ReLU behind
     it too, and that ReLU none. `over` names the arrays that nobody else reads any more, so that a
     layer may write its results over them: "x" (the first of several) in the forward pass, "dy" and
-    "made" in the backward pass.
+    "made" in the backward pass. `need_dx` and `need_dw` say which
+    gradients are wanted: those of the input, those of the parameters. A frozen layer is never under
+    `train`.
     """
 
     train: bool
@@ -71,6 +73,7 @@ class Context:
     positions: NDArray[np.int64]
     channels: tuple[int, int]
     need_dx: bool = True
+    need_dw: bool = True
     batch_sum: Callable[[Array], Array] = field(default=whole_batch)
     sums: Mapping[str, Array] = field(default_factory=dict)
     joined: bool = False
@@ -143,6 +146,7 @@ class Layer:
     ) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (None where `ctx.need_dx` is false) and the local parameter gradients.
 
-        The gradients are of the *sum* over the local examples: whoever calls brings them home.
+        Those need not be made where `ctx.need_dw` is false. The gradients are of the *sum* over the
+        local examples: whoever calls brings them home.
         """
         raise NotImplementedError

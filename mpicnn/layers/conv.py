@@ -87,13 +87,15 @@ class Conv(Layer):
     ) -> tuple[Array | None, dict[str, Array]]:
         x, w = tape.x, p["w"]
         segments = list(self._segments(x, w, ctx))
-        dws = [
-            ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, self._window.grouped(groups))
-            for o, c, groups in segments
-        ]
-        grads = {"w": dws[0] if len(dws) == 1 else ops.xp.concatenate(dws)}
-        if "b" in p:
-            grads["b"] = ops.bias_grad(dy)
+        grads = {}
+        if ctx.need_dw:
+            dws = [
+                ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, self._window.grouped(groups))
+                for o, c, groups in segments
+            ]
+            grads["w"] = dws[0] if len(dws) == 1 else ops.xp.concatenate(dws)
+            if "b" in p:
+                grads["b"] = ops.bias_grad(dy)
         if not ctx.need_dx:
             return None, grads
         if len(segments) == 1 and segments[0][1] == slice(0, x.shape[1]):

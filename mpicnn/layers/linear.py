@@ -55,7 +55,9 @@ class Linear(Layer):
     def backward(
         self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        grads = {"w": ops.linear_dw(tape.x, dy, ctx.sums.get("w"))}
-        if "b" in p:
-            grads["b"] = ops.bias_grad(dy)
+        grads = {}
+        if ctx.need_dw:
+            grads["w"] = ops.linear_dw(tape.x, dy, ctx.sums.get("w"))
+            if "b" in p:
+                grads["b"] = ops.bias_grad(dy)
         return ops.linear_dx(dy, p["w"]) if ctx.need_dx else None, grads

@@ -175,9 +175,11 @@ class BatchNorm(Layer):
         self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         centred, inverse, off = tape.made
-        dbeta = ops.channel_sums(dy)
-        dgamma = (ops.channel_sums(dy, centred) - off * dbeta) * inverse
-        grads = {"gamma": dgamma, "beta": dbeta}
+        grads = {}
+        if ctx.need_dw or ctx.train:
+            dbeta = ops.channel_sums(dy)
+            dgamma = (ops.channel_sums(dy, centred) - off * dbeta) * inverse
+            grads = {"gamma": dgamma, "beta": dbeta}
         if not ctx.need_dx:
             return None, grads
         scale = p["gamma"] * inverse
@@ -264,7 +266,7 @@ class GroupNorm(Layer):
     ) -> tuple[Array | None, dict[str, Array]]:
         centred, inverse = tape.made
         dgamma, dbeta = ops.plane_sums(dy, centred) * inverse, ops.plane_sums(dy)
-        grads = {"gamma": dgamma.sum(axis=0), "beta": dbeta.sum(axis=0)}
+        grads = {"gamma": dgamma.sum(axis=0), "beta": dbeta.sum(axis=0)} if ctx.need_dw else {}
         if not ctx.need_dx:
             return None, grads
         # a group's mean and variance depend on x as well

@@ -8,6 +8,7 @@ from pathlib import Path
 from mpicnn.errors import UserError
 from mpicnn.models.entry import Node
 from mpicnn.models.files import python_layers, toml_layers
+from mpicnn.models.freezing import freeze
 from mpicnn.models.model import Model
 from mpicnn.models.zoo import ZOO
 
@@ -51,4 +52,4 @@ def load(name_or_path: str | Path, input_shape: Iterable[int], classes: int) -> 
     return model
 
 
-__all__ = ["NAMES", "Model", "load"]
+__all__ = ["NAMES", "Model", "freeze", "load"]

@@ -35,7 +35,8 @@ class Model:
     `layers` are given as (name, layer), which reads the layer before it, or (name, layer, inputs)
     with the names of the earlier layers that it reads, "input" for the images. The last one gives
     the logits; the loss is not one of the layers. A network's values are numbered: 0 is the images,
-    i + 1 what layer i gives.
+    i + 1 what layer i gives. `frozen` names the layers whose weights never change
+    (`mpicnn.models.freezing`).
     Raises UserError if a layer does not fit what it is fed or reads what is not there, if nothing
     reads a layer, if two share a name, or if the last does not give one number per class.
     """
@@ -43,6 +44,7 @@ class Model:
     name: str
     input_shape: Shape
     layers: tuple[Any, ...]
+    frozen: frozenset[str] = frozenset()
     sources: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -193,10 +195,12 @@ class Model:
 
     @cached_property
     def learns(self) -> tuple[bool, ...]:
-        """Say of every value whether weights stand before it, so that its gradient is wanted."""
+        """Say of every value whether weights that learn stand before it, so that its gradient is
+        wanted."""
         found = [False]
-        for (_, layer), values, shape in zip(self.layers, self.sources, self.fed, strict=True):
-            found.append(bool(layer.params(shape)) or any(found[value] for value in values))
+        for (name, layer), values, shape in zip(self.layers, self.sources, self.fed, strict=True):
+            own = name not in self.frozen and bool(layer.params(shape))
+            found.append(own or any(found[value] for value in values))
         return tuple(found)
 
     def param_specs(self) -> dict[str, Param]:
@@ -214,6 +218,26 @@ class Model:
             for (name, layer), shape in zip(self.layers, self.fed, strict=True)
             for key, buffer in self._ask(name, layer.buffers, shape).items()
         }
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """Return the names of the layers with parameters or buffers, in order."""
+        specs = self.param_specs() | self.buffer_specs()
+        kept = {full.rsplit(".", 1)[0] for full in specs}
+        return tuple(name for name, _ in self.layers if name in kept)
+
+    def learnt(self, specs: Mapping[str, Param]) -> dict[str, Param]:
+        """Return those of some parameters or buffers, by full name, that no frozen layer has."""
+        return {n: spec for n, spec in specs.items() if n.rsplit(".", 1)[0] not in self.frozen}
+
+    @property
+    def nodes(self) -> tuple[tuple[str, Layer, tuple[str, ...]], ...]:
+        """Return the layers as they can be given: name, layer, and the names of what it reads."""
+        names = (IMAGES, *(name for name, _ in self.layers))
+        return tuple(
+            (name, layer, tuple(names[value] for value in values))
+            for (name, layer), values in zip(self.layers, self.sources, strict=True)
+        )
 
     def describe(self) -> list[dict[str, Any]]:
         """Return name, type and settings of every layer as plain data, equal to its JSON."""

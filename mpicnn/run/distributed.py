@@ -64,7 +64,8 @@ class DistributedModel:
         self.executor = Executor(self.mesh, self.ops, self.seed, self.activity, self.loss)
         self.program = lru_cache(maxsize=8)(self._compile)
         self.weights = agree(self.mesh.world.comm, self.program, 1).weights
-        text = f"{self.model.describe()} {self.plan} {self.precision} {self.seed} {np.__version__}"
+        network = f"{self.model.describe()} {sorted(self.model.frozen)}"
+        text = f"{network} {self.plan} {self.precision} {self.seed} {np.__version__}"
         same(self.mesh.world.comm, "network, plan or NumPy version", text.encode())
 
     @property
@@ -124,9 +125,10 @@ def outline(model: Model, dtype: np.dtype[Any], kept: Sequence[str]) -> Outline:
     `kept` are the sections of the optimiser's state.
     """
     params, buffers = model.param_specs(), model.buffer_specs()
-    sections = {"params": params, **dict.fromkeys(kept, params), "buffers": buffers}
+    learnt = model.learnt(params)
+    sections = {"params": params, **dict.fromkeys(kept, learnt), "buffers": buffers}
     if "ema" in sections:
-        sections["ema"] = params | buffers
+        sections["ema"] = learnt | model.learnt(buffers)
     return {
         f"{section}/{name}": (spec.shape, dtype)
         for section, specs in sections.items()

@@ -10,11 +10,12 @@ import numpy as np
 
 from mpicnn import __version__
 from mpicnn.devices.ranks import gather_ranks
+from mpicnn.forecast.table import frozen_text
 from mpicnn.job.environment import environment
 from mpicnn.job.launcher import command
 from mpicnn.run.summary import Memory, Opening, RunSummary, TimeSplit, startup
 from mpicnn.step.timing import CATEGORIES
-from mpicnn.text import counted
+from mpicnn.text import counted, spans
 
 if TYPE_CHECKING:
     from mpicnn.division.plan import Plan
@@ -59,6 +60,7 @@ def first_lines(trainer: Trainer, directory: Path) -> str:
         f"{describe(distributed.plan)}, {trainer.steps} steps of batch {trainer.settings.batch}",
         f"{directory}{went_on}",
         sorted(notes),
+        f"{frozen_text(model)}: {spans(model.frozen, model.weighted)}" if model.frozen else "",
     )
     return startup(opening)
 

@@ -21,7 +21,7 @@ from mpicnn.errors import UserError
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
 from mpicnn.job.output import say
-from mpicnn.models import Model
+from mpicnn.models import Model, freeze
 from mpicnn.ops.interface import Array
 from mpicnn.precision import dtype_of
 from mpicnn.run.directory import CHECKPOINTS
@@ -112,7 +112,7 @@ def load_trained(
     settings = agree(comm, check_meta, meta, path)
     # a run's rounded products are not needed to use what it learnt, and not every device has them
     precision = dtype_of(settings.precision).name
-    model = agree(comm, described, meta, path)
+    model = agree(comm, described, meta, path, settings.freeze)
     # Before anything is made of a size that the file does not have.
     kept = kept_by(settings.optimiser, settings.ema)
     from_root(comm, lambda: compare(path, outline(model, dtype_of(precision), kept))[0])
@@ -131,10 +131,14 @@ def load_trained(
     return TrainedModel(distributed, state.tested, settings, meta, path)
 
 
-def described(meta: dict[str, Any], path: Path) -> Model:
-    """Return the network that a checkpoint describes. Raises UserError where it describes none."""
+def described(meta: dict[str, Any], path: Path, frozen: str = "") -> Model:
+    """Return the network that a checkpoint describes, of which a part may be `frozen` (patterns).
+
+    Raises UserError where it describes none.
+    """
     try:
         model = Model.from_description(meta["name"], meta["input_shape"], meta["model"])
+        model = freeze(model, frozen)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if model.classes != len(meta["classes"]):

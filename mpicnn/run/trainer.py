@@ -74,7 +74,7 @@ class Trainer:
         """Return what updates the parameters, those of the head at a rate of their own."""
         model, weights = self.distributed.model, self.distributed.weights
         head = tuple(f"{name}." for name, _ in model.layers[model.fc_start :])
-        specs = {w.name: w.param for w in weights if not w.buffer}
+        specs = {w.name: w.param for w in weights if w.learns}
         return Optimiser(
             self.distributed.ops,
             self.state,
@@ -84,7 +84,7 @@ class Trainer:
             frozenset(name for name in specs if name.startswith(head)),
             self.settings.fc_rate,
             self.settings.fc_update == "round",
-            Norms.of(model.param_specs(), weights, self.distributed.mesh.coords),
+            Norms.of(model.learnt(model.param_specs()), weights, self.distributed.mesh.coords),
         )
 
     def restore(self) -> None:

@@ -23,6 +23,7 @@ from mpicnn.job.agreement import agree, from_root, same
 from mpicnn.job.environment import environment
 from mpicnn.job.signals import Signals
 from mpicnn.job.watchdog import Limits, Watchdog
+from mpicnn.models import freeze
 from mpicnn.run.callback import Callback, NoCallback
 from mpicnn.run.directory import CHECKPOINTS, CONFIG, LOG, METRICS, PLAN, open_run, write_text
 from mpicnn.run.distributed import DistributedModel
@@ -117,6 +118,7 @@ def open_distributed(
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
     loss = agree(comm, training_loss, settings, data)
     model = agree(comm, network, settings, shape, len(data.classes), saved)
+    model = agree(comm, freeze, model, settings.freeze)
     if saved:
         from_root(comm, check_arrays, settings, model)
     batch = min(settings.batch, len(data.split("train")))

@@ -68,6 +68,15 @@ def stages_text(value: object) -> str:
     return ",".join(names)
 
 
+def patterns_text(value: object) -> str:
+    """Return patterns of layer names joined by commas, as text; "" for none."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    patterns = [part.strip() for part in text.split(",")]
+    if text and not all(re.fullmatch(r"[]A-Za-z0-9_*?[!-]+", part) for part in patterns):
+        raise ValueError("names of layers, or patterns like conv*,bn1")
+    return ",".join(patterns)
+
+
 def devices_text(value: object) -> str:
     """Return the device of every rank of a host, joined by commas, as text."""
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -25,6 +25,7 @@ from mpicnn.settings.groups import (
     DataChoice,
     DeviceChoice,
     Evaluation,
+    Frozen,
     ModelChoice,
     PlanChoice,
     Precision,
@@ -68,7 +69,9 @@ class PredictSettings(Checkpoint, Predicted, Answered, Evaluation, DeviceChoice)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanSettings(ModelChoice, DataChoice, Planned, Batch, Precision, PlanChoice, DeviceChoice):
+class PlanSettings(
+    ModelChoice, DataChoice, Frozen, Planned, Batch, Precision, PlanChoice, DeviceChoice,
+):  # fmt: skip
     """Hold the settings of planning. It takes a training run's file and skips the rest of it."""
 
     purpose = "Show how a plan divides a network over ranks, and what a training step then costs."

@@ -22,6 +22,7 @@ from mpicnn.settings.groups import (
     DeviceChoice,
     Display,
     Evaluation,
+    Frozen,
     Length,
     ModelChoice,
     PlanChoice,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(
-    ModelChoice, DataChoice, RunDirectory, Length, Batch, OptimiserChoice, LossChoice, Precision,
-    Augmentation, Evaluation, Choosing, PlanChoice, DeviceChoice, Display,
+    ModelChoice, DataChoice, Frozen, RunDirectory, Length, Batch, OptimiserChoice, LossChoice,
+    Precision, Augmentation, Evaluation, Choosing, PlanChoice, DeviceChoice, Display,
 ):  # fmt: skip
     """Hold the settings of a training run. Raises UserError where two do not fit together."""
 

@@ -14,6 +14,7 @@ from mpicnn.settings.checks import (
     extents,
     fractions,
     path,
+    patterns_text,
     ratios,
     shares_text,
     stages_text,
@@ -41,6 +42,18 @@ class DataChoice(Options):
     data: str = option(
         "embedded", "image file FILE.h5, or embedded: the small set in the package", "DATA",
         check=path, names_file=lambda value: value not in ("", "embedded"),
+    )  # fmt: skip
+
+
+@group
+class Frozen(Options):
+    """Say which weights do not change."""
+
+    heading = "model and data"
+    fixed = True
+    freeze: str = option(
+        "", "layers that do not learn: names or patterns of names, like conv*,bn1", "PATTERN,…",
+        unset="none", check=patterns_text,
     )  # fmt: skip
 
 

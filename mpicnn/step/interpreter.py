@@ -254,7 +254,7 @@ class Interpreter:
 
     def _context(self, call: Call, *over: str) -> Context:
         return Context(
-            train=self.batch.train,
+            train=self.batch.train and not call.frozen,
             step=self.batch.step,
             seed=self.seed,
             layer=call.index,
@@ -262,6 +262,7 @@ class Interpreter:
             positions=call.positions,
             channels=call.channels,
             need_dx=call.need_dx,
+            need_dw=not call.frozen,
             batch_sum=lambda partial: self._batch_sum(call, partial),
             joined=call.joined,
             over=frozenset(over),

@@ -36,7 +36,7 @@ class State:
 
     `velocity` is the momentum of gradients, `moment1` and `moment2` are the means of gradients and
     of their squares, `ema` is the running mean of parameters and buffers. What a run does not keep
-    is empty.
+    is empty, and nothing is kept of frozen layers beside their parameters and buffers.
     """
 
     params: Arrays = field(default_factory=dict)
@@ -56,7 +56,9 @@ class State:
         """Return the parameters and buffers to answer with: the running mean where one is kept."""
         if not self.ema:
             return self
-        params, buffers = ({n: self.ema[n] for n in part} for part in (self.params, self.buffers))
+        params, buffers = (
+            {n: self.ema.get(n, w) for n, w in part.items()} for part in (self.params, self.buffers)
+        )
         return State(params, buffers=buffers)
 
 
@@ -80,7 +82,7 @@ def initial_state(
             state.buffers[weight.name] = value
         else:
             state.params[weight.name] = value
-        for section in kept:
+        for section in () if weight.frozen else kept:
             if section == "ema":
                 state.ema[weight.name] = value.copy()
             elif not weight.buffer:
