@@ -5,7 +5,15 @@ What is inside, and how to read it without this package: docs/checkpoint-format.
 """
 
 from mpicnn.checkpoint.blocks import Tensor
-from mpicnn.checkpoint.file import Outline, compare, read_meta, read_tensors, verify
+from mpicnn.checkpoint.file import (
+    Outline,
+    compare,
+    fill,
+    read_meta,
+    read_outline,
+    read_tensors,
+    verify,
+)
 from mpicnn.checkpoint.store import Checkpoints
 
 __all__ = [
@@ -13,7 +21,9 @@ __all__ = [
     "Outline",
     "Tensor",
     "compare",
+    "fill",
     "read_meta",
+    "read_outline",
     "read_tensors",
     "verify",
 ]

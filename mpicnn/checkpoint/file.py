@@ -68,6 +68,16 @@ def read_meta(path: Path) -> dict[str, Any]:
         return contents.meta
 
 
+def read_outline(path: Path) -> tuple[str, dict[str, Any], Outline]:
+    """Return a checkpoint's digest, its meta data, and shape and type of every array.
+
+    Raises UserError where it is damaged; the numbers themselves are not read.
+    """
+    with _opened(path) as contents:
+        arrays = {name: (d.shape, d.dtype) for name, d in contents.datasets.items()}
+        return contents.digest, contents.meta, arrays
+
+
 def read_tensors(path: Path, sections: Collection[str] | None = None) -> dict[str, Array]:
     """Return the whole tensors by name ("section/name"), of all or the given sections.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpicnn.checkpoint import Checkpoints, Outline, Tensor
+from mpicnn.checkpoint import Checkpoints, Outline, Tensor, fill
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.pending import ProgressMode
 from mpicnn.devices.choice import Device
@@ -96,6 +96,24 @@ class DistributedModel:
             for name, array in part.items():
                 array[...] = self.ops.upload(tensors[f"{section}/{name}"].array)
         return meta
+
+    def take(self, state: State, path: Path, digest: str, sources: Mapping[str, str]) -> None:
+        """Fill parameters and buffers, by name, with the arrays `sources` of another checkpoint.
+
+        The running mean begins with them too. They have the shapes of those here, of any type of
+        number. Collective. Raises UserError on all ranks where the file has not this digest.
+        """
+        tensors = self.tensors(state)
+        buffers = self.model.buffer_specs()
+        found = {
+            source: tensors[f"{'buffers' if name in buffers else 'params'}/{name}"]
+            for name, source in sources.items()
+        }
+        agree(self.mesh.world.comm, fill, path, digest, found)
+        for name, source in sources.items():
+            for part in (state.params, state.buffers, state.ema):
+                if name in part:
+                    part[name][...] = self.ops.upload(found[source].array)
 
     def tensors(self, state: State) -> dict[str, Tensor]:
         """Return the state as blocks of global arrays in host memory, for checkpoints.

@@ -10,6 +10,7 @@ import numpy as np
 
 from mpicnn import __version__
 from mpicnn.devices.ranks import gather_ranks
+from mpicnn.errors import printable
 from mpicnn.forecast.table import frozen_text
 from mpicnn.job.environment import environment
 from mpicnn.job.launcher import command
@@ -19,6 +20,7 @@ from mpicnn.text import counted, spans
 
 if TYPE_CHECKING:
     from mpicnn.division.plan import Plan
+    from mpicnn.run.starting import Start
     from mpicnn.run.trainer import Trainer
 
 
@@ -28,8 +30,11 @@ BIASED = (
 )
 
 
-def first_lines(trainer: Trainer, directory: Path) -> str:
-    """Return the lines that open a run: who computes what with what. Collective."""
+def first_lines(trainer: Trainer, directory: Path, start: Start | None = None) -> str:
+    """Return the lines that open a run: who computes what with what. Collective.
+
+    `start` says with which weights, None: with fresh ones, or as the run goes on.
+    """
     distributed, data = trainer.distributed, trainer.data
     mesh, model = distributed.mesh, distributed.model
     device = distributed.device
@@ -50,6 +55,11 @@ def first_lines(trainer: Trainer, directory: Path) -> str:
                 f"ema {ema:g} is a mean over some {span} steps, but the run has {trainer.steps}: "
                 "tests see much of the initial weights; a lower one forgets them sooner"
             )
+    more = list(start.rows) if start else []
+    if model.frozen:
+        more.append(("frozen", f"{frozen_text(model)}: {spans(model.frozen, model.weighted)}"))
+    if start:
+        notes.update(map(printable, start.notes))
     opening = Opening(
         __version__,
         gather_ranks(mesh, device),
@@ -60,7 +70,7 @@ def first_lines(trainer: Trainer, directory: Path) -> str:
         f"{describe(distributed.plan)}, {trainer.steps} steps of batch {trainer.settings.batch}",
         f"{directory}{went_on}",
         sorted(notes),
-        f"{frozen_text(model)}: {spans(model.frozen, model.weighted)}" if model.frozen else "",
+        more,
     )
     return startup(opening)
 

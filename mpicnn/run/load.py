@@ -107,7 +107,7 @@ def load_trained(
     is taken where it was made for as many ranks, and division of the batch elsewhere. Raises
     UserError where there is nothing valid to load.
     """
-    path = Path(from_root(comm, _find, Path(run), checkpoint))
+    path = Path(from_root(comm, find_checkpoint, Path(run), checkpoint))
     meta = json.loads(from_root(comm, lambda: json.dumps(read_meta(path))))
     settings = agree(comm, check_meta, meta, path)
     # a run's rounded products are not needed to use what it learnt, and not every device has them
@@ -148,7 +148,7 @@ def described(meta: dict[str, Any], path: Path, frozen: str = "") -> Model:
     return model
 
 
-def _find(path: Path, which: str) -> str:
+def find_checkpoint(path: Path, which: str) -> str:
     """Return the checkpoint file meant by `path`, and in a directory by `which`."""
     if os.path.isfile(path):
         if which != "auto":

@@ -50,7 +50,7 @@ def _compared(settings: Settings) -> str:
     path = Path(settings.run_dir)
     meta = saved_meta(path)
     before = Settings.from_json(meta["settings"]) if meta else config_settings(path)
-    if changed := differences(before or settings, settings):
+    if changed := differences(before or settings.absolute(), settings.absolute()):
         raise UserError(
             f"run directory {path}: the run cannot go on with other settings ({'; '.join(changed)})"
             f"; give those it began with (without {CONFIG} its checkpoint's are taken), or another "

@@ -34,7 +34,7 @@ class Opening:
     plan: str
     run_dir: str
     notes: Sequence[str] = ()
-    frozen: str = ""
+    more: Sequence[tuple[str, str]] = ()
 
 
 def startup(run: Opening) -> str:
@@ -46,7 +46,7 @@ def startup(run: Opening) -> str:
         ("data", run.data),
         ("plan", run.plan),
         ("run", run.run_dir),
-        *((("frozen", run.frozen),) if run.frozen else ()),
+        *run.more,
     ):
         lines.append(f"  {name:<6} {printable(value)}")
     lines += [f"note: {note}" for note in run.notes]

@@ -23,7 +23,7 @@ from mpicnn.job.agreement import agree, from_root, same
 from mpicnn.job.environment import environment
 from mpicnn.job.signals import Signals
 from mpicnn.job.watchdog import Limits, Watchdog
-from mpicnn.models import freeze
+from mpicnn.models import Model, freeze
 from mpicnn.run.callback import Callback, NoCallback
 from mpicnn.run.directory import CHECKPOINTS, CONFIG, LOG, METRICS, PLAN, open_run, write_text
 from mpicnn.run.distributed import DistributedModel
@@ -43,6 +43,7 @@ from mpicnn.run.resuming import (
     saved_run,
 )
 from mpicnn.run.setup import make_plan, progress_of, training_loss
+from mpicnn.run.starting import starting
 from mpicnn.run.summary import summary
 from mpicnn.run.testing import Score
 from mpicnn.run.trainer import Trainer
@@ -85,9 +86,12 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
         verify_sample(comm, data)
         if saved:
             check_data(comm, data, saved)
+        model = open_model(comm, settings, data, saved)
+        fresh = saved is None and settings.init
+        start = starting(comm, settings.init, model, data.classes) if fresh else None
         measuring = settings.shares == "measured"
         with signals.at_once("while speeds were measured") if measuring else nullcontext():
-            distributed = open_distributed(comm, settings, data, activity, saved)
+            distributed = open_distributed(comm, settings, data, model, activity)
         directory = Path(from_root(comm, lambda: str(open_run(settings))))
         lock = nullcontext() if comm.rank else RunLock(directory, environment())
         agree(comm, stack.enter_context, lock)
@@ -98,29 +102,33 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
         trainer.tracing = tracing
         if settings.resume:
             trainer.restore()
+        if start:
+            distributed.take(trainer.state, Path(start.path), start.digest, start.sources)
         from_root(comm, note, trainer, directory)
-        finished = watch(trainer, directory, signals)
+        opening = first_lines(trainer, directory, start)
+        finished = watch(trainer, directory, opening, signals)
         score = trainer.tested.score if trainer.tested else None
         return Trained(directory, trainer.step, score, finished)
 
 
-def open_distributed(
-    comm: MPI.Intracomm,
-    settings: Settings,
-    data: Dataset,
-    activity: Activity,
-    saved: Meta | None = None,
-) -> DistributedModel:
-    """Divide the network over the ranks as the settings say. Collective.
+def open_model(comm: MPI.Intracomm, settings: Settings, data: Dataset, saved: Meta | None) -> Model:
+    """Return the network to train; `saved` are the meta data of the run to go on with. Collective.
 
-    `activity` follows it; `saved` are the meta data of the run to go on with.
+    Raises UserError on all ranks where there is none that suits.
     """
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
-    loss = agree(comm, training_loss, settings, data)
     model = agree(comm, network, settings, shape, len(data.classes), saved)
     model = agree(comm, freeze, model, settings.freeze)
     if saved:
         from_root(comm, check_arrays, settings, model)
+    return model
+
+
+def open_distributed(
+    comm: MPI.Intracomm, settings: Settings, data: Dataset, model: Model, activity: Activity
+) -> DistributedModel:
+    """Divide the network over the ranks as the settings say; `activity` follows it. Collective."""
+    loss = agree(comm, training_loss, settings, data)
     batch = min(settings.batch, len(data.split("train")))
     activity.begin("devices and plan", waits=True)
     device = choose_device(comm, settings, settings.precision, environment())
@@ -183,10 +191,12 @@ def note(trainer: Trainer, directory: Path) -> None:
     write_text(directory / PLAN, plan_toml(trainer.distributed.plan))
 
 
-def watch(trainer: Trainer, directory: Path, signals: Signals) -> bool:
-    """Run the training and show it on rank 0; return whether it came to its end. Collective."""
+def watch(trainer: Trainer, directory: Path, opening: str, signals: Signals) -> bool:
+    """Run the training and show it on rank 0, behind the lines `opening`. Collective.
+
+    Returns whether it came to its end.
+    """
     begun = trainer.step
-    opening = first_lines(trainer, directory)
     mesh = trainer.distributed.mesh
     output: Output | None = None
     with ExitStack() as outer:

@@ -28,6 +28,7 @@ from mpicnn.settings.groups import (
     PlanChoice,
     Precision,
     RunDirectory,
+    Start,
 )
 from mpicnn.settings.learning import LossChoice, OptimiserChoice
 from mpicnn.settings.option import Options
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(
-    ModelChoice, DataChoice, Frozen, RunDirectory, Length, Batch, OptimiserChoice, LossChoice,
-    Precision, Augmentation, Evaluation, Choosing, PlanChoice, DeviceChoice, Display,
+    ModelChoice, DataChoice, Start, Frozen, RunDirectory, Length, Batch, OptimiserChoice,
+    LossChoice, Precision, Augmentation, Evaluation, Choosing, PlanChoice, DeviceChoice, Display,
 ):  # fmt: skip
     """Hold the settings of a training run. Raises UserError where two do not fit together."""
 

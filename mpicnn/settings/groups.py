@@ -46,6 +46,18 @@ class DataChoice(Options):
 
 
 @group
+class Start(Options):
+    """Say which weights to start with."""
+
+    heading = "model and data"
+    fixed = True
+    init: str = option(
+        "", "start with the weights of an earlier run (its best checkpoint, else its newest), or "
+        "of a checkpoint file", "RUN", unset="fresh weights", check=path, names_file=bool,
+    )  # fmt: skip
+
+
+@group
 class Frozen(Options):
     """Say which weights do not change."""
 
