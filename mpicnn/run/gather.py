@@ -55,7 +55,7 @@ def first_lines(trainer: Trainer, directory: Path, start: Start | None = None) -
                 f"ema {ema:g} is a mean over some {span} steps, but the run has {trainer.steps}: "
                 "tests see much of the initial weights; a lower one forgets them sooner"
             )
-    more = list(start.rows) if start else []
+    more = list(start.rows.items()) if start else []
     if model.frozen:
         more.append(("frozen", f"{frozen_text(model)}: {spans(model.frozen, model.weighted)}"))
     if start:

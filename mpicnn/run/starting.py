@@ -35,13 +35,13 @@ class Start:
     """Hold the checkpoint `path` of this `digest`, and what is taken from it.
 
     `sources` are the arrays to take, as section and name in the file, by their name in the network.
-    `rows` tell what is taken and what is not, as (title, text), `notes` what may not be meant.
+    `rows` tell, by a title, what is taken and what is not, `notes` what may not be meant.
     """
 
     path: str
     digest: str
     sources: dict[str, str]
-    rows: list[tuple[str, str]]
+    rows: dict[str, str]
     notes: list[str]
 
 
@@ -102,13 +102,13 @@ def _choose(init: str, model: Model, classes: tuple[str, ...]) -> str:
     here = _Weights(_by_layer(model.weighted, shapes), specs)
     taken = _taken(path, model, there, here, meta["input_shape"])
     mean = f" (mean of the weights, ema {settings.ema:g})" if settings.ema else ""
-    rows = [("init", f"{path}, step {meta['step']}{mean}"), ("taken", here.told(taken))]
+    rows = {"init": f"{path}, step {meta['step']}{mean}", "taken": here.told(taken)}
     if fresh := shapes.keys() - taken:
         other = [n for n in here.shapes if n in fresh and n in there.shapes]
         was = f" ({_text(there.shapes[other[0]])} in the file)" if other else ""
-        rows.append(("new", f"{here.told(fresh)}{was}"))
+        rows["new"] = f"{here.told(fresh)}{was}"
     if left := there.shapes.keys() - shapes.keys():
-        rows.append(("left", there.told(left)))
+        rows["left"] = there.told(left)
     notes = _notes(model, taken, tuple(meta["classes"]), classes)
     found = {name: sources[name] for name in here.shapes if name in taken}
     return json.dumps(asdict(Start(os.fspath(path), digest, found, rows, notes)))
