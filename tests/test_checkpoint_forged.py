@@ -75,7 +75,9 @@ FORGED: dict[str, tuple[Callable[[Meta, dict[str, Any]], Any], str]] = {
     "settings without an end": (entry("settings", "[" * 10**5), "settings: .*nested too deeply"),
     "a kernel that nothing holds": (layer(3, o=2 * 10**8), "its network has 200000000"),
     "arrays that are not there": (layer(0, o=2 * 10**8), "checkpoint of another network"),
-    "an unknown layer": (layer(0, type="\x1b"), r"layer 1: type '\\x1b', expected one of"),
+    "an unknown layer": (layer(0, type="\x1b"), r"of its own, \\x1b, and .* knows no file of it"),
+    "a layer of no type": (layer(0, type=[]), r"of its own, \[\], and .* knows no file of it"),
+    "code that is a path": (entry("code", "/tmp/evil.py"), "code is .*, expected a SHA-256 of 64"),
     "no layers": (entry("model", []), "model is .*, expected a list of 1 to 10000 layers"),
     "many layers": (entry("model", [{}] * 10_001), "model is .*10000 layers"),
     "half an array": (

@@ -230,14 +230,14 @@ def test_absolute_paths_are_those_of_files_alone(monkeypatch: pytest.MonkeyPatch
     assert Settings().absolute() == Settings()
     files = {
         "model": "net.py", "data": "a", "run_dir": "../r", "plan": "./p.toml", "calibration": "c",
-        "trace": "/t.json",
+        "trace": "/t.json", "init": "r/best.h5",
     }  # fmt: skip
     checked = {each.name for _, each in Settings.options() if each.metadata.get("check") is path}
     assert files.keys() == checked
     found = Settings(**files).absolute()
     assert {name: getattr(found, name) for name in files} == {
         "model": "/there/net.py", "data": "/there/a", "run_dir": "/r", "plan": "/there/p.toml",
-        "calibration": "/there/c", "trace": "/t.json",
+        "calibration": "/there/c", "trace": "/t.json", "init": "/there/r/best.h5",
     }  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def test_a_disk_that_is_full_keeps_no_unfinished_file(
         path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"config\.toml: cannot be written: No space"):
         write_text(tmp_path / "config.toml", "batch = 1")
     assert not list(tmp_path.iterdir())

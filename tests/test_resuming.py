@@ -151,12 +151,13 @@ def test_layers_that_a_file_alone_defines_need_the_file(begin, layer, kind) -> N
     begin(layer)
     resume("--epochs", 1)
     shutil.move("net.py", "moved.py")
+    shutil.move("run/network.py", "copy.py")
     with pytest.raises(UserError, match=r"net.py: no such file; .* layers .* --model FILE.py"):
         resume("--epochs", 1.5)
     resume("--epochs", 1.5, "--model", "moved.py")
     Path("moved.py").write_text(NETWORK.format(8, "ReLU"))
     with pytest.raises(UserError, match=rf"\(relu\): type {kind} before, relu now"):
-        resume("--epochs", 2)
+        resume("--epochs", 2, "--model", "moved.py")
 
 
 def test_where_networks_differ() -> None:

@@ -85,7 +85,8 @@ def describe(name: str, layer: Layer) -> dict[str, Any]:
 
 def known(description: Iterable[Mapping[str, Any]]) -> bool:
     """Tell whether all layers described are of `TYPES`, so that `build` can make them."""
-    return all(entry.get("type") in TYPES for entry in description)
+    kinds = [entry.get("type") for entry in description]
+    return all(isinstance(kind, str) and kind in TYPES for kind in kinds)
 
 
 def build(entry: Mapping[str, Any], where: str) -> Node:

@@ -116,9 +116,14 @@ def _check_writable(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file of the run whole. Raises UserError where that is not possible."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file of the run whole, as `write_text` does."""
     unfinished = path.with_name(f".{path.name}.part")
     try:
-        unfinished.write_text(text, encoding="utf-8", newline="")
+        unfinished.write_bytes(data)
         unfinished.replace(path)
     except OSError as error:
         with suppress(OSError):

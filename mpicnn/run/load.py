@@ -27,6 +27,7 @@ from mpicnn.precision import dtype_of
 from mpicnn.run.directory import CHECKPOINTS
 from mpicnn.run.distributed import DistributedModel, outline
 from mpicnn.run.meta import check_meta
+from mpicnn.run.network_file import file_of, load_kept
 from mpicnn.settings.definitions import Settings
 from mpicnn.settings.groups import PlanChoice
 from mpicnn.step.state import kept_by
@@ -112,7 +113,8 @@ def load_trained(
     settings = agree(comm, check_meta, meta, path)
     # a run's rounded products are not needed to use what it learnt, and not every device has them
     precision = dtype_of(settings.precision).name
-    model = agree(comm, described, meta, path, settings.freeze)
+    file = from_root(comm, file_of, meta, path)
+    model = agree(comm, described, meta, path, settings.freeze, file)
     # Before anything is made of a size that the file does not have.
     kept = kept_by(settings.optimiser, settings.ema)
     from_root(comm, lambda: compare(path, outline(model, dtype_of(precision), kept))[0])
@@ -131,11 +133,14 @@ def load_trained(
     return TrainedModel(distributed, state.tested, settings, meta, path)
 
 
-def described(meta: dict[str, Any], path: Path, frozen: str = "") -> Model:
+def described(meta: dict[str, Any], path: Path, frozen: str, file: str) -> Model:
     """Return the network that a checkpoint describes, of which a part may be `frozen` (patterns).
 
-    Raises UserError where it describes none.
+    `file` is the copy of a Python file that defines its layers, "" where the package has them all.
+    Raises UserError where there is no such network.
     """
+    if file:
+        return freeze(load_kept(file, meta), frozen)
     try:
         model = Model.from_description(meta["name"], meta["input_shape"], meta["model"])
         model = freeze(model, frozen)

@@ -116,6 +116,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "plan": Entry("the text of a plan", lambda v: isinstance(v, str)),
         "data": Entry("a SHA-256 of 64 hexadecimal digits", _digest),
         "stamp": Entry("size and time of a file", _stamp, optional=True),
+        "code": Entry("a SHA-256 of 64 hexadecimal digits", _digest, optional=True),
         "best": Entry("the best test: by, step, score and tests", _best, optional=True),
     }
 )

@@ -112,12 +112,12 @@ def check_data(comm: MPI.Intracomm, data: Dataset, meta: Meta) -> None:
 
 
 def network(
-    settings: Settings, shape: tuple[int, ...], classes: int, meta: Meta | None
+    settings: Settings, shape: tuple[int, ...], classes: int, meta: Meta | None, file: str = ""
 ) -> models.Model:
     """Return the network to train: the one that `settings` name, or the run's own.
 
     `meta` are of the run to go on with. Where the settings name no network its checkpoint has it,
-    but for layers of a user's own class: these are in the file alone.
+    but for layers of a user's own class: these are in the `file` alone.
     Raises UserError where the network named is not that of the run.
     """
     if meta is None:
@@ -130,13 +130,13 @@ def network(
         remedy = "without --model the run goes on with its own network"
         if not settings.model:
             return own
-    name = settings.model or Settings.from_json(meta["settings"]).model
+    name = settings.model or file
     if name.endswith((".py", ".toml")) and not os.path.exists(name):
         raise UserError(f"model {name}: no such file; {remedy}")
     found = models.load(name, shape, classes)
     if (where := first_difference(described, found.describe())) is not None:
         raise UserError(f"model {name}: not the network that the run began with: {where}; {remedy}")
-    return own or found
+    return own or replace(found, name=meta["name"], layers=found.nodes)
 
 
 def check_arrays(settings: Settings, model: models.Model) -> None:

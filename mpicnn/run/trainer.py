@@ -36,7 +36,8 @@ class Trainer:
     """Train a network over a data set, from the step that its state is at to the end.
 
     `step` counts the finished steps, `images` the examples they took here and now; `tested` is the
-    last test; `spent` holds the seconds of all steps by kind, without tests and checkpoints.
+    last test; `code` the digest of the file of the network, if it has layers that no checkpoint
+    can describe; `spent` holds the seconds of all steps by kind, without tests and checkpoints.
     Tests on the way are on `split`, and `choice` follows them: the images for validation if there
     are some, and then the test images are used in the end only.
     """
@@ -63,6 +64,7 @@ class Trainer:
         self.split = data.choosing
         self.choice = Choice(metric(settings, self.split))
         self.tested: Tested | None = None
+        self.code = ""
         self.test_due = False
         self.spent = dict.fromkeys(CATEGORIES, 0.0)
         self.unread: StepTimer | None = None
@@ -143,7 +145,7 @@ class Trainer:
             "data": self.data.digest,
             "stamp": list(self.data.stamp),
             "best": self.choice.saved(),
-        }
+        } | ({"code": self.code} if self.code else {})
         tensors = self.distributed.tensors(self.state)
         self.last_saved = self.checkpoints.save(comm, tensors, meta, best)
         watcher.saved(self.last_saved)

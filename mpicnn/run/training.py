@@ -24,6 +24,7 @@ from mpicnn.job.environment import environment
 from mpicnn.job.signals import Signals
 from mpicnn.job.watchdog import Limits, Watchdog
 from mpicnn.models import Model, freeze
+from mpicnn.models.entry import known
 from mpicnn.run.callback import Callback, NoCallback
 from mpicnn.run.directory import CHECKPOINTS, CONFIG, LOG, METRICS, PLAN, open_run, write_text
 from mpicnn.run.distributed import DistributedModel
@@ -31,6 +32,7 @@ from mpicnn.run.gather import first_lines, gather_summary
 from mpicnn.run.load import warn
 from mpicnn.run.lock import RunLock
 from mpicnn.run.metrics import Metrics
+from mpicnn.run.network_file import file_to_run, keep, source_of
 from mpicnn.run.output import Output, append_lines
 from mpicnn.run.progress import ProgressDisplay, Reporter
 from mpicnn.run.resuming import (
@@ -86,7 +88,7 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
         verify_sample(comm, data)
         if saved:
             check_data(comm, data, saved)
-        model = open_model(comm, settings, data, saved)
+        model, source = open_model(comm, settings, data, saved)
         fresh = saved is None and settings.init
         start = starting(comm, settings.init, model, data.classes) if fresh else None
         measuring = settings.shares == "measured"
@@ -100,6 +102,7 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
         checkpoints = Checkpoints(directory / CHECKPOINTS, settings.keep, warn)
         trainer = Trainer(distributed, as_kept(settings, saved), data, checkpoints)
         trainer.tracing = tracing
+        trainer.code = from_root(comm, keep, directory, source) if source else ""
         if settings.resume:
             trainer.restore()
         if start:
@@ -111,17 +114,23 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
         return Trained(directory, trainer.step, score, finished)
 
 
-def open_model(comm: MPI.Intracomm, settings: Settings, data: Dataset, saved: Meta | None) -> Model:
+def open_model(
+    comm: MPI.Intracomm, settings: Settings, data: Dataset, saved: Meta | None
+) -> tuple[Model, bytes]:
     """Return the network to train; `saved` are the meta data of the run to go on with. Collective.
 
+    With it comes the Python file that defines it, where it has layer classes of its own.
     Raises UserError on all ranks where there is none that suits.
     """
+    file = from_root(comm, file_to_run, settings, saved, Path(settings.run_dir))
+    source = source_of(file)
+    same(comm, f"network {file}", source)
     shape = agree(comm, augmentation(settings).out_shape, data.shape)
-    model = agree(comm, network, settings, shape, len(data.classes), saved)
+    model = agree(comm, network, settings, shape, len(data.classes), saved, file)
     model = agree(comm, freeze, model, settings.freeze)
     if saved:
         from_root(comm, check_arrays, settings, model)
-    return model
+    return model, b"" if known(model.describe()) else source
 
 
 def open_distributed(
