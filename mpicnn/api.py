@@ -49,7 +49,8 @@ def load(
     `checkpoint` says which one of a run: "best", "last", the number of a step, or "auto": the best
     if the run keeps one, else the last.
     It is divided over the ranks of `comm`, which call together, by `plan` (default: the run's own).
-    `device` are options such as `threads=2`.
+    `device` are options such as `threads=2`. Of a network with layers of a user's own class it runs
+    the file that the run kept, after a line that says so.
     Raises UserError on all ranks where there is nothing valid to load.
     """
     settings = checked(LoadSettings, {"run": str(run), "checkpoint": str(checkpoint), **device})

@@ -18,6 +18,7 @@ from mpicnn.devices.choice import Device, gpu
 from mpicnn.division.planfile import load_plan
 from mpicnn.division.presets import PRESETS, preset
 from mpicnn.job.environment import environment
+from mpicnn.models import freeze
 from mpicnn.ops import _cuda_arrays
 from mpicnn.run.distributed import DistributedModel
 from mpicnn.settings.groups import PlanChoice
@@ -69,6 +70,14 @@ SCHEMES = [(name, "a") for name in PRESETS] + [("owt", "b"), ("owt", "c")]
 def test_one_gpu_trains_as_one_rank(reference):
     # Sums in another order: a few hundred roundings of 1e-16, over some steps.
     compare(run(preset("data", network(), (1,)), (0,)), reference, 1e-12)
+
+
+def test_frozen_layers_stay_as_they_are_on_gpus_too():
+    model = freeze(network(), "conv1,bn*,fc4")
+    alone = preset("data", model, (1,))
+    reference = run_ranks(1, lambda comm: train(comm, alone, steps=STEPS, model=model))
+    plan = make("filter", (2,), SHARES[2][:1], "a", "sharded")
+    compare(run(plan, (0, None), model=model), reference, 1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -60,9 +60,8 @@ class Context:
     a layer sees other ranks. Under `joined` a contraction does the forward pass of the ReLU behind
     it too, and that ReLU none. `over` names the arrays that nobody else reads any more, so that a
     layer may write its results over them: "x" (the first of several) in the forward pass, "dy" and
-    "made" in the backward pass. `need_dx` and `need_dw` say which
-    gradients are wanted: those of the input, those of the parameters. A frozen layer is never under
-    `train`.
+    "made" in the backward pass. `need_dx` and `need_dw` say which gradients are wanted: those of
+    the input, those of the parameters. A frozen layer is never under `train`.
     """
 
     train: bool
