@@ -241,17 +241,6 @@ def test_absolute_paths_are_those_of_files_alone(monkeypatch: pytest.MonkeyPatch
     }  # fmt: skip
 
 
-def test_patterns_of_layers_are_text_or_a_list(tmp_path: Path) -> None:
-    file = tmp_path / "s.toml"
-    for text in ('"conv*, bn[!1]"', '["conv*", "bn[!1]"]'):
-        file.write_text(f"freeze = {text}\n")
-        assert config.parse([str(file)], "train", {}).freeze == "conv*,bn[!1]"
-    assert config.parse(["--freeze", "fc?"], "plan", {}).freeze == "fc?"
-    for text in ("conv*,,bn1", ",", "conv 1", "a/b"):
-        with pytest.raises(UserError, match=r"--freeze .* names of layers, or patterns like"):
-            config.parse(["--freeze", text], "train", {})
-
-
 def test_settings_of_another_version_are_refused_by_name() -> None:
     assert Settings.from_json('{"batch": 3}') == Settings(batch=3)
     with pytest.raises(UserError, match="colour"):
