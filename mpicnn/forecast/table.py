@@ -16,6 +16,7 @@ from mpicnn.division.verify import Place, all_programs, check
 from mpicnn.forecast.cost import LayerCost, step_costs
 from mpicnn.forecast.memory import step_peak
 from mpicnn.layers.base import Param
+from mpicnn.models.freezing import frozen_text
 from mpicnn.precision import dtype_of
 from mpicnn.text import align
 
@@ -69,13 +70,6 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
     return "\n".join(
         [title, "", *_table(rows, left), "", *_table(_rank_rows(costs, programs, itemsize), 1)]
     )
-
-
-def frozen_text(model: Model) -> str:
-    """Return how many of a network's parameters are frozen, as "416 of 117,066 parameters"."""
-    specs = model.param_specs()
-    whole, learnt = (sum(prod(p.shape) for p in s.values()) for s in (specs, model.learnt(specs)))
-    return f"{whole - learnt:,} of {whole:,} parameters"
 
 
 def _layer_rows(

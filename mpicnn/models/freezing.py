@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from math import prod
 
 from mpicnn.errors import UserError
 from mpicnn.models.model import Model
@@ -40,6 +40,13 @@ def freeze(model: Model, patterns: str) -> Model:
     return found
 
 
+def frozen_text(model: Model) -> str:
+    """Return how many of a network's parameters are frozen, as "416 of 117,066 parameters"."""
+    specs = model.param_specs()
+    whole, learnt = (sum(prod(p.shape) for p in s.values()) for s in (specs, model.learnt(specs)))
+    return f"{whole - learnt:,} of {whole:,} parameters"
+
+
 def _why_not(model: Model, pattern: str) -> str:
     """Return why a pattern freezes nothing, and which names it may have meant."""
     weighted = model.weighted
@@ -49,6 +56,8 @@ def _why_not(model: Model, pattern: str) -> str:
             f"fits only layers without weights, like {fitting[0]}; expected names of layers with "
             f"weights, like {weighted[0]}"
         )
+    import difflib  # most runs do without it, and start sooner
+
     bare = re.sub(r"[*?\[\]!]", "", pattern)
     near = difflib.get_close_matches(bare, weighted, _SHOWN, 0.4) or weighted[:_SHOWN]
     return f"no layer of {model.name} is called so; the nearest with weights: {listed(near)}"

@@ -11,9 +11,9 @@ import numpy as np
 from mpicnn import __version__
 from mpicnn.devices.ranks import gather_ranks
 from mpicnn.errors import printable
-from mpicnn.forecast.table import frozen_text
 from mpicnn.job.environment import environment
 from mpicnn.job.launcher import command
+from mpicnn.models.freezing import frozen_text
 from mpicnn.run.summary import Memory, Opening, RunSummary, TimeSplit, startup
 from mpicnn.step.timing import CATEGORIES
 from mpicnn.text import counted, spans

@@ -45,7 +45,6 @@ from mpicnn.run.resuming import (
     saved_run,
 )
 from mpicnn.run.setup import make_plan, progress_of, training_loss
-from mpicnn.run.starting import starting
 from mpicnn.run.summary import summary
 from mpicnn.run.testing import Score
 from mpicnn.run.trainer import Trainer
@@ -55,6 +54,8 @@ from mpicnn.step.trace import merged
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from mpicnn.run.starting import Start
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
         if saved:
             check_data(comm, data, saved)
         model, source = open_model(comm, settings, data, saved)
-        fresh = saved is None and settings.init
-        start = starting(comm, settings.init, model, data.classes) if fresh else None
+        start = None if saved else first_weights(comm, settings, data, model)
         measuring = settings.shares == "measured"
         with signals.at_once("while speeds were measured") if measuring else nullcontext():
             distributed = open_distributed(comm, settings, data, model, activity)
@@ -131,6 +131,20 @@ def open_model(
     if saved:
         from_root(comm, check_arrays, settings, model)
     return model, b"" if known(model.describe()) else source
+
+
+def first_weights(
+    comm: MPI.Intracomm, settings: Settings, data: Dataset, model: Model
+) -> Start | None:
+    """Return which weights a new run begins with, None for fresh ones. Collective.
+
+    Raises UserError on all ranks where they do not fit.
+    """
+    if not settings.init:
+        return None
+    from mpicnn.run.starting import starting  # most runs do without it, and start sooner
+
+    return starting(comm, settings.init, model, data.classes)
 
 
 def open_distributed(
