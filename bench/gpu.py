@@ -31,6 +31,7 @@ from turns import Cores, Side, measure
 from mpicnn import ops
 from mpicnn.comm.mesh import Mesh
 from mpicnn.devices import gpu
+from mpicnn.division.compile import compile
 from mpicnn.division.presets import preset
 from mpicnn.errors import DeviceError, UserError
 from mpicnn.forecast.cost import step_costs
@@ -84,9 +85,10 @@ def _seconds(backend: Backend, work: Any) -> float:
 
 def floor(ours: Ours, limits: Limits) -> float:
     """Return the least seconds of a step: the sum over layers of what holds each up longest."""
-    costs = step_costs(ours.program, (1,), (0,), 4)
+    whole = ours.distributed
+    costs = step_costs(compile(whole.model, whole.plan, ours.program.count), 4)
     return sum(
-        max(cost.work.flops / limits.flops, cost.work.bytes_touched / limits.bytes)
+        max(cost.work.flops.item() / limits.flops, cost.work.bytes_touched.item() / limits.bytes)
         for cost in costs
     )
 

@@ -46,7 +46,7 @@ def peaks_mb(side: str, name: str, batch: int, backend: str, threads: int) -> tu
 def forecast_mb(name: str, batch: int) -> float:
     """Return what is forecast of mpicnn's arrays: parameters, buffers, momentum, and a step's."""
     model = Task.draw(name, 1).model
-    program = compile(model, preset("data", model, (1,)), (0,), batch)
+    program = compile(model, preset("data", model, (1,)), batch).at((0,))
     held = sum(prod(w.param.shape) * (1 if w.buffer else 2) for w in program.weights)
     return (4 * held + step_peak(program, (0,), 4).bytes) / 1e6
 

@@ -64,7 +64,7 @@ def test_others_train_as_pytorch_does_with_parameters_that_want_no_gradient() ->
         at, name = places[full]
         return getattr(theirs[at], name)
 
-    program = compile(model, preset("data", model, (1,)), (0,), 6)
+    program = compile(model, preset("data", model, (1,)), 6).at((0,))
     state = initial_state(program.weights, (0,), SEED, np.float64)
     rng = np.random.default_rng(0)
     for name in model.param_specs():  # biases and gammas that are not 0 and 1

@@ -169,7 +169,7 @@ def test_most_random_graphs_are_accepted() -> None:
 
 
 def operations(plan: Plan, stage: int = 0) -> tuple[Any, ...]:
-    return compile(model(*RESIDUAL), plan, (0,), 8, stage, SMALL).ops
+    return compile(model(*RESIDUAL), plan, 8, stage, SMALL).ops
 
 
 def test_a_value_is_moved_once_for_all_that_want_it_so() -> None:
@@ -182,7 +182,7 @@ def test_a_value_is_moved_once_for_all_that_want_it_so() -> None:
         *END,
     )
     plan = Plan((2,), equal_shares((2,)), {n: LayerPlan("o") for n in ("left", "right")})
-    ops = compile(model(*layers), plan, (0,), 8, 0, SMALL).ops
+    ops = compile(model(*layers), plan, 8, 0, SMALL).ops
     moved = [op.name for op in ops if isinstance(op, Start) and op.name in ("left", "right")]
     assert moved == ["left", "left"]  # there, and the gradient's way back
     assert sum(isinstance(op, Accumulate) for op in ops) == 1
@@ -250,7 +250,7 @@ def test_branches_on_ranks_of_their_own_train_as_one_rank(
 def test_branches_compute_side_by_side() -> None:
     """A rank begins its own branch without waiting for the end of another rank's."""
     plan = preset("branches", TOWERS, (2,))
-    ops = compile(TOWERS, plan, (1,), 8, 0, SMALL).ops
+    ops = compile(TOWERS, plan, 8, 0, SMALL).ops
     begun: set[str] = set()
     for op in ops:
         if isinstance(op, Forward) and op.call.name == "right":
@@ -258,7 +258,7 @@ def test_branches_compute_side_by_side() -> None:
         if isinstance(op, Wait):
             begun.add(op.name)
     assert begun == {"left", "right"}  # what enters the branches, and nothing that leaves them
-    weights = compile(TOWERS, plan, (1,), 8).weights
+    weights = compile(TOWERS, plan, 8).weights
     rows = {w.name: local_shape(w.param.shape, w.home, (1,))[0] for w in weights}
     assert (rows["left.w"], rows["right.w"]) == (0, 2)  # a rank holds its own branch only
 
@@ -267,11 +267,11 @@ def test_an_owner_must_be_there() -> None:
     for split, message in (("m@2", "there is no rank 2 among 2"), ("n@1", "n has no owner")):
         plan = Plan((2,), equal_shares((2,)), {"left": LayerPlan(split)})
         with pytest.raises(UserError, match=f"layer left: split '{split}': {message}"):
-            compile(TOWERS, plan, (0,), 8)
+            compile(TOWERS, plan, 8)
 
 
 def test_inference_keeps_nothing_for_a_backward_pass() -> None:
-    program = compile(model(*RESIDUAL), preset("data", model(*RESIDUAL), (1,)), (0,), 8)
+    program = compile(model(*RESIDUAL), preset("data", model(*RESIDUAL), (1,)), 8).at((0,))
     assert all(op.saved is None for op in program.forward if isinstance(op, Forward))
     assert {Forward, Free, Loss} == {type(op) for op in program.forward}
 

@@ -181,8 +181,8 @@ def kept_apart(program: Any) -> Any:
 
     def apart(op: Any) -> Any:
         if isinstance(op, Forward | Backward):
-            return replace(op, over=False)
-        return replace(op, over=None) if isinstance(op, Accumulate) else op
+            return op._replace(over=False)
+        return op._replace(over=None) if isinstance(op, Accumulate) else op
 
     return replace(program, ops=tuple(map(apart, program.ops)))
 
@@ -192,7 +192,7 @@ def kept_apart(program: Any) -> Any:
 def test_no_freed_array_is_read(monkeypatch: Any, name: str, net: Any) -> None:
     """Gradients are the same to the bit when all that is free is spoilt, and nothing reused."""
     model = narrow(net, (3, 33, 33), 5, 8) if isinstance(net, str) else net
-    program = compile(model, preset("data", model, (1,)), (0,), 4)
+    program = compile(model, preset("data", model, (1,)), 4).at((0,))
     x = np.random.default_rng(8).standard_normal((4, *model.input_shape))
     ops = load_ops(name)
     expected, sums = trained(kept_apart(program), ops, x)
@@ -215,7 +215,7 @@ def test_no_freed_array_is_read_under_any_plan(monkeypatch: Any, seed: int) -> N
 def overs(model: Model, plan: Plan | None = None) -> list[tuple[str, str]]:
     """Return which layers write over what: y, or dx, or a sum of gradients ("add")."""
     found = []
-    for op in compile(model, plan or preset("data", model, (1,)), (0,), 4).ops:
+    for op in compile(model, plan or preset("data", model, (1,)), 4).ops:
         if isinstance(op, Forward | Backward) and op.over:
             found.append((type(op).__name__.lower(), op.call.name))
         elif isinstance(op, Accumulate) and op.over is not None:
@@ -235,7 +235,7 @@ def test_only_what_nobody_else_reads_is_written_over() -> None:
 
 
 def test_inference_writes_over_nothing() -> None:
-    program = compile(FORKED, preset("data", FORKED, (1,)), (0,), 4)
+    program = compile(FORKED, preset("data", FORKED, (1,)), 4).at((0,))
     assert not any(op.over for op in program.forward if isinstance(op, Forward))
 
 
@@ -278,7 +278,7 @@ SHAPES = {"default": ((1, 28, 28), 10), "alexnet-owt": ((3, 224, 224), 100)}
 
 def assert_forecast(mesh: Mesh, model: Model, plan: Plan, batch: int) -> None:
     """Check that the second step's arrays take at most what is forecast, to 5 %."""
-    program = compile(model, plan, mesh.coords, batch)
+    program = compile(model, plan, batch).at(mesh.coords)
     runner = Executor(mesh, load_ops("native"), 0)
     state = initial_state(program.weights, mesh.coords, 0, np.float32)
     x = np.ones((len(program.positions), *model.input_shape), np.float32)

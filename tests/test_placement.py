@@ -9,11 +9,16 @@ from mpicnn.division.placement import (
     Partial,
     Replicated,
     Split,
+    box_shape,
     counts_here,
     intersect,
+    largest,
     local_shape,
     on_first,
+    ranges,
     region,
+    seen,
+    split_within,
     weighted_bounds,
 )
 
@@ -69,15 +74,23 @@ def test_duals():
 
 
 def test_regions_of_two_axes_tile_the_tensor():
-    shape = (7, 5)
-    seen = np.zeros(shape, int)
-    for outer in range(2):
-        rows = (4, 3)[outer]
-        layout = (Split(0, (0, 4, 7)), Split(0, weighted_bounds(rows, (1, 0, 1))))
-        for inner in range(3):
-            box = region(shape, layout, (outer, inner))
-            seen[tuple(slice(lo, hi) for lo, hi in box)] += 1
-    assert (seen == 1).all()
+    shape, outer = (7, 5), Split(0, (0, 4, 7))
+    inner = split_within((outer,), 0, 7, lambda rows: weighted_bounds(rows, (1, 0, 1)))
+    assert inner.bounds == (0, 2, 2, 4, 6, 6, 7)
+    layout = outer, inner
+    held = np.zeros(shape, int)
+    first, last = ranges(shape, layout, (2, 3), 0)
+    for coords in product(range(2), range(3)):
+        box = region(shape, layout, coords)
+        held[tuple(slice(lo, hi) for lo, hi in box)] += 1
+        assert (first[coords], last[coords]) == box[0]
+        # as seen along the second axis, of what the first one has left
+        left = (4, 3)[coords[0]], 5
+        assert seen(layout, 1, coords) == Split(0, weighted_bounds(left[0], (1, 0, 1)))
+        assert box_shape(seen(layout, 1, coords).box(left, coords[1])) == box_shape(box)
+    assert (held == 1).all()
+    assert largest(shape, layout) == (2, 5)
+    assert split_within((outer,), 1, 5, lambda n: (0, 1, n)) == Split(1, (0, 1, 5))
     assert local_shape(shape, (Split(0, on_first(7, 2)), Split(1, (0, 1, 5))), (0, 1)) == (7, 4)
     assert local_shape(shape, (Split(0, on_first(7, 2)), Replicated()), (1, 0)) == (0, 5)
 
@@ -93,7 +106,7 @@ def test_every_part_counts_once():
     for layout in product((Replicated(), *parts), repeat=2):
         inner = layout[1]
         if isinstance(layout[0], Split) and isinstance(inner, Split) and layout[0].dim == inner.dim:
-            continue  # bounds of the inner axis count from what the outer one left
+            continue  # the inner axis would need bounds for every part of the outer one
         held = np.zeros(shape, int)
         for coords in product(range(2), repeat=2):
             if counts_here(layout, coords):

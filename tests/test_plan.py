@@ -87,9 +87,9 @@ def test_more_ranks_than_columns_needs_explicit_idlers():
     with pytest.raises(
         UserError, match=r"fc\w*\.w of shape \(10, \d+\) cannot be shared: 10 items"
     ):
-        compile(MODEL, preset("owt", MODEL, (11,)), (0,), 22)
+        compile(MODEL, preset("owt", MODEL, (11,)), 22)
     idle = ((1.0,) * 10 + (0.0,),)
-    compile(MODEL, preset("owt", MODEL, (11,), idle), (10,), 22)
+    compile(MODEL, preset("owt", MODEL, (11,), idle), 22)
 
 
 def test_a_batch_smaller_than_its_ranks_is_refused():
@@ -108,14 +108,14 @@ def test_rounds_need_fully_connected_layers_and_a_divided_batch():
     with pytest.raises(UserError, match=r"scheme \(b\) feeds fully connected layers"):
         propagate(convolutions, preset("data", convolutions, (2,), scheme="b"))
     with pytest.raises(UserError, match=r"scheme \(c\) needs the layers before"):
-        compile(MODEL, preset("master-worker", MODEL, (2,), scheme="c"), (0,), 8)
+        compile(MODEL, preset("master-worker", MODEL, (2,), scheme="c"), 8)
 
 
 def test_groups_cannot_divide_their_inputs():
     model = models.load("alexnet", (3, 224, 224), 10)
     plan = Plan((2,), equal_shares((2,)), {"conv2": LayerPlan("c")})
     with pytest.raises(UserError, match="layer conv2: a convolution in groups"):
-        compile(model, plan, (0,), 2)
+        compile(model, plan, 2)
 
 
 def test_costs_add_up_over_the_ranks():
@@ -136,20 +136,29 @@ def test_costs_add_up_over_the_ranks():
             by_hand += passes * 2 * batch * size * pixels
     assert alone == by_hand
     for name in PRESETS:
-        ranks = all_costs(MODEL, preset(name, MODEL, (4,), ((3, 1, 2, 2),)), batch, 4)
-        assert sum(c.work.flops for rank in ranks for c in rank) == alone
+        (costs,) = all_costs(MODEL, preset(name, MODEL, (4,), ((3, 1, 2, 2),)), batch, 4)
+        assert sum(c.work.flops.sum() for c in costs) == alone
 
 
 def test_owt_sends_less_than_data_parallelism_and_holds_a_part_of_the_fc_weights():
     model = models.load("alexnet-owt", (3, 224, 224), 1000)
     sent, held = {}, {}
     for name in ("data", "owt"):
-        costs = step_costs(compile(model, preset(name, model, (4,)), (1,), 512), (4,), (1,), 4)
-        sent[name] = sum(c.work.bytes_sent for c in costs)
-        held[name] = sum(c.held for c in costs if c.name.startswith("fc"))
+        costs = step_costs(compile(model, preset(name, model, (4,)), 512), 4)
+        sent[name] = sum(c.work.bytes_sent[1] for c in costs)
+        held[name] = sum(c.held[1] for c in costs if c.name.startswith("fc"))
     # Convolutions' gradients, and the activations of 128 examples per rank at three boundaries.
     assert sent["owt"] < sent["data"] / 5
     assert held["owt"] == pytest.approx(held["data"] / 4, rel=0.01)
+
+
+def test_a_program_does_not_grow_with_the_ranks():
+    model = models.load("alexnet-owt", (3, 224, 224), 1000)
+    for name in ("data", "owt", "filter"):
+        few, many = (compile(model, preset(name, model, (n,)), 1024) for n in (4, 50))
+        assert [type(op) for op in many.ops] == [type(op) for op in few.ops]
+        sums = [sum(c.work.flops.sum() for c in step_costs(whole, 4)) for whole in (few, many)]
+        assert sums[0] == sums[1]
 
 
 def test_the_table_names_every_divided_layer_and_rank():

@@ -101,11 +101,11 @@ def parallel(comm, plan):
     mesh = Mesh(comm, plan.grid)
     runner = Executor(mesh, OPS, SEED)
     options = Options(64, by_round=True)
-    weights = compile(MODEL, plan, mesh.coords, BATCH).weights
+    weights = compile(MODEL, plan, BATCH).weights
     state = initial_state(weights, mesh.coords, SEED, np.float64)
     losses = []
     for step, x, labels in batches(np.float64):
-        program = compile(MODEL, plan, mesh.coords, len(x), options=options)
+        program = compile(MODEL, plan, len(x), options=options).at(mesh.coords)
         mine = x[program.positions]
         grads, totals = runner.train(
             program, state, mine, labels, step,

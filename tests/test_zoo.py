@@ -127,7 +127,7 @@ def ours(model, params, x, labels):
         name: initial_rows(spec, 0, name, (0, spec.shape[0]), np.float64)
         for name, spec in model.buffer_specs().items()
     }
-    program = compile(model, preset("data", model, (1,)), (0,), len(x))
+    program = compile(model, preset("data", model, (1,)), len(x)).at((0,))
 
     def main(comm):
         runner = Executor(Mesh(comm), OPS, seed=0)

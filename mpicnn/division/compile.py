@@ -1,16 +1,15 @@
-"""Turn a network, a plan and a place in the mesh into the program of one rank."""
+"""Turn a network and a plan into the program of all ranks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mpicnn.division.layout import Site
+from mpicnn.division.layout import Layouts
 from mpicnn.division.liveness import with_frees, with_overwriting
 from mpicnn.division.network import Network, Value
 from mpicnn.division.operations import (
@@ -24,9 +23,9 @@ from mpicnn.division.operations import (
     Wait,
 )
 from mpicnn.division.order import Gradients, fetched
-from mpicnn.division.placement import local_shape, region, weighted_bounds
+from mpicnn.division.placement import Layout, ranges, weighted_bounds
 from mpicnn.division.plan import INPUT, Plan
-from mpicnn.division.program import Program, WeightLayout
+from mpicnn.division.program import GlobalProgram, WeightLayout
 from mpicnn.division.propagation import propagate
 from mpicnn.division.rounds import write_rounds
 from mpicnn.division.schedule import turns
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
     from mpicnn.models import Model
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """Say how gradients come home: `bucket` items at least in a message, and `by_round` whether
     the head's parameters change after every round (OWT)."""
 
@@ -50,16 +48,25 @@ DEFAULT = Options()
 
 
 def compile(
-    model: Model, plan: Plan, coords: Sequence[int], count: int, stage: int = 0,
-    options: Options = DEFAULT,
-) -> Program:  # fmt: skip
-    """Return the program of the rank at `coords` of a stage, for a batch of `count` examples.
+    model: Model, plan: Plan, count: int, stage: int = 0, options: Options = DEFAULT
+) -> GlobalProgram:
+    """Return the program of all ranks of a stage, for a batch of `count` examples.
 
-    Pure: the same on every rank and without MPI, so that prediction can look at all ranks.
+    Pure: the same everywhere and without MPI. `GlobalProgram.at` gives that of one rank.
     Raises UserError where the plan does not fit the network.
     """
-    network = Network(model, Site(plan, tuple(coords)), propagate(model, plan), count)
+    network = Network(model, Layouts(plan), propagate(model, plan), count)
     return _Builder(network, stage, options).program()
+
+
+def compile_all(
+    model: Model, plan: Plan, count: int, options: Options = DEFAULT
+) -> list[GlobalProgram]:
+    """Return the programs of all stages for a batch of `count` examples.
+
+    Raises UserError where the plan does not fit the network.
+    """
+    return [compile(model, plan, count, stage, options) for stage in range(plan.depth)]
 
 
 @dataclass
@@ -73,8 +80,8 @@ class Turn:
 class _Builder:
     def __init__(self, network: Network, stage: int, options: Options) -> None:
         self.network, self.stage, self.options = network, stage, options
-        self.model, self.site = network.model, network.site
-        self.plan, self.coords = self.site.plan, self.site.coords
+        self.model, self.layouts = network.model, network.layouts
+        self.plan = self.layouts.plan
         model, plan = self.model, self.plan
         names = [name for name, _ in model.layers]
         starts = [0, *(names.index(name) for name in plan.stages), len(names)]
@@ -95,6 +102,8 @@ class _Builder:
         }
         self.network.grads = {name: self.network.slot() for name in own if weights[name].learns}
         self.sends: list[Wait] = []
+        self.examples: list[tuple[Positions, Layout]] = []
+        self.begun = np.zeros(self.plan.grid, np.int64)
 
     def _weights(self) -> dict[str, WeightLayout]:
         """Return how all parameters and buffers of the network lie, and note whose they are.
@@ -110,27 +119,23 @@ class _Builder:
             for specs, buffer in ((layer.params(fed), False), (layer.buffers(fed), True)):
                 for short, param in specs.items():
                     full = full_names[short] = f"{name}.{short}"
-                    found[full] = self.site.weight(
+                    found[full] = self.layouts.weight(
                         full, param, self.network.divisions[name], lies.x[0], lies.y, buffer
                     )
         return found
 
     def _images(self, count: int) -> Value:
         whole = (count, *self.model.input_shape)
-        return Value(whole, self.site.input_layout(whole, self.network.divisions[INPUT]))
+        return Value(whole, self.layouts.input_layout(whole, self.network.divisions[INPUT]))
 
-    def program(self) -> Program:
+    def program(self) -> GlobalProgram:
         """Return the program for the batch."""
         count = self.network.count
         bounds = weighted_bounds(count, (1.0,) * self.plan.micro_batches)
         cuts = [np.arange(lo, hi) for lo, hi in pairwise(bounds) if lo < hi]
-        read: list[Positions] = []
         done: dict[tuple[str, int], Turn] = {}
         for index, positions in enumerate(cuts):
-            mine, done["F", index], done["B", index] = self._micro_batch(
-                positions, sum(p.size for p in read), len(cuts) == 1
-            )
-            read.append(mine)
+            done["F", index], done["B", index] = self._micro_batch(positions, len(cuts) == 1)
         order = [
             done[turn] for turn in turns(self.plan.order, self.plan.depth, self.stage, len(cuts))
         ]
@@ -139,7 +144,7 @@ class _Builder:
             # what a turn receives is posted a turn before
             ops += [*(turn.receives if turn is order[0] else ()), *following.receives, *turn.ops]
         gradients = Gradients(
-            self.weights, self.network.grads, self.coords, self.options.bucket, self.network.numbers
+            self.weights, self.network.grads, self.options.bucket, self.network.numbers
         )
         complete = [
             *fetched(
@@ -150,33 +155,30 @@ class _Builder:
         ]  # fmt: skip
         kept = {EXAMPLES, *self.homes.values(), *gradients.home.values()}
         listed = with_frees(with_overwriting(complete, kept), kept)
-        return Program(
-            count, np.concatenate(read), listed, self.network.slot(), tuple(self.weights.values()),
-            self.homes, gradients.home,
+        return GlobalProgram(
+            self.plan.grid, count, tuple(self.examples), listed, self.network.slot(),
+            tuple(self.weights.values()), self.homes, gradients.home,
         )  # fmt: skip
 
-    def _micro_batch(
-        self, positions: Positions, at: int, whole: bool
-    ) -> tuple[Positions, Turn, Turn]:
-        """Return the examples that this rank reads of those at `positions`, and what it does with
-        them forward and backward.
+    def _micro_batch(self, positions: Positions, whole: bool) -> tuple[Turn, Turn]:
+        """Return what is done forward and backward with the examples at `positions`.
 
-        What it reads before them are `at` examples; `whole` says that they are all of the batch.
+        `whole` says that they are all of the batch.
         """
         forward, backward = Turn(), Turn()
         images = self._images(positions.size)
-        lo, hi = (0, 0) if self.stage else region(images.shape, images.layout, self.coords)[BATCH]
         values = {0: images}
         for index, lies in self.network.lie_all(values, range(self.start)).items():
             values[index + 1] = Value(lies.y_shape, lies.y)
         if self.stage:
             here = {v: self._receive(values[v], v, forward, back=False) for v in self.arriving}
             forward.ops += self._waits(forward)
-        elif whole:
-            here = {0: Value(images.shape, images.layout, EXAMPLES)}
         else:
-            here = {0: Value(images.shape, images.layout, self.network.slot())}
-            forward.ops.append(Rows(EXAMPLES, here[0].slot, slice(at, at + hi - lo)))
+            slot = EXAMPLES if whole else self.network.slot()
+            here = {0: Value(images.shape, images.layout, slot)}
+            if not whole:
+                forward.ops.append(self._read(here[0]))
+            self.examples.append((positions, images.layout))
         outside = Counter(v for v in self.leaving if self.model.learns[v])
         indices = range(self.start, self.stop)
         if self.rounds:
@@ -198,7 +200,15 @@ class _Builder:
         for value in reversed(self.arriving):
             if self.model.learns[value]:
                 self._send(segment, value, segment.gradient(value), back=True)
-        return positions[lo:hi], forward, backward
+        return forward, backward
+
+    def _read(self, images: Value) -> Rows:
+        """Return what takes a micro-batch out of the examples that each rank reads."""
+        lo, hi = ranges(images.shape, images.layout, self.plan.grid, BATCH)
+        start, self.begun = self.begun, self.begun + hi - lo
+        return Rows(
+            EXAMPLES, images.slot, np.stack([start, self.begun]), images.shape, images.layout
+        )
 
     def _forward(self, segment: Segment, turn: Turn) -> None:
         """Write the body's forward pass; what later stages read leaves as soon as it is there."""
@@ -224,10 +234,9 @@ class _Builder:
             segment.contribute(value, OWN, held.slot)
 
     def _receive(self, value: Value, number: int, turn: Turn, back: bool) -> Value:
-        shape = local_shape(value.shape, value.layout, self.coords)
         name = self.model.layers[self.stop if back else self.start][0]
         slot = self.network.slot()
-        turn.receives.append(Receive(name, slot, shape, number, back))
+        turn.receives.append(Receive(name, slot, value.shape, value.layout, number, back))
         return Value(value.shape, value.layout, slot)
 
     @staticmethod
@@ -237,9 +246,8 @@ class _Builder:
 
     def _send(self, segment: Segment, number: int, slot: Slot, back: bool) -> None:
         value = segment.values[number]
-        shape = local_shape(value.shape, value.layout, self.coords)
         name = self.model.layers[self.start if back else self.stop][0]
-        send = Send(name, slot, self.network.slot(), shape, number, back)
+        send = Send(name, slot, self.network.slot(), value.shape, value.layout, number, back)
         segment.ops.append(send)
         self.sends.append(Wait(name, send.y, send.detail, back))
 

@@ -1,12 +1,11 @@
-"""Where the tensors of a plan lie at one place of the mesh, and the hops between two layouts."""
+"""Where the tensors of a plan lie, and the hops between two layouts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
-from mpicnn.division.move import Move
-from mpicnn.division.operations import Hop
+from mpicnn.division.move import Hop, Move
 from mpicnn.division.placement import (
     Bounds,
     Layout,
@@ -15,69 +14,66 @@ from mpicnn.division.placement import (
     Replicated,
     Shape,
     Split,
-    local_shape,
     on_first,
     on_rank,
+    split_within,
     weighted_bounds,
 )
-from mpicnn.division.plan import Plan
+from mpicnn.division.plan import Plan, Shares
 from mpicnn.division.program import WeightLayout
 from mpicnn.division.propagation import LayerDivision
 from mpicnn.division.strategy import CHANNEL, Row
 from mpicnn.layers.base import Param
 
 
-@dataclass(frozen=True)
-class Site:
-    """Find layouts and routes for one place of a plan's mesh.
+class Layouts:
+    """Find the layouts of a plan's tensors, and the routes between them.
 
     Along an axis of one rank every tensor is replicated, whatever the plan says.
     """
 
-    plan: Plan
-    coords: tuple[int, ...]
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
 
     def input_layout(self, shape: Shape, division: LayerDivision) -> Layout:
         """Return how a layer wants its input of whole `shape`.
 
         Raises ValueError where there are fewer channels than ranks that share them.
         """
-        placements: list[Placement] = []
-        for axis, row in enumerate(division.rows):
-            extent = self._left(shape, placements)
-            placements.append(self._place(extent, row, row.x, division.shares[axis], axis))
-        return tuple(placements)
+        found: Layout = ()
+        for row, shares in zip(division.rows, division.shares, strict=True):
+            found += (self._place(shape, row, row.x, shares, found),)
+        return found
 
     def output_layout(self, x: Layout, y_shape: Shape, division: LayerDivision) -> Layout:
         """Return the layout of a layer's output, given that of its input.
 
         Raises ValueError where there are fewer channels than ranks that share them.
         """
-        placements: list[Placement] = []
-        for axis, row in enumerate(division.rows):
-            extent = self._left(y_shape, placements)
+        found: Layout = ()
+        for axis, (row, shares) in enumerate(zip(division.rows, division.shares, strict=True)):
             placement = x[axis]
             if row.total and self.plan.grid[axis] > 1:
                 placement = Partial()
             elif row.y != row.x:
-                placement = self._place(extent, row, row.y, division.shares[axis], axis)
+                placement = self._place(y_shape, row, row.y, shares, found)
             elif isinstance(placement, Split) and placement.dim == CHANNEL:
-                placement = Split(CHANNEL, _scaled(placement.bounds, extent[CHANNEL]))
-            placements.append(placement)
-        return tuple(placements)
+                placement = Split(CHANNEL, _scaled(placement.bounds, y_shape[CHANNEL]))
+            found += (placement,)
+        return found
 
     def _place(
-        self, extent: Shape, row: Row, dim: int | None, shares: Sequence[float], axis: int
+        self, shape: Shape, row: Row, dim: int | None, shares: Shares, outer: Layout
     ) -> Placement:
-        if dim is None or self.plan.grid[axis] == 1:
+        """Return how a row places a tensor along the axis behind those of `outer`."""
+        ranks = self.plan.grid[len(outer)]
+        if dim is None or ranks == 1:
             return Replicated()
         if row.alone:
-            return Split(dim, on_rank(extent[dim], self.plan.grid[axis], row.owner))
-        return Split(dim, weighted_bounds(extent[dim], shares, row.least))
-
-    def _left(self, shape: Shape, outer: Sequence[Placement]) -> Shape:
-        """Return what the first axes leave here of a whole `shape`: what the next one divides."""
-        return local_shape(shape, tuple(outer), self.coords[: len(outer)])
+            divide: Callable[[int], Bounds] = partial(on_rank, ranks=ranks, owner=row.owner)
+        else:
+            divide = partial(weighted_bounds, weights=shares, least=row.least)
+        return split_within(outer, dim, shape[dim], divide)
 
     def weight(
         self, full: str, param: Param, division: LayerDivision, x: Layout, y: Layout, buffer: bool
@@ -88,45 +84,45 @@ class Site:
         channels are that it belongs to. What no gradient changes lives where it is used.
         """
         vector = len(param.shape) == 1
-        held: list[Placement] = []
-        use: list[Placement] = []
+        held: Layout = ()
+        use: Layout = ()
         for axis, row in enumerate(division.rows):
-            if vector and row.total and self.plan.grid[axis] > 1:
+            ranks = self.plan.grid[axis]
+            if vector and row.total and ranks > 1:
                 # every rank has a summand of y: the first adds the bias, the others zeros. It lives
                 # there alone: computed twice, on unlike devices, it would drift apart
-                extent = self._left(param.shape, held)
-                held.append(Split(0, on_first(extent[0], self.plan.grid[axis])))
-                use.append(Partial())
+                held += (split_within(held, 0, param.shape[0], partial(on_first, ranks=ranks)),)
+                use += (Partial(),)
                 continue
             channels = x[axis] if row.x == CHANNEL else y[axis]
-            for layout in (held, use):
-                extent = self._left(param.shape, layout)
-                layout.append(self._hold(row, axis, vector, extent, channels))
+            dim = 0 if vector else row.w
+            held += (self._hold(row, dim, param.shape, held, channels),)
+            use += (self._hold(row, dim, param.shape, use, channels),)
         stays = buffer or division.frozen
-        home = tuple(held) if stays else self._home(param.shape, tuple(held), division.home)
-        fetch = self.route(param.shape, home, tuple(use))
+        home = held if stays else self._home(param.shape, held, division.home)
+        fetch = self.route(param.shape, home, use)
         bring = self.route(param.shape, tuple(p.dual for p in use), home)
-        return WeightLayout(full, param, home, tuple(use), fetch, bring, buffer, division.frozen)
+        return WeightLayout(full, param, home, use, fetch, bring, buffer, division.frozen)
 
     def _hold(
-        self, row: Row, axis: int, vector: bool, extent: Shape, channels: Placement
+        self, row: Row, dim: int | None, shape: Shape, outer: Layout, channels: Placement
     ) -> Placement:
-        """Return how a weight lies along one axis, whose channels lie as `channels`."""
-        if row.w is None or self.plan.grid[axis] == 1:
+        """Return how a weight lies along the axis behind `outer`, its channels as `channels`."""
+        if row.w is None or row.alone:
+            return self._place(shape, row, None if row.w is None else dim, (), outer)
+        if dim is None or not isinstance(channels, Split):
             return Replicated()
-        dim = 0 if vector else row.w
-        if row.alone:
-            return Split(dim, on_rank(extent[dim], self.plan.grid[axis], row.owner))
-        if not isinstance(channels, Split):
-            return Replicated()
+        bounds, none = channels.bounds, (0,) * len(channels.bounds)
+        if len(bounds) > self.plan.grid[len(outer)] + 1:
+            return Split(dim, bounds)
         # nothing is left where an outer axis keeps the layer on its first rank
-        return Split(dim, channels.bounds if extent[dim] else (0,) * len(channels.bounds))
+        return split_within(outer, dim, shape[dim], lambda left: bounds if left else none)
 
     def _home(self, shape: Shape, held: Layout, home: str) -> Layout:
         """Return where a weight that changes lives between steps; it is computed with as `held`."""
         if home == "first" and self.plan.grid[-1] > 1:
-            rows = self._left(shape, held[:-1])[0]
-            return (*held[:-1], Split(0, on_first(rows, self.plan.grid[-1])))
+            first = partial(on_first, ranks=self.plan.grid[-1])
+            return (*held[:-1], split_within(held[:-1], 0, shape[0], first))
         if self.plan.sync == "sharded":
             return self._sharded(shape, held)
         return held
@@ -139,28 +135,28 @@ class Site:
         """
         taken = {p.dim for p in held if isinstance(p, Split)}
         free = next((d for d in range(len(shape)) if d not in taken), None)
-        home: list[Placement] = []
-        for axis, placement in enumerate(held):
-            ranks = self.plan.grid[axis]
+        home: Layout = ()
+        for placement, ranks in zip(held, self.plan.grid, strict=True):
             if isinstance(placement, Replicated) and free is not None and ranks > 1:
-                extent = self._left(shape, home)
-                placement = Split(free, weighted_bounds(extent[free], (1.0,) * ranks))
-            home.append(placement)
-        return tuple(home)
+                equally = partial(weighted_bounds, weights=(1.0,) * ranks)
+                placement = split_within(home, free, shape[free], equally)
+            home += (placement,)
+        return home
 
     def route(self, shape: Shape, src: Layout, dst: Layout) -> tuple[Hop, ...]:
         """Return the hops that carry a tensor of whole `shape` from one layout to another.
 
-        An inner axis's bounds count from what the outer axis leaves. So where both axes divide one
-        dimension, the inner one is undone before the outer one changes, and made afterwards.
+        An inner axis divides what the outer axis leaves. So where both axes divide one dimension,
+        the inner one is undone before the outer one changes, and made afterwards.
         """
+        if src == dst:
+            return ()
         now = list(src)
         hops = []
         for axis, placement in _order(src, dst):
             if now[axis] != placement and self.plan.grid[axis] > 1:
                 others = tuple(Replicated() if a == axis else p for a, p in enumerate(now))
-                seen = local_shape(shape, others, self.coords)
-                hops.append(Hop(axis, Move(now[axis], placement), seen))
+                hops.append(Hop(axis, Move(now[axis], placement), shape, others))
             now[axis] = placement
         return tuple(hops)
 
@@ -187,4 +183,4 @@ def _splits(placement: Placement, dims: set[int]) -> bool:
 def _scaled(bounds: Bounds, length: int) -> Bounds:
     """Return channel bounds where every channel has become `length / bounds[-1]` features."""
     each = length // max(1, bounds[-1])
-    return tuple(b * each for b in bounds)
+    return bounds if each == 1 else tuple(b * each for b in bounds)

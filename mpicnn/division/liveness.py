@@ -7,22 +7,61 @@ at any time are taken for one group.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 from mpicnn.division.operations import (
     Accumulate,
     Backward,
     Forward,
     Free,
+    Loss,
     Operation,
+    Receive,
     Rows,
     Send,
     Slot,
     Start,
+    Store,
+    Sum,
+    Update,
     Wait,
-    reads,
-    writes,
 )
+
+
+def reads(op: Operation) -> tuple[Slot, ...]:
+    """Return the slots that an operation looks at."""
+    match op:
+        case Start() | Loss() | Rows() | Send():
+            return (op.x,)
+        case Wait():
+            return (op.y,)
+        case Forward():
+            return (*op.x, *op.use.values())
+        case Backward():
+            tape = (op.saved, *op.x, *(() if op.y is None else (op.y,)))
+            return (op.dy, *tape, *op.use.values(), *op.grads.values())
+        case Store():
+            return (op.x, op.y)
+        case Accumulate():
+            return (op.x, op.to)
+        case Sum():
+            return op.x
+        case Update():
+            return tuple(op.grads.values())
+    return ()
+
+
+def writes(op: Operation) -> tuple[Slot, ...]:
+    """Return the slots that an operation fills, or that something is on its way to from then on."""
+    match op:
+        case Forward():
+            return (op.y,) if op.saved is None else (op.y, op.saved)
+        case Backward():
+            return (*(slot for slot in op.dx if slot is not None), *op.grads.values())
+        case Loss():
+            return () if op.dx is None else (op.dx,)
+        case Start() | Rows() | Store() | Accumulate() | Sum() | Send() | Receive():
+            return (op.y,)
+    return ()
 
 
 def with_frees(ops: Iterable[Operation], kept: set[Slot]) -> tuple[Operation, ...]:
@@ -60,14 +99,14 @@ def with_overwriting(ops: Iterable[Operation], kept: set[Slot]) -> list[Operatio
 
     def decided(at: int, op: Operation) -> Operation:
         match op:
-            case Forward() if op.call.layer.overwrites and not (op.call.idle or op.call.joined):
-                return replace(op, over=ended(op.x[0], at, op.x[1:]))
-            case Backward() if op.call.layer.overwrites and not op.call.idle:
-                return replace(op, over=ended(op.dy, at, ()))
+            case Forward() if op.call.layer.overwrites and not op.call.joined:
+                return op._replace(over=ended(op.x[0], at, op.x[1:]))
+            case Backward() if op.call.layer.overwrites:
+                return op._replace(over=ended(op.dy, at, ()))
             case Accumulate():
                 pairs = (op.to, op.x), (op.x, op.to)
                 over = (slot for slot, other in pairs if ended(slot, at, [other]))
-                return replace(op, over=next(over, None))
+                return op._replace(over=next(over, None))
         return op
 
     return [decided(at, op) for at, op in enumerate(listed)]
@@ -114,7 +153,7 @@ def views(op: Operation) -> Iterator[tuple[Slot, Slot]]:
     Where one is written over another, only the first is read from then on: that is no view.
     """
     match op:
-        case Start() if op.hop.move.local:
+        case Start() if op.hop.keeps:
             yield op.y, op.x
         case Rows():
             yield op.y, op.x

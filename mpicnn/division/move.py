@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mpicnn.division.placement import (
+    Layout,
     Partial,
     Placement,
     Replicated,
     Shape,
     Split,
-    are_rows,
-    intersect,
-    volume,
+    local_shape,
+    ranges,
+    seen,
 )
 
 
@@ -63,37 +69,92 @@ class Move:
 
         Messages are flat: what does not lie in memory as it is sent is rearranged.
         """
-        divided = next((p for p in (self.src, self.dst) if isinstance(p, Split)), None)
-        if self.local or divided is None:
+        if self.local:
             return False, False
-        ranks = range(len(divided.bounds) - 1)
         mine, goal = self.src.box(shape, rank), self.dst.box(shape, rank)
-        outgoing = [intersect(mine, self.dst.box(shape, r)) for r in ranks]
-        incoming = [intersect(self.src.box(shape, r), goal) for r in ranks]
-        gathers, scatters = (not isinstance(p, Split) for p in (self.dst, self.src))
-        return not gathers and not are_rows(outgoing, mine), (
-            not scatters and not are_rows(incoming, goal)
+        return (
+            isinstance(self.dst, Split) and not self.dst.cuts_rows(mine),
+            isinstance(self.src, Split) and not self.src.cuts_rows(goal),
         )
 
-    def items_sent(self, shape: Shape, ranks: int, rank: int) -> float:
-        """Return the number of items that `rank` sends to other ranks.
+    def items_sent(self, shape: Shape, ranks: int) -> NDArray[np.float64]:
+        """Return the number of items that every rank sends to other ranks: (ranks,).
 
-        A rank that contributes a block to k others counts it k times; a sum over K ranks of n
-        items counts 2 (K - 1) / K · n (reduce-scatter, then all-gather of equal parts). This is
-        the least any algorithm sends; `mpicnn.comm.mesh.Group` counts real calls by the same rule.
+        A rank that contributes a block to k others counts it k times. This is the least any
+        algorithm sends; `mpicnn.comm.mesh.Group` counts real calls by the same rule.
         """
         if self.local or ranks == 1:
-            return 0
-        if isinstance(self.src, Partial):
-            whole = prod(shape)
-            if isinstance(self.dst, Replicated):
-                return 2 * (ranks - 1) / ranks * whole
-            return whole - volume(self.dst.box(shape, rank))
-        mine = self.src.box(shape, rank)
-        return sum(
-            volume(intersect(mine, self.dst.box(shape, r))) for r in range(ranks) if r != rank
-        )
+            return np.zeros(ranks)
+        if isinstance(self.src, Partial) and isinstance(self.dst, Replicated):
+            return np.full(ranks, sum_sent(prod(shape), ranks))
+        mine = common = np.ones(ranks)
+        for dim in range(len(shape)):
+            (lo, hi), (start, stop) = (
+                ranges(shape, (placement,), (ranks,), dim) for placement in (self.src, self.dst)
+            )
+            mine = mine * (hi - lo)
+            common = common * np.maximum(0, np.minimum(hi, stop) - np.maximum(lo, start))
+        if isinstance(self.dst, Replicated):
+            return (ranks - 1) * mine
+        # a split's parts are the whole tensor: what a rank does not keep goes to one other
+        return mine - common
+
+
+def sum_sent(items: float, ranks: int) -> float:
+    """Return what each rank sends in a sum of `items`: reduce-scatter, then all-gather of parts."""
+    return 2 * (ranks - 1) / ranks * items
 
 
 SUM = Move(Partial(), Replicated())
 """The all-reduce: a pending sum becomes known to every rank."""
+
+
+class Hop(NamedTuple):
+    """Describe one Move along one mesh axis of a tensor of whole `shape`.
+
+    `others` is how it lies along the other axes. As one rank sees it, `shape` is whole in what the
+    axis splits and local in what others split.
+    """
+
+    axis: int
+    move: Move
+    shape: Shape
+    others: Layout
+
+    @property
+    def keeps(self) -> bool:
+        """Say whether on some rank what arrives may be a view of what set out."""
+        src, dst = self.move.src, self.move.dst
+        # along a second axis two splits of a dimension may be the same on some ranks
+        alike = isinstance(src, Split) and isinstance(dst, Split) and src.dim == dst.dim
+        return self.move.local or (alike and len(self.others) > 1)
+
+    @property
+    def adjoint(self) -> Hop:
+        """Return the hop that carries gradients back."""
+        return self._replace(
+            move=self.move.adjoint, others=tuple(placement.dual for placement in self.others)
+        )
+
+    def detail(self, back: bool) -> str:
+        """Return the collective and the direction in words."""
+        return f"{self.move.collective}, {direction(back)}"
+
+    def layout(self, after: bool) -> Layout:
+        """Return how the tensor lies before the hop, or after it."""
+        here = self.move.dst if after else self.move.src
+        return (*self.others[: self.axis], here, *self.others[self.axis + 1 :])
+
+    def at(self, coords: Sequence[int]) -> Hop:
+        """Return the hop as the ranks along its axis see it."""
+        if len(self.others) == 1:
+            return self
+        src, dst = (seen(self.layout(after), self.axis, coords) for after in (False, True))
+        return self._replace(
+            move=Move(src, dst), shape=local_shape(self.shape, self.others, coords)
+        )
+
+
+def direction(back: bool) -> str:
+    """Return which way something travels in words."""
+    return "backward" if back else "forward"

@@ -1,13 +1,13 @@
-"""How the values of a network lie at one place of the mesh, and what their readers want of them."""
+"""How the values of a network lie, and what their readers want of them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from mpicnn.division.layout import Site
+from mpicnn.division.layout import Layouts
 from mpicnn.division.operations import Slot
 from mpicnn.division.placement import Layout, Shape
 from mpicnn.division.plan import LOSS
@@ -18,52 +18,39 @@ if TYPE_CHECKING:
     from mpicnn.models import Model
 
 
-@dataclass(frozen=True)
-class Value:
-    """Hold how a value lies: its whole shape, its layout, and the slot of the part here."""
+class Value(NamedTuple):
+    """Hold how a value lies: its whole shape, its layout, and its slot."""
 
     shape: Shape
     layout: Layout
     slot: Slot = -1
 
 
-Wish = tuple[object, ...]
-"""What a reader asks of a value's layout, in terms that are the same on all ranks.
-
-Two wishes may come to one layout on some ranks and not on others; to take them for one wish there
-would have ranks begin other collectives.
-"""
-
-
-@dataclass(frozen=True)
-class Lying:
+class Lying(NamedTuple):
     """Hold how a layer wants what it reads, and how its output lies, of whole shape `y_shape`."""
 
     x: tuple[Layout, ...]
-    wishes: tuple[Wish, ...]
     y_shape: Shape
     y: Layout
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(NamedTuple):
     """Hold what layer `name`, or the loss, wants of a value."""
 
     name: str
-    wish: Wish
     layout: Layout
 
 
 @dataclass
 class Network:
-    """Know a network's layouts at one place of the mesh, and number the slots of its program.
+    """Know a network's layouts, and number the slots of its program.
 
     `count` examples are in the batch. `weights` holds the full names of every layer's parameters
     and buffers by their short ones.
     """
 
     model: Model
-    site: Site
+    layouts: Layouts
     divisions: dict[str, LayerDivision]
     count: int
     weights: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -88,10 +75,9 @@ class Network:
             if division.follows:
                 x = (sources[0].layout,) * len(sources)
             else:
-                x = tuple(self.site.input_layout(s.shape, division) for s in sources)
-            wish = self.wish(name, self.model.sources[index][0])
-            y = self.site.output_layout(x[0], y_shape, division)
-            return Lying(x, (wish,) * len(sources), y_shape, y)
+                x = tuple(self.layouts.input_layout(s.shape, division) for s in sources)
+            y = self.layouts.output_layout(x[0], y_shape, division)
+            return Lying(x, y_shape, y)
         except ValueError as error:
             w = layer.params(self.model.fed[index]).get("w")
             what = f"{name}.w of shape {w.shape}" if w else f"the channels of layer {name}"
@@ -99,17 +85,6 @@ class Network:
                 f"plan: {what} cannot be shared: {error}; "
                 "give the ranks that shall stay idle a share of 0"
             ) from None
-
-    def wish(self, name: str, first: int) -> Wish:
-        """Return the wish of a layer for its inputs, of which `first` is one."""
-        division = self.divisions[name]
-        if division.follows:
-            return "as", first
-        rows = (
-            (row.x, row.alone, row.owner, shares)
-            for row, shares in zip(division.rows, division.shares, strict=True)
-        )
-        return "by", *rows
 
     def lie_all(self, values: dict[int, Value], indices: Iterable[int]) -> dict[int, Lying]:
         """Return how some layers lie, one after another, and note it in a copy of `values`."""
@@ -121,7 +96,7 @@ class Network:
 
     def loss(self, logits: Value) -> Reader:
         """Return how the loss wants the logits."""
-        division, wish = self.divisions[LOSS], self.wish(LOSS, len(self.model.layers))
+        division = self.divisions[LOSS]
         if division.follows:
-            return Reader(LOSS, wish, logits.layout)
-        return Reader(LOSS, wish, self.site.input_layout(logits.shape, division))
+            return Reader(LOSS, logits.layout)
+        return Reader(LOSS, self.layouts.input_layout(logits.shape, division))

@@ -1,44 +1,32 @@
 """The operations of a program. They pass values on through numbered slots.
 
-A slot holds one array, or one that is on its way.
+A slot holds one array, or one that is on its way. The same operations make up the program of all
+ranks, where shapes are whole and layouts say which part a rank has, and that of one rank, where
+shapes, ranges and moves are those of its part: `at` returns them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpicnn.division.move import Move
-from mpicnn.division.placement import Shape
+from mpicnn.division.move import Hop, direction
+from mpicnn.division.placement import Layout, Ranges, Shape, box_shape, local_shape, region
+from mpicnn.division.strategy import BATCH, CHANNEL
 from mpicnn.layers.base import Layer
 
 Positions = NDArray[np.int64]
 Slot = int
+Coords = tuple[int, ...]
 
 EXAMPLES: Slot = 0
 """The slot of the examples that a rank reads."""
 
 
-@dataclass(frozen=True)
-class Hop:
-    """Describe one Move along one mesh axis of a tensor of `shape` as seen along that axis."""
-
-    axis: int
-    move: Move
-    shape: Shape
-
-    @property
-    def adjoint(self) -> Hop:
-        """Return the hop that carries gradients back."""
-        return replace(self, move=self.move.adjoint)
-
-
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """Begin to carry `x` along a hop for layer `name`; `y` is what arrives."""
 
     name: str
@@ -50,11 +38,15 @@ class Start:
     @property
     def detail(self) -> str:
         """Return the collective and the direction in words."""
-        return f"{self.hop.move.collective}, {_direction(self.back)}"
+        return self.hop.detail(self.back)
+
+    def at(self, coords: Coords) -> Start:
+        """Return what the rank at `coords` does."""
+        hop = self.hop.at(coords)
+        return self if hop is self.hop else self._replace(hop=hop)
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(NamedTuple):
     """Wait for what is on its way to slot `y`; `name` and `detail` are those of its beginning."""
 
     name: str
@@ -63,29 +55,31 @@ class Wait:
     back: bool = False
 
 
-@dataclass(frozen=True)
-class Call:
-    """Describe one run of a layer on this rank's part of its inputs.
+class Call(NamedTuple):
+    """Describe one run of a layer, the network's `number`-th.
 
-    Shapes are local; `positions` are the places in the global batch of the local rows of y;
-    `channels` the local range of y's channels; `count` the examples of the batch, or micro-batch,
-    that are normalised together; `sum_axes` the mesh axes that divide the batch;
-    `weights` the full names of the layer's parameters and buffers by their short ones; `idle` marks
-    a rank that leaves the layer to another one; `need_dx` says whether a gradient of its inputs is
-    wanted; `joined` a contraction and a ReLU behind it that go forward in one pass; `frozen` a
-    layer that does not learn, and computes as in tests.
+    `positions` are the places in the global batch of the rows of y; `channels` the range of y's
+    channels; `together` the examples of the batch, or micro-batch, that are normalised together;
+    `weights` the full names of the layer's parameters and buffers by their short ones; `sum_axes`
+    the mesh axes that divide the batch; `owners` the axes along which one rank has the layer alone,
+    each with that rank, and `idle` marks a rank that leaves it to another; `need_dx` says whether a
+    gradient of its inputs is wanted; `joined` a contraction and a ReLU behind it that go forward in
+    one pass; `frozen` a layer that does not learn, and computes as in tests.
     """
 
     name: str
     layer: Layer
-    index: int
+    number: int
     x_shapes: tuple[Shape, ...]
+    x_layouts: tuple[Layout, ...]
     y_shape: Shape
+    y_layout: Layout
     positions: Positions
     channels: tuple[int, int]
-    count: int
+    together: int
     weights: Mapping[str, str]
     sum_axes: tuple[int, ...]
+    owners: tuple[tuple[int, int], ...]
     idle: bool
     need_dx: bool
     joined: bool = False
@@ -93,7 +87,7 @@ class Call:
 
     @property
     def fed(self) -> Any:
-        """Return one example's shape here as the layer is fed it: several for one that joins."""
+        """Return one example's shape as the layer is fed it: several for one that joins."""
         shapes = tuple(shape[1:] for shape in self.x_shapes)
         return shapes if self.layer.joins else shapes[0]
 
@@ -113,9 +107,24 @@ class Call:
         """Return "convolution" or "other", as step times are split in Marques' figures 6 and 8."""
         return "convolution" if self.layer.convolves else "other"
 
+    def at(self, coords: Coords) -> Call:
+        """Return what of it the rank at `coords` does."""
+        box = region(self.y_shape, self.y_layout, coords)
+        return self._replace(
+            x_shapes=tuple(
+                [
+                    local_shape(shape, layout, coords)
+                    for shape, layout in zip(self.x_shapes, self.x_layouts, strict=True)
+                ]
+            ),
+            y_shape=box_shape(box),
+            positions=self.positions[slice(*box[BATCH])],
+            channels=box[CHANNEL],
+            idle=any(rank != coords[axis] for axis, rank in self.owners),
+        )
 
-@dataclass(frozen=True)
-class Forward:
+
+class Forward(NamedTuple):
     """Run a layer on `x`; `saved` takes what it makes for its backward pass, where there is one.
 
     `over` says that it may write over the first of `x`.
@@ -129,8 +138,7 @@ class Forward:
     over: bool = False
 
 
-@dataclass(frozen=True)
-class Backward:
+class Backward(NamedTuple):
     """Run a layer backward on `dy`, and on what it reads of `x`, `y` and `saved`.
 
     `over` says that it may write over `dy`. `dx` takes the gradients of its inputs, None for one
@@ -148,39 +156,58 @@ class Backward:
     over: bool = False
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(NamedTuple):
     """Take the loss of logits `x` and their gradient `dx` (None: the answers alone are wanted).
 
-    `labels` are the places in the global batch of the rows on which this rank has the loss.
+    `labels` are the places in the global batch of the rows, which lie as `layout` says.
     """
 
     x: Slot
     dx: Slot | None
     labels: Positions
+    layout: Layout
+
+    def at(self, coords: Coords) -> Loss:
+        """Return what of it the rank at `coords` does."""
+        ((lo, hi),) = region((self.labels.size,), self.layout, coords)
+        return self._replace(labels=self.labels[lo:hi])
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Take some rows of `x`, without a copy."""
+class Rows(NamedTuple):
+    """Take some rows of `x`, without a copy: each rank its own, as `ranges` says.
+
+    What they are of all ranks has whole `shape` and lies as `layout` says.
+    """
 
     x: Slot
     y: Slot
-    rows: slice
-
-
-@dataclass(frozen=True)
-class Store:
-    """Put `x` into some rows of `y`, whose local shape is `shape`."""
-
-    x: Slot
-    y: Slot
-    rows: slice
+    ranges: Ranges
     shape: Shape
+    layout: Layout
+    rows: slice = slice(0)
+
+    def at(self, coords: Coords) -> Rows:
+        """Return what the rank at `coords` does."""
+        return self._replace(rows=_slice(self.ranges, coords))
 
 
-@dataclass(frozen=True)
-class Accumulate:
+class Store(NamedTuple):
+    """Put `x` into some rows of `y`, of whole `shape` and `layout`: each rank as `ranges` says."""
+
+    x: Slot
+    y: Slot
+    ranges: Ranges
+    shape: Shape
+    layout: Layout
+    rows: slice = slice(0)
+
+    def at(self, coords: Coords) -> Store:
+        """Return what the rank at `coords` does."""
+        shape = local_shape(self.shape, self.layout, coords)
+        return self._replace(rows=_slice(self.ranges, coords), shape=shape)
+
+
+class Accumulate(NamedTuple):
     """Add `x` to `to`; `y` is the sum, which may be written over one of them, `over`."""
 
     x: Slot
@@ -189,8 +216,7 @@ class Accumulate:
     over: Slot | None = None
 
 
-@dataclass(frozen=True)
-class Sum:
+class Sum(NamedTuple):
     """Begin to sum gradients of the parameters `names` over the ranks along `axes`, as one message.
 
     `y` is on its way until all of `x` are summed.
@@ -202,8 +228,7 @@ class Sum:
     y: Slot
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(NamedTuple):
     """Begin to send `x` to the stage behind this one, or before it: `number` tells values apart.
 
     Every rank deals with the one at its own place in the other stage's grid. `y` is on its way
@@ -214,41 +239,48 @@ class Send:
     x: Slot
     y: Slot
     shape: Shape
+    layout: Layout
     number: int
     back: bool
 
     @property
     def detail(self) -> str:
         """Return the direction in words."""
-        return f"send between stages, {_direction(self.back)}"
+        return f"send between stages, {direction(self.back)}"
+
+    def at(self, coords: Coords) -> Send:
+        """Return what the rank at `coords` does."""
+        return self._replace(shape=local_shape(self.shape, self.layout, coords))
 
 
-@dataclass(frozen=True)
-class Receive:
-    """Begin to receive `y`, of local `shape`, from the stage before this one, or behind it."""
+class Receive(NamedTuple):
+    """Begin to receive `y` from the stage before this one, or behind it."""
 
     name: str
     y: Slot
     shape: Shape
+    layout: Layout
     number: int
     back: bool
 
     @property
     def detail(self) -> str:
         """Return the direction in words."""
-        return f"receive between stages, {_direction(self.back)}"
+        return f"receive between stages, {direction(self.back)}"
+
+    def at(self, coords: Coords) -> Receive:
+        """Return what the rank at `coords` does."""
+        return self._replace(shape=local_shape(self.shape, self.layout, coords))
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """Change parameters now by their gradients times `scale`: after a round (OWT)."""
 
     grads: Mapping[str, Slot]
     scale: float
 
 
-@dataclass(frozen=True)
-class Free:
+class Free(NamedTuple):
     """Let go of what slots hold."""
 
     slots: tuple[Slot, ...]
@@ -260,42 +292,5 @@ Operation = (
 )  # fmt: skip
 
 
-def _direction(back: bool) -> str:
-    return "backward" if back else "forward"
-
-
-def reads(op: Operation) -> tuple[Slot, ...]:
-    """Return the slots that an operation looks at."""
-    match op:
-        case Start() | Loss() | Rows() | Send():
-            return (op.x,)
-        case Wait():
-            return (op.y,)
-        case Forward():
-            return (*op.x, *op.use.values())
-        case Backward():
-            tape = (op.saved, *op.x, *(() if op.y is None else (op.y,)))
-            return (op.dy, *tape, *op.use.values(), *op.grads.values())
-        case Store():
-            return (op.x, op.y)
-        case Accumulate():
-            return (op.x, op.to)
-        case Sum():
-            return op.x
-        case Update():
-            return tuple(op.grads.values())
-    return ()
-
-
-def writes(op: Operation) -> tuple[Slot, ...]:
-    """Return the slots that an operation fills, or that something is on its way to from then on."""
-    match op:
-        case Forward():
-            return (op.y,) if op.saved is None else (op.y, op.saved)
-        case Backward():
-            return (*(slot for slot in op.dx if slot is not None), *op.grads.values())
-        case Loss():
-            return () if op.dx is None else (op.dx,)
-        case Start() | Rows() | Store() | Accumulate() | Sum() | Send() | Receive():
-            return (op.y,)
-    return ()
+def _slice(ranges: Ranges, coords: Coords) -> slice:
+    return slice(*(int(end[coords]) for end in ranges))

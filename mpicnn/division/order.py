@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import prod
 
+from mpicnn.division.move import Hop
 from mpicnn.division.operations import (
     Backward,
     Forward,
     Free,
-    Hop,
     Operation,
     Slot,
     Start,
@@ -20,7 +20,7 @@ from mpicnn.division.operations import (
     Update,
     Wait,
 )
-from mpicnn.division.placement import local_shape
+from mpicnn.division.placement import largest
 from mpicnn.division.program import WeightLayout
 
 
@@ -45,9 +45,9 @@ class Journey:
         while self.ended < len(self.hops):
             if self.begun == self.ended:
                 yield self._start()
-            begun = Start(self.name, self.hops[self.ended], 0, 0, self.back)
+            detail = self.hops[self.ended].detail(self.back)
             self.ended += 1
-            yield Wait(self.name, self.slots[self.ended], begun.detail, self.back)
+            yield Wait(self.name, self.slots[self.ended], detail, self.back)
 
     def _start(self) -> Operation:
         at, self.begun = self.begun, self.begun + 1
@@ -90,14 +90,13 @@ def fetched(
 class Gradients:
     """Bring gradients home as soon as they are complete.
 
-    Those that need a plain sum over the same ranks share a message of at least `limit` items; the
-    others travel one by one. All ranks do so in the same order, so that their collectives match.
+    Those that need a plain sum over the same ranks share a message of at least `limit` items on
+    the rank that has most of them; the others travel one by one.
     `grads` are the slots where they are made; `home` those where they arrive.
     """
 
     weights: Mapping[str, WeightLayout]
     grads: Mapping[str, Slot]
-    coords: Sequence[int]
     limit: int
     numbers: count[int]
     home: dict[str, Slot] = field(init=False)
@@ -108,6 +107,7 @@ class Gradients:
             for name, slot in self.grads.items()
         }
         self.open: dict[tuple[int, ...], list[str]] = {}
+        self.held: Counter[tuple[int, ...]] = Counter()
         self.travelling: list[Journey] = []
         self.summing: list[Sum] = []
 
@@ -139,9 +139,9 @@ class Gradients:
     def _send(self, name: str) -> Iterator[Operation]:
         weight = self.weights[name]
         if weight.summed:
-            names = self.open.setdefault(weight.summed, [])
-            names.append(name)
-            if sum(map(self._items, names)) >= self.limit:
+            self.open.setdefault(weight.summed, []).append(name)
+            self.held[weight.summed] += prod(largest(weight.param.shape, weight.use))
+            if self.held[weight.summed] >= self.limit:
                 yield self._close(weight.summed)
         elif weight.bring:
             between = (next(self.numbers) for _ in weight.bring[1:])
@@ -150,12 +150,9 @@ class Gradients:
             self.travelling.append(journey)
             yield from journey.begin()
 
-    def _items(self, name: str) -> int:
-        weight = self.weights[name]
-        return prod(local_shape(weight.param.shape, weight.use, self.coords))
-
     def _close(self, axes: tuple[int, ...]) -> Sum:
         names = tuple(self.open.pop(axes))
+        del self.held[axes]
         slots = tuple(self.grads[name] for name in names)
         self.summing.append(Sum(names, axes, slots, next(self.numbers)))
         return self.summing[-1]

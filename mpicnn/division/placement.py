@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
+from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from math import isfinite, prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 Shape = tuple[int, ...]
 Bounds = tuple[int, ...]
 Box = tuple[tuple[int, int], ...]
+Ranges = NDArray[np.int64]
+"""Where ranges begin and end, by place of the mesh: int64 (2, *grid)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Split:
     bounds: Bounds
 
     def __post_init__(self) -> None:
-        rising = all(a <= b for a, b in zip(self.bounds, self.bounds[1:], strict=False))
+        rising = list(self.bounds) == sorted(self.bounds)
         if len(self.bounds) < 2 or self.bounds[0] != 0 or not rising:
             raise ValueError(f"bounds must rise from 0, got {self.bounds}")
 
@@ -60,11 +67,22 @@ class Split:
     def dual(self) -> Split:
         return self
 
+    @cached_property
+    def ends(self) -> Ranges:
+        """Return where all ranks' parts begin, and where they end: int64 (2, ranks)."""
+        bounds = np.array(self.bounds)
+        return np.stack([bounds[:-1], bounds[1:]])
+
     def range(self, length: int, rank: int) -> tuple[int, int]:
         """Return the half-open range that `rank` holds of the dimension, which has this length."""
         if length != self.bounds[-1]:
             raise ValueError(f"dimension {self.dim} of length {length} does not end {self.bounds}")
         return self.bounds[rank], self.bounds[rank + 1]
+
+    def cuts_rows(self, box: Box) -> bool:
+        """Say whether a box's parts on all ranks lie one after another in memory, as in the box."""
+        lo, hi = box[self.dim]
+        return self.dim == 0 or lo == hi or self.bounds[bisect(self.bounds, lo)] >= hi
 
     def box(self, shape: Shape, rank: int) -> Box:
         """Return the half-open range of every dimension that `rank` holds of `shape`."""
@@ -74,8 +92,8 @@ class Split:
 
 Placement = Replicated | Split | Partial
 Layout = tuple[Placement, ...]
-"""One placement per mesh axis. Where two axes split the same dimension, the later axis divides
-what the earlier one left, and its bounds count from there."""
+"""One placement per mesh axis. Where two axes split the same dimension, the later one divides every
+part that the earlier one made, and its bounds are those of all these parts, one after another."""
 
 
 def weighted_bounds(n: int, weights: Sequence[float], least: int = 0) -> Bounds:
@@ -119,15 +137,61 @@ def on_first(n: int, ranks: int) -> Bounds:
     return on_rank(n, ranks, 0)
 
 
+def split_within(outer: Layout, dim: int, length: int, divide: Callable[[int], Bounds]) -> Split:
+    """Split a dimension along the axis behind `outer`: `divide` gives bounds of what is left."""
+    for placement in reversed(outer):
+        if isinstance(placement, Split) and placement.dim == dim:
+            parts = pairwise(placement.bounds)
+            inner = (lo + end for lo, hi in parts for end in divide(hi - lo)[1:])
+            return Split(dim, (0, *inner))
+    return Split(dim, divide(length))
+
+
+def seen(layout: Layout, axis: int, coords: Sequence[int]) -> Placement:
+    """Return how a tensor lies along an axis as seen there: bounds count from what is left."""
+    placement = layout[axis]
+    if not isinstance(placement, Split):
+        return placement
+    first, ranks = _parts(layout[:axis], placement, coords)
+    if ranks == len(placement.bounds) - 1:
+        return placement
+    bounds = placement.bounds[first : first + ranks + 1]
+    return Split(placement.dim, tuple(end - bounds[0] for end in bounds))
+
+
+def _parts(outer: Layout, split: Split, coords: Sequence[int]) -> tuple[int, int]:
+    """Return which of a split's parts is the first of those left at `coords`, and how many are."""
+    part, parts = 0, 1
+    for placement, rank in zip(outer, coords, strict=False):
+        if isinstance(placement, Split) and placement.dim == split.dim:
+            finer = len(placement.bounds) - 1
+            part, parts = part * (finer // parts) + rank, finer
+    ranks = (len(split.bounds) - 1) // parts
+    return part * ranks, ranks
+
+
 def region(shape: Shape, layout: Layout, coords: Sequence[int]) -> Box:
     """Return the range of every dimension of the whole tensor that lies at mesh `coords`."""
     box = [(0, n) for n in shape]
-    for placement, rank in zip(layout, coords, strict=True):
+    for axis, placement in enumerate(layout):
         if isinstance(placement, Split):
-            lo, hi = box[placement.dim]
-            start, stop = placement.range(hi - lo, rank)
-            box[placement.dim] = lo + start, lo + stop
+            first = _parts(layout[:axis], placement, coords)[0] if axis else 0
+            box[placement.dim] = placement.range(shape[placement.dim], first + coords[axis])
     return tuple(box)
+
+
+def ranges(shape: Shape, layout: Layout, grid: Sequence[int], dim: int) -> Ranges:
+    """Return the range of a dimension that lies at every place: int64 (2, *grid).
+
+    Along axes that do not split it the array may have length 1.
+    """
+    ends: Any = 0, shape[dim]
+    sizes = [1] * len(grid)
+    for axis, placement in enumerate(layout):
+        if isinstance(placement, Split) and placement.dim == dim:
+            sizes[axis] = grid[axis]
+            ends = placement.ends
+    return np.reshape(ends, (2, *sizes))
 
 
 def counts_here(layout: Layout, coords: Sequence[int]) -> bool:
@@ -146,7 +210,7 @@ def counts_here(layout: Layout, coords: Sequence[int]) -> bool:
 
 def box_shape(box: Box) -> Shape:
     """Return the lengths of a box's ranges."""
-    return tuple(hi - lo for lo, hi in box)
+    return tuple([hi - lo for lo, hi in box])
 
 
 def volume(box: Box) -> int:
@@ -157,6 +221,16 @@ def volume(box: Box) -> int:
 def local_shape(shape: Shape, layout: Layout, coords: Sequence[int]) -> Shape:
     """Return the shape of the block that lies at mesh `coords`."""
     return box_shape(region(shape, layout, coords))
+
+
+def largest(shape: Shape, layout: Layout) -> Shape:
+    """Return the most of each dimension that lies at any place."""
+    found = list(shape)
+    for placement in layout:
+        if isinstance(placement, Split):
+            lo, hi = placement.ends
+            found[placement.dim] = int((hi - lo).max())
+    return tuple(found)
 
 
 def intersect(a: Box, b: Box) -> Box:

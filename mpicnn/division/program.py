@@ -1,18 +1,22 @@
-"""The program of one rank: a list of operations that training carries out and forecasts count."""
+"""The program of all ranks, which forecasts count, and that of one, which training carries out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from mpicnn.division.liveness import with_frees
+from mpicnn.division.move import Hop
 from mpicnn.division.operations import (
     EXAMPLES,
+    Backward,
+    Call,
+    Coords,
     Forward,
-    Hop,
+    Free,
     Loss,
     Operation,
     Positions,
@@ -21,9 +25,10 @@ from mpicnn.division.operations import (
     Send,
     Slot,
     Start,
+    Store,
     Wait,
 )
-from mpicnn.division.placement import Layout, Partial, Replicated
+from mpicnn.division.placement import Layout, Partial, Replicated, region
 from mpicnn.layers.base import Param
 
 
@@ -54,7 +59,7 @@ class WeightLayout:
         """Say whether gradients change it."""
         return not (self.buffer or self.frozen)
 
-    @property
+    @cached_property
     def summed(self) -> tuple[int, ...]:
         """Return the mesh axes over which `bring` is one plain all-reduce; () where it is not."""
         plain = all(
@@ -65,11 +70,55 @@ class WeightLayout:
 
 
 @dataclass(frozen=True)
+class GlobalProgram:
+    """Describe what the ranks of a pipeline stage do in a training step of `count` examples.
+
+    All do the same operations, each on its own parts. `examples` are the examples that they read,
+    places in the batch and how these lie, one micro-batch after another. `homes` are the slots of
+    the parameters and buffers as they live, by name; `grads` those of the gradients as they arrive.
+    """
+
+    grid: tuple[int, ...]
+    count: int
+    examples: tuple[tuple[Positions, Layout], ...]
+    ops: tuple[Operation, ...]
+    slots: int
+    weights: tuple[WeightLayout, ...]
+    homes: Mapping[str, Slot]
+    grads: Mapping[str, Slot]
+
+    def at(self, coords: Coords) -> Program:
+        """Return the program of the rank at `coords`."""
+        read = [np.zeros(0, np.int64)]
+        for positions, layout in self.examples:
+            ((lo, hi),) = region((positions.size,), layout, coords)
+            read.append(positions[lo:hi])
+        calls: dict[int, Call] = {}
+        found: list[Operation] = []
+        for op in self.ops:
+            match op:
+                case Wait() | Free():
+                    found.append(op)
+                case Forward() | Backward():
+                    call = calls.get(id(op.call)) or op.call.at(coords)
+                    calls[id(op.call)] = call
+                    found.append(op._replace(call=call, over=op.over and not call.idle))
+                case Start() | Loss() | Rows() | Store() | Send() | Receive():
+                    found.append(op.at(coords))
+                case _:
+                    found.append(op)
+        return Program(
+            self.count, np.concatenate(read), tuple(found), self.slots, self.weights, self.homes,
+            self.grads,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Program:
     """Describe what one rank does in one training step of a batch of `count` examples.
 
-    `positions` are the examples of the batch that this rank reads. `homes` are the slots of the
-    parameters and buffers as they live, by name; `grads` those of the gradients as they arrive.
+    `positions` are the examples of the batch that this rank reads; the rest is as in the program of
+    all ranks.
     """
 
     count: int
@@ -101,9 +150,9 @@ def _forward(ops: tuple[Operation, ...]) -> Iterator[Operation]:
         match op:
             case Forward():
                 # What may be written over was found for training: dropout, say, gives a view here.
-                yield replace(op, saved=None, over=False)
+                yield op._replace(saved=None, over=False)
             case Loss():
-                yield replace(op, dx=None)
+                yield op._replace(dx=None)
             case Rows():
                 yield op
             case Start() | Wait() | Send() | Receive() if not op.back:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mpicnn.division.checks import check_form
 from mpicnn.division.plan import INPUT, LOSS, Plan, Shares
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from mpicnn.models import Model
 
 
-@dataclass(frozen=True)
-class LayerDivision:
+class LayerDivision(NamedTuple):
     """Say how a layer is divided: a row and shares for each mesh axis, and its weights' home.
 
     `follows` marks a layer that takes its input as it lies, `frozen` one that does not learn.
@@ -44,7 +42,7 @@ def propagate(model: Model, plan: Plan) -> dict[str, LayerDivision]:
     values = [_input(model, plan)]
     for (name, layer), sources in zip(model.layers, model.sources, strict=True):
         found = _divide(name, layer.kind, plan, values[sources[0]])
-        values.append(replace(found, frozen=name in model.frozen))
+        values.append(found._replace(frozen=name in model.frozen))
     loss = _divide(LOSS, LOSS_KIND, plan, values[-1])
     names = (INPUT, *(name for name, _ in model.layers), LOSS)
     return dict(zip(names, (*values, loss), strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mpicnn.division.network import Value
 from mpicnn.division.operations import (
@@ -17,18 +17,17 @@ from mpicnn.division.operations import (
     Update,
     Wait,
 )
-from mpicnn.division.placement import local_shape
 from mpicnn.division.schedule import Part, parts
 from mpicnn.division.segment import OWN, Segment
+from mpicnn.division.strategy import BATCH
 from mpicnn.errors import UserError
 
 
-@dataclass(frozen=True)
-class Round:
-    """Hold a run of the head on `count` examples: what feeds it, what it computes, and the end of
+class Round(NamedTuple):
+    """Hold a run of the head on some `examples`: what feeds it, what it computes, and the end of
     the way back of its gradient."""
 
-    count: int
+    examples: int
     feed: list[Operation]
     ops: list[Operation]
     returning: list[Operation]
@@ -65,7 +64,7 @@ def write_rounds(body: Segment, head: range, learn: Mapping[str, Slot] | None) -
     that round's mean loss.
     Raises UserError where the head is fed by several values, or not by a part of the batch.
     """
-    model, plan = body.model, body.site.plan
+    model, plan = body.model, body.layouts.plan
     crossing = model.crossing(head.start)
     if len(crossing) > 1:
         raise UserError(
@@ -78,14 +77,14 @@ def write_rounds(body: Segment, head: range, learn: Mapping[str, Slot] | None) -
     gradient = body.network.slot()
     found = [
         _round(body, head, part, gradient)
-        for part in parts(plan, division, held.layout, held.shape, body.coords)
+        for part in parts(plan, division, held.layout, held.shape[BATCH])
     ]
     body.ops += found[0].feed
     returning: list[Operation] = []
     for this, following in zip(found, [*found[1:], None], strict=True):
         body.ops += [*(following.feed if following else ()), *this.ops]
         if learn is not None:
-            body.ops.append(Update(learn, body.network.count / this.count))
+            body.ops.append(Update(learn, body.network.count / this.examples))
         body.ops += returning
         returning = this.returning
     body.ops += returning
@@ -101,7 +100,7 @@ def _round(body: Segment, indices: range, part: Part, gradient: Slot) -> Round:
     value = Value(shape, part.entry, body.network.slot())
     positions = body.positions[part.positions]
     head = Segment(body.network, indices, {entry: value}, positions, Counter(), loss=True)
-    head.ops.append(Rows(held.slot, value.slot, part.rows))
+    head.ops.append(Rows(held.slot, value.slot, part.rows, shape, part.entry))
     head.begin(entry)
     head.forward(indices)
     feed, head.ops = _cut_feed(head.ops)
@@ -109,7 +108,7 @@ def _round(body: Segment, indices: range, part: Part, gradient: Slot) -> Round:
     behind = len(head.ops)
     head.backward(indices)
     if body.model.learns[entry]:
-        local = local_shape(held.shape, held.layout, body.coords)
-        head.ops.append(Store(head.gradient(entry), gradient, part.rows, local))
+        back = head.gradient(entry)
+        head.ops.append(Store(back, gradient, part.rows, held.shape, held.layout))
     ops, returning = _cut_return(head.ops, behind)
     return Round(part.positions.size, feed, ops, returning)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpicnn.division.placement import (
     Layout,
-    Placement,
+    Ranges,
     Replicated,
-    Shape,
     Split,
-    region,
+    ranges,
     weighted_bounds,
 )
 from mpicnn.division.plan import Plan
 from mpicnn.division.propagation import LayerDivision
+from mpicnn.division.strategy import BATCH
 from mpicnn.errors import UserError
 
 
@@ -40,76 +39,59 @@ def turns(order: str, depth: int, stage: int, count: int) -> Iterator[tuple[str,
         yield "B", index
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Describe one round's examples.
 
-    `rows` index this rank's block of the body's output, `positions` are the places in the global
-    batch of all the round's examples in the order in which the ranks hold them, and `entry` is
-    how they lie.
+    `rows` are the ranges of them in every rank's block of the body's output, `positions` their
+    places in the batch in the order in which the ranks hold them, and `entry` is how they lie.
     """
 
-    rows: slice
+    rows: Ranges
     positions: NDArray[np.int64]
     entry: Layout
 
 
-def parts(
-    plan: Plan, division: LayerDivision, layout: Layout, shape: Shape, coords: tuple[int, ...]
-) -> list[Part]:
-    """Divide the body's output (`shape`, lying as `layout` by `division`) into the scheme's rounds.
+def parts(plan: Plan, division: LayerDivision, layout: Layout, count: int) -> list[Part]:
+    """Divide the body's output (`count` examples, lying as `layout`) into the scheme's rounds.
 
     (a) is one round over everything. With K ranks on the last mesh axis, (b) has K rounds, round
     k on rank k's examples; (c) has K rounds, each on a K-th of every rank's examples (OWT).
     Rounds without examples are left out.
     Raises UserError where the batch is not what every axis divides.
     """
+    held = np.zeros((2, *plan.grid), np.int64) + ranges((count,), layout, plan.grid, BATCH)
+    starts, rows = held[0], held[1] - held[0]
     if plan.scheme == "a":
-        lo, hi = region(shape, layout, coords)[0]
-        return [Part(slice(0, hi - lo), np.arange(shape[0]), layout)]
+        return [Part(np.stack([0 * rows, rows]), np.arange(count), layout)]
     if not all(row.shares_batch for row in division.rows):
         raise UserError(
             f"plan: scheme ({plan.scheme}) needs the layers before the fully connected ones "
             "divided by the batch; use split n for them or scheme a"
         )
-    held = {place: _held(shape[0], division, place) for place in np.ndindex(*plan.grid)}
-    rounds = [_part(plan, held, coords, k) for k in range(plan.grid[-1])]
-    return [part for part in rounds if part.positions.size]
+    each = _by_round(plan, rows)
+    found = (_part(plan.grid, starts, each[..., k : k + 2]) for k in range(plan.grid[-1]))
+    return [part for part in found if part.positions.size]
 
 
-def _held(count: int, division: LayerDivision, place: tuple[int, ...]) -> tuple[int, int]:
-    """Return the range of the batch that lies at `place`."""
-    start, stop = 0, count
-    for rank, shares in zip(place, division.shares, strict=True):
-        bounds = weighted_bounds(stop - start, shares)
-        start, stop = start + bounds[rank], start + bounds[rank + 1]
-    return start, stop
-
-
-def _part(
-    plan: Plan, held: dict[tuple[int, ...], tuple[int, int]], coords: tuple[int, ...], k: int
-) -> Part:
-    sizes = np.zeros(plan.grid, dtype=np.int64)
-    positions = []
-    rows = slice(0, 0)
-    for place, (start, stop) in held.items():
-        lo, hi = _rows(plan, stop - start, place[-1], k)
-        sizes[place] = hi - lo
-        positions.append(np.arange(start + lo, start + hi))
-        if place == coords:
-            rows = slice(lo, hi)
-    entry: list[Placement] = []
-    for axis in range(len(plan.grid)):
-        within = sizes[coords[:axis]]
-        totals = within.reshape(within.shape[0], -1).sum(axis=1)
-        bounds = (0, *accumulate(int(n) for n in totals))
-        entry.append(Split(0, bounds) if plan.grid[axis] > 1 else Replicated())
-    return Part(rows, np.concatenate(positions), tuple(entry))
-
-
-def _rows(plan: Plan, rows: int, rank: int, k: int) -> tuple[int, int]:
-    """Return the local rows of a rank that round `k` works on."""
+def _by_round(plan: Plan, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the bounds of the rounds in every rank's `rows`: int64 (*grid, rounds + 1)."""
+    rounds = plan.grid[-1]
     if plan.scheme == "b":
-        return (0, rows) if rank == k else (0, 0)
-    bounds = weighted_bounds(rows, (1.0,) * plan.grid[-1])
-    return bounds[k], bounds[k + 1]
+        return rows[..., None] * np.triu(np.ones((rounds, rounds + 1), np.int64), 1)
+    bounds = {n: weighted_bounds(n, (1.0,) * rounds) for n in set(rows.ravel().tolist())}
+    return np.array([bounds[n] for n in rows.ravel().tolist()]).reshape(*plan.grid, rounds + 1)
+
+
+def _part(grid: Sequence[int], starts: NDArray[np.int64], bounds: NDArray[np.int64]) -> Part:
+    """Return the round of those rows of every rank that lie between two `bounds`."""
+    rows = np.moveaxis(bounds, -1, 0)
+    sizes = rows[1] - rows[0]
+    ends = sizes.cumsum()
+    # from each example's place in the round to its place in the batch
+    shifts = np.repeat((starts + rows[0]).ravel() - ends + sizes.ravel(), sizes.ravel())
+    entry: Layout = ()
+    for axis, ranks in enumerate(grid):
+        totals = sizes.reshape(*grid[: axis + 1], -1).sum(axis=-1)
+        divided = Split(BATCH, (0, *totals.cumsum().tolist()))
+        entry += (divided if ranks > 1 else Replicated(),)
+    return Part(rows, np.arange(shifts.size) + shifts, entry)

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from mpicnn.division.network import Network, Reader, Value, Wish
+from mpicnn.division.move import Hop
+from mpicnn.division.network import Network, Reader, Value
 from mpicnn.division.operations import (
     Accumulate,
     Backward,
     Call,
     Forward,
-    Hop,
     Loss,
     Operation,
     Positions,
@@ -25,19 +24,15 @@ from mpicnn.division.operations import (
     Start,
     Wait,
 )
-from mpicnn.division.placement import local_shape, region
+from mpicnn.division.placement import Layout
 from mpicnn.division.plan import LOSS
-from mpicnn.division.strategy import BATCH, CHANNEL
+from mpicnn.division.strategy import CHANNEL
 from mpicnn.layers.activation import ReLU
 from mpicnn.layers.conv import Conv
 from mpicnn.layers.linear import Linear
 
-if TYPE_CHECKING:
-    pass
-
-
-OWN: Wish = ()
-"""The wish for a value as it lies."""
+OWN: Layout = ()
+"""Stands for the layout in which a value lies."""
 
 
 @dataclass
@@ -59,7 +54,7 @@ class Contributions:
     slot: Slot | None = None
 
 
-Key = tuple[int, Wish]
+Key = tuple[int, Layout]
 
 
 class Segment:
@@ -80,20 +75,17 @@ class Segment:
         loss: bool = False,
     ) -> None:
         self.network, self.indices, self.positions = network, indices, positions
-        micro = network.site.plan.batch_norm == "micro"
-        self.count = positions.size if micro else network.count
-        self.model, self.site = network.model, network.site
-        self.coords = self.site.coords
+        micro = network.layouts.plan.batch_norm == "micro"
+        self.together = positions.size if micro else network.count
+        self.model, self.layouts = network.model, network.layouts
         self.values = dict(values)
         self.ops: list[Operation] = []
         self.lying = network.lie_all(values, indices)
         self.readers: dict[int, list[Reader]] = {}
         for index in indices:
             lies, name = self.lying[index], self.model.layers[index][0]
-            for value, wish, layout in zip(
-                self.model.sources[index], lies.wishes, lies.x, strict=True
-            ):
-                self.readers.setdefault(value, []).append(Reader(name, wish, layout))
+            for value, layout in zip(self.model.sources[index], lies.x, strict=True):
+                self.readers.setdefault(value, []).append(Reader(name, layout))
         if loss:
             ends = self.lying.get(indices.stop - 1)
             logits = Value(ends.y_shape, ends.y) if ends else values[indices.stop]
@@ -107,21 +99,17 @@ class Segment:
     def begin(self, value: int) -> None:
         """Start a value's ways to all layouts in which it is wanted."""
         for reader in self.readers.get(value, []):
-            key, hops = (value, reader.wish), self._route(value, reader)
+            key, hops = (value, reader.layout), self._route(value, reader)
             if hops and key not in self.copies:
                 slots = [self.values[value].slot]
                 self.copies[key] = self._depart(Copy(reader.name, hops, slots, back=False))
 
     def _route(self, value: int, reader: Reader) -> tuple[Hop, ...]:
         held = self.values[value]
-        return self.site.route(held.shape, held.layout, reader.layout)
+        return self.layouts.route(held.shape, held.layout, reader.layout)
 
     def _depart(self, copy: Copy) -> Copy:
-        """Start the last hop, after all before it.
-
-        Where hops begin must not depend on how many there are: along one axis ranks begin the same
-        ones in the same order, though some have hops along another axis and some have none.
-        """
+        """Start the last hop, after all before it."""
         for hop in copy.hops:
             self._arrive(copy)
             copy.slots.append(self.network.slot())
@@ -131,22 +119,21 @@ class Segment:
     def _arrive(self, copy: Copy) -> Slot:
         """Wait for the end of what has begun and return where it is."""
         while copy.ended + 1 < len(copy.slots):
-            x, y = copy.slots[copy.ended : copy.ended + 2]
-            begun = Start(copy.name, copy.hops[copy.ended], x, y, copy.back)
-            self.ops.append(Wait(copy.name, y, begun.detail, copy.back))
+            detail = copy.hops[copy.ended].detail(copy.back)
             copy.ended += 1
+            self.ops.append(Wait(copy.name, copy.slots[copy.ended], detail, copy.back))
         return copy.slots[-1]
 
-    def fetch(self, value: int, wish: Wish) -> Slot:
+    def fetch(self, value: int, layout: Layout) -> Slot:
         """Return the slot of a value as it is wanted, waiting where it is on its way."""
-        copy = self.copies.get((value, wish))
+        copy = self.copies.get((value, layout))
         return self._arrive(copy) if copy else self.values[value].slot
 
     def forward(self, indices: Iterable[int]) -> None:
         """Write the forward pass of some of the layers."""
         for index in indices:
             lying = self.lying[index]
-            x = tuple(map(self.fetch, self.model.sources[index], lying.wishes))
+            x = tuple(map(self.fetch, self.model.sources[index], lying.x))
             y, saved = self.network.slot(), self.network.slot()
             self.values[index + 1] = Value(lying.y_shape, lying.y, y)
             call = self._call(index)
@@ -162,19 +149,18 @@ class Segment:
         """Write the loss, of logits that are there."""
         last = len(self.model.layers)
         (reader,) = (reader for reader in self.readers[last] if reader.name == LOSS)
-        x, dx = self.fetch(last, reader.wish), self.network.slot()
-        lo, hi = region(self.values[last].shape, reader.layout, self.coords)[BATCH]
-        self.ops.append(Loss(x, dx, self.positions[lo:hi]))
+        x, dx = self.fetch(last, reader.layout), self.network.slot()
+        self.ops.append(Loss(x, dx, self.positions, reader.layout))
         if self.model.learns[last]:
-            self.contribute(last, reader.wish, dx)
+            self.contribute(last, reader.layout, dx)
 
-    def contribute(self, value: int, wish: Wish, slot: Slot) -> None:
-        """Add an array to a value's gradient in the dual of the layout that was wished for.
+    def contribute(self, value: int, layout: Layout, slot: Slot) -> None:
+        """Add an array to a value's gradient in the dual of the layout in which it was wanted.
 
         What is complete in another layout than the value's own sets out.
         """
-        copy = self.copies.get((value, wish))
-        key = (value, wish if copy else OWN)
+        copy = self.copies.get((value, layout))
+        key = (value, layout if copy else OWN)
         if key not in self.sums:
             self.sums[key] = Contributions(self._expected(*key))
         found = self.sums[key]
@@ -190,11 +176,11 @@ class Segment:
             back = self._depart(Copy(copy.name, hops, [found.slot], back=True))
             self.returning.setdefault(value, []).append(back)
 
-    def _expected(self, value: int, wish: Wish) -> int:
+    def _expected(self, value: int, layout: Layout) -> int:
         """Return how many contributions a value's gradient has in one layout."""
-        copied = [r.wish for r in self.readers.get(value, []) if (value, r.wish) in self.copies]
-        if wish != OWN:
-            return copied.count(wish)
+        copied = [r.layout for r in self.readers.get(value, []) if (value, r.layout) in self.copies]
+        if layout != OWN:
+            return copied.count(layout)
         near = len(self.readers.get(value, [])) - len(copied)
         return near + len(set(copied)) + self.outside[value]
 
@@ -225,36 +211,31 @@ class Segment:
                 if full in self.network.grads
             }
             self.ops.append(Backward(call, dy, dx, saved, done.use, grads, x, y))
-            places = zip(self.model.sources[index], self.lying[index].wishes, dx, strict=True)
-            for value, wish, slot in places:
+            places = zip(self.model.sources[index], self.lying[index].x, dx, strict=True)
+            for value, layout, slot in places:
                 if slot is not None:
-                    self.contribute(value, wish, slot)
+                    self.contribute(value, layout, slot)
 
     def _call(self, index: int) -> Call:
         name, layer = self.model.layers[index]
         lying = self.lying[index]
         rows = self.network.divisions[name].rows
-        box = region(lying.y_shape, lying.y, self.coords)
-        shapes = (self.values[value].shape for value in self.model.sources[index])
+        grid = self.layouts.plan.grid
         return Call(
             name=name,
             layer=layer,
-            index=index,
-            x_shapes=tuple(
-                local_shape(shape, layout, self.coords)
-                for shape, layout in zip(shapes, lying.x, strict=True)
-            ),
-            y_shape=local_shape(lying.y_shape, lying.y, self.coords),
-            positions=self.positions[slice(*box[BATCH])],
-            channels=box[CHANNEL],
-            count=self.count,
+            number=index,
+            x_shapes=tuple(self.values[value].shape for value in self.model.sources[index]),
+            x_layouts=lying.x,
+            y_shape=lying.y_shape,
+            y_layout=lying.y,
+            positions=self.positions,
+            channels=(0, lying.y_shape[CHANNEL]),
+            together=self.together,
             weights=self.network.weights[name],
-            sum_axes=tuple(
-                a for a, row in enumerate(rows) if row.shares_batch and self.site.plan.grid[a] > 1
-            ),
-            idle=any(
-                row.alone and at != row.owner for row, at in zip(rows, self.coords, strict=True)
-            ),
+            sum_axes=tuple(a for a, row in enumerate(rows) if row.shares_batch and grid[a] > 1),
+            owners=tuple((axis, row.owner) for axis, row in enumerate(rows) if row.alone),
+            idle=False,
             need_dx=any(self.model.learns[value] for value in self.model.sources[index]),
             joined=self._joined(index),
             frozen=self.network.divisions[name].frozen,
@@ -275,7 +256,7 @@ class Segment:
             and type(layers[pair[1]][1]) is ReLU
             and self.model.sources[pair[1]] == (value,)
             and self.model.readers[value] == 1
-            and not self.site.route(
+            and not self.layouts.route(
                 self.lying[pair[0]].y_shape, self.lying[pair[0]].y, self.lying[pair[1]].x[0]
             )
         )

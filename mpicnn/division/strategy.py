@@ -19,15 +19,14 @@ in the presets, which are plans.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 BATCH, CHANNEL, OUT, IN = 0, 1, 0, 1
 INPUT_KIND, LOSS_KIND = "input", "examplewise"
 """The kinds of what is not a layer: the batch as it is read, and the loss behind the last one."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Say what one letter of a layer kind does along one mesh axis.
 
     `x`, `w` and `y` are the dimensions along which these are split; None is replicated. `total`
@@ -46,7 +45,11 @@ class Row:
     @property
     def name(self) -> str:
         """Return what a plan calls it: the letter, with an owner that is not the first rank."""
-        return f"{self.letter}@{self.owner}" if self.owner else self.letter
+        return self.named(self.letter)
+
+    def named(self, letter: str) -> str:
+        """Return what a plan calls a letter with this owner."""
+        return f"{letter}@{self.owner}" if self.owner else letter
 
     @property
     def shares_batch(self) -> bool:
@@ -77,17 +80,13 @@ class Row:
         if self.total:  # a sum that is still to be made: no function of it may be taken
             return None
         kept = (r for r in _ROWS["channelwise"].values() if (r.x, r.alone) == (self.y, self.alone))
-        return next((replace(r, owner=self.owner).name for r in kept), None)
+        return next((self.named(r.letter) for r in kept), None)
 
     @property
     def reads(self) -> str:
         """Return the name by which the input is read for a first layer of this one."""
         rows = _ROWS[INPUT_KIND].values()
-        alike = (
-            replace(r, owner=self.owner).name
-            for r in rows
-            if (r.y, r.alone) == (self.x, self.alone)
-        )
+        alike = (self.named(r.letter) for r in rows if (r.y, r.alone) == (self.x, self.alone))
         return next(alike, next(r.letter for r in rows if r.y is None))
 
     def length(self, batch: int, channels_in: int, channels_out: int) -> int:
@@ -147,7 +146,7 @@ def row(kind: str, name: str) -> Row:
     found = _ROWS[kind][letter]
     if owner and not found.alone:
         raise KeyError(name)
-    return replace(found, owner=int(owner or 0))
+    return found._replace(owner=int(owner)) if owner else found
 
 
 def rows(kind: str, split: str) -> tuple[Row, ...]:

@@ -1,177 +1,287 @@
-"""Prove of all ranks' programs together that nothing waits for ever and nothing is left out."""
+"""Prove of the programs of all ranks that nothing waits for ever and nothing is left out."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import groupby, product
-from math import prod
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
-from mpicnn.division.compile import DEFAULT, Options, compile
+import numpy as np
+from numpy.typing import NDArray
+
 from mpicnn.division.operations import (
+    EXAMPLES,
+    Accumulate,
     Backward,
+    Call,
     Forward,
+    Free,
+    Loss,
+    Operation,
     Receive,
+    Rows,
     Send,
+    Slot,
     Start,
+    Store,
     Sum,
+    Update,
+    Wait,
 )
-from mpicnn.division.placement import Box, Shape, box_shape, region
-from mpicnn.division.plan import Plan
-from mpicnn.division.program import Program, WeightLayout
-from mpicnn.division.verify_rank import BrokenProgramError, RankCheck, demand
-
-if TYPE_CHECKING:
-    from mpicnn.models import Model
-
-__all__ = ["BrokenProgramError", "Place", "all_programs", "check"]
-
-Place = tuple[int, tuple[int, ...]]
-"""A pipeline stage, and coordinates in its grid."""
+from mpicnn.division.placement import Layout, Partial, Ranges, Replicated, Shape, Split, ranges
+from mpicnn.division.program import GlobalProgram
+from mpicnn.division.strategy import BATCH
 
 
-def all_programs(
-    model: Model, plan: Plan, count: int, options: Options = DEFAULT
-) -> dict[Place, Program]:
-    """Return the programs of all ranks for a batch of `count` examples, by stage and coordinates.
+class BrokenProgramError(Exception):
+    """Report programs that do not fit each other: a defect of the package, not of a plan."""
 
-    Raises UserError where the plan does not fit the network.
+
+def check(stages: Sequence[GlobalProgram]) -> None:
+    """Raise BrokenProgramError unless the programs of all stages are whole and fit together.
+
+    What passes cannot hang, and computes every example and every gradient once. The ranks of a
+    stage do one list of operations, so each collective is begun by all of its group in one order.
+    What one stage sends the next receives; every slot is written before it is read, and the tensor
+    there lies as its reader expects; what begins ends; every example has its loss on one rank;
+    every weight lives somewhere, and each gradient is complete before it travels.
     """
-    places = product(range(plan.depth), product(*map(range, plan.grid)))
-    return {
-        (stage, coords): compile(model, plan, coords, count, stage, options)
-        for stage, coords in places
-    }
+    for stage, program in enumerate(stages):
+        _StageCheck(program, f"stage {stage}").check()
+    for before, behind in pairwise(range(len(stages))):
+        for source, goal, back in ((before, behind, False), (behind, before, True)):
+            sent = _messages(stages[source], Send, back)
+            received = _messages(stages[goal], Receive, back)
+            if sent != received:
+                raise BrokenProgramError(
+                    f"stage {source} sends {sent}, but stage {goal} receives {received}"
+                )
+    labels = [op.labels for program in stages for op in program.ops if isinstance(op, Loss)]
+    found = np.sort(np.concatenate([np.zeros(0, np.int64), *labels]))
+    count = stages[0].count
+    if not np.array_equal(found, np.arange(count)):
+        raise BrokenProgramError(f"{count} examples, but losses of {found}")
 
 
-def check(programs: Mapping[Place, Program]) -> None:
-    """Raise BrokenProgramError unless the programs of all ranks fit together.
-
-    What passes cannot hang, and computes every example and every gradient once: each collective is
-    begun by all ranks of its group, in the same order and with the same shapes; what one stage
-    sends the next receives; every slot is written before it is read, with the shape that its reader
-    expects; what begins ends; every example has its loss on one rank; every part of a weight lives
-    somewhere, each gradient is complete before it travels, and each rank that computes with a
-    weight learns as often as the others.
-    """
-    for (stage, coords), program in programs.items():
-        RankCheck(program, coords, f"stage {stage}, rank {coords}").check()
-    for stage, ranks in groupby(sorted(programs.items(), key=lambda item: item[0]), _stage_of):
-        inside = {coords: program for (_, coords), program in ranks}
-        _check_collectives(inside, f"stage {stage}")
-        _check_homes(inside, f"stage {stage}")
-    _check_messages(programs)
-    _check_losses(programs)
-
-
-def _stage_of(item: tuple[Place, Program]) -> int:
-    return item[0][0]
-
-
-@dataclass(frozen=True)
-class _BatchSum:
-    """A sum over the ranks that divide a batch, of arrays of these lengths."""
-
-    name: str
-    axis: int
-    lengths: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    """A sum of gradients."""
-
-    names: tuple[str, ...]
-
-
-def _collectives(program: Program) -> Iterator[tuple[int, object]]:
-    """Yield what a rank begins together with others, by axis, in order."""
-    for op in program.ops:
-        match op:
-            case Start() if not op.hop.move.local:
-                yield op.hop.axis, (op.name, op.hop)
-            case Sum():
-                yield from ((axis, _Bucket(op.names)) for axis in op.axes)
-            case Forward() | Backward() if not op.call.idle:
-                call = op.call
-                lengths = call.batch_sums[isinstance(op, Backward)]
-                if lengths and (isinstance(op, Forward) or call.need_dx):
-                    yield from ((a, _BatchSum(call.name, a, lengths)) for a in call.sum_axes)
-
-
-def _check_collectives(ranks: Mapping[tuple[int, ...], Program], where: str) -> None:
-    """Check that the ranks along every axis begin the same collectives in the same order."""
-    axes = len(next(iter(ranks)))
-    found = {coords: list(_collectives(program)) for coords, program in ranks.items()}
-    for axis in range(axes):
-        for coords in ranks:
-            first = (*coords[:axis], 0, *coords[axis + 1 :])
-            mine, theirs = ([what for a, what in found[c] if a == axis] for c in (coords, first))
-            demand(mine == theirs, f"{where}: {coords} and {first} begin other collectives: "
-                    f"{_difference(mine, theirs)}")  # fmt: skip
-    learnt = [[w.name for w in program.weights] for program in ranks.values()]
-    demand(all(names == learnt[0] for names in learnt), f"{where}: ranks hold other weights")
-    counts = [_contributions(program) for program in ranks.values()]
-    demand(all(c == counts[0] for c in counts), f"{where}: a gradient is not complete everywhere")
-
-
-def _difference(mine: list[object], theirs: list[object]) -> str:
-    pairs = zip(mine, theirs, strict=False)
-    odd = next((pair for pair in pairs if pair[0] != pair[1]), (len(mine), len(theirs)))
-    return f"{odd[0]} and {odd[1]}"
-
-
-def _contributions(program: Program) -> Counter[str]:
-    """Return how often each weight is used forward, and its gradient computed, in a step."""
-    return Counter(
-        f"{name} {type(op).__name__}"
-        for op in program.ops
-        if isinstance(op, Forward | Backward)
-        for name in op.call.weights.values()
-    )
-
-
-def _check_homes(ranks: Mapping[tuple[int, ...], Program], where: str) -> None:
-    """Check that the parts of every weight at home cover it, and overlap only where they equal."""
-    for index, weight in enumerate(next(iter(ranks.values())).weights):
-        boxes = {_home(program.weights[index], coords) for coords, program in ranks.items()}
-        items = sum(prod(box_shape(box)) for box in boxes)
-        demand(items == prod(weight.param.shape), f"{where}: {weight.name} lives in {boxes}")
-
-
-def _home(weight: WeightLayout, coords: tuple[int, ...]) -> Box:
-    box = region(weight.param.shape, weight.home, coords)
-    return box if prod(box_shape(box)) else tuple((0, 0) for _ in box)
-
-
-def _check_messages(programs: Mapping[Place, Program]) -> None:
-    """Check that what a stage sends, the same place in the next one, or the one before, receives.
-
-    Values are told apart by number; those of one number arrive in the order in which they are sent.
-    """
-    for (stage, coords), program in programs.items():
-        for back in (False, True):
-            other = programs.get((stage - 1 if back else stage + 1, coords))
-            sent, received = (
-                _messages(of, kind, back) if of else {}
-                for of, kind in ((program, Send), (other, Receive))
-            )
-            demand(sent == received, f"stage {stage}, rank {coords}: sends {sent}, but the other "
-                    f"stage receives {received}")  # fmt: skip
-
-
-def _messages(program: Program, kind: type, back: bool) -> dict[int, list[Shape]]:
-    found: defaultdict[int, list[Shape]] = defaultdict(list)
+def _messages(program: GlobalProgram, kind: type, back: bool) -> dict[int, list[_Block]]:
+    """Return what a stage sends or receives by number, in order."""
+    found: defaultdict[int, list[_Block]] = defaultdict(list)
     for op in program.ops:
         if isinstance(op, Send | Receive) and isinstance(op, kind) and op.back == back:
-            found[op.number].append(op.shape)
+            found[op.number].append(_Block(op.shape, op.layout))
     return dict(found)
 
 
-def _check_losses(programs: Mapping[Place, Program]) -> None:
-    """Check that every example of the batch has its loss on one rank."""
-    count = next(iter(programs.values())).count
-    found = sorted(int(i) for program in programs.values() for i in program.answers)
-    demand(found == list(range(count)), f"{count} examples, but losses of {found}")
+class _Block(NamedTuple):
+    """A tensor's whole shape, and how it lies."""
+
+    shape: Shape
+    layout: Layout
+
+    @property
+    def dual(self) -> _Block:
+        return _Block(self.shape, tuple(placement.dual for placement in self.layout))
+
+
+class _StageCheck:
+    """Follow the slots through a stage's program: what is there, and what is on its way."""
+
+    def __init__(self, program: GlobalProgram, where: str) -> None:
+        self.program, self.where, self.grid = program, where, program.grid
+        self.weights = {weight.name: weight for weight in program.weights}
+        self.there: dict[Slot, _Block | Call] = {}
+        self.coming: dict[Slot, dict[Slot, _Block]] = {}
+        self.stored: dict[Slot, NDArray[np.int64]] = {}
+        self.grads: set[Slot] = set()
+        self.sent: set[Slot] = set()
+
+    def check(self) -> None:
+        """Raise BrokenProgramError for what does not fit."""
+        for name, weight in self.weights.items():
+            home = self._block(weight.param.shape, weight.home)
+            if any(isinstance(placement, Partial) for placement in home.layout):
+                raise self._broken(f"{name} lives as {weight.home}")
+            self.there[self.program.homes[name]] = home
+        updated: set[str] = set()
+        for op in self.program.ops:
+            self._do(op)
+            updated |= op.grads.keys() if isinstance(op, Update) else set()
+        if self.coming:
+            raise self._broken(f"begun, but not waited for: slots {self.coming}")
+        for name in self.program.grads.keys() - updated:
+            weight = self.weights[name]
+            arrives = self._block(weight.param.shape, weight.home)
+            self._read(self.program.grads[name], f"the update of {name}", arrives)
+
+    def _broken(self, what: str) -> BrokenProgramError:
+        return BrokenProgramError(f"{self.where}: {what}")
+
+    def _block(self, shape: Shape, layout: Layout, dual: bool = False) -> _Block:
+        """Return a tensor that lies as told, or its gradient, once its splits are seen to fit it.
+
+        Along an axis of one rank any placement is the same.
+        """
+        parts: dict[int, tuple[int, ...]] = {}
+        found: Layout = ()
+        for ranks, placement in zip(self.grid, layout, strict=True):
+            if isinstance(placement, Split):
+                outer = parts.get(placement.dim, (0, shape[placement.dim]))
+                parts[placement.dim] = placement.bounds
+                if placement.bounds[::ranks] != outer:
+                    raise self._broken(f"{placement} does not divide {outer} by {ranks}")
+            placement = Replicated() if ranks == 1 else placement
+            found += (placement.dual if dual and ranks > 1 else placement,)
+        return _Block(shape, found)
+
+    def _read(self, slot: Slot, at: str, expected: _Block | None = None) -> _Block:
+        found = self.there.get(slot)
+        if slot == EXAMPLES and expected:
+            shape = expected.shape[1:]
+            images = (self._block((n.size, *shape), how) for n, how in self.program.examples)
+            found = next(images, None)
+        if not isinstance(found, _Block):
+            raise self._broken(f"{at} reads slot {slot}, which holds {found}")
+        if slot in self.stored:
+            rows = self.stored.pop(slot)
+            if not np.array_equal(rows, self._rows(found)):
+                raise self._broken(f"{at} reads {found}, of which {rows} rows are stored")
+        if expected is not None and found != expected:
+            raise self._broken(f"{at} reads {expected}, but the value is {found}")
+        return found
+
+    def _rows(self, block: _Block) -> NDArray[np.int64]:
+        """Return how many rows of a tensor every rank has: int64 (*grid,)."""
+        lo, hi = ranges(block.shape, block.layout, self.grid, BATCH)
+        return np.broadcast_to(hi - lo, self.grid)
+
+    def _do(self, op: Operation) -> None:
+        match op:
+            case Start(hop=hop):
+                before, after = (self._block(hop.shape, hop.layout(end)) for end in (False, True))
+                self._read(op.x, op.name, before)
+                self.coming[op.y] = {op.y: after}
+                self._travels(op.x)
+            case Wait():
+                if op.y not in self.coming:
+                    raise self._broken(f"{op.name} waits for nothing")
+                self.there |= self.coming.pop(op.y)
+            case Forward():
+                self._forward(op)
+            case Backward():
+                self._backward(op)
+            case Loss():
+                logits = self._read(op.x, "the loss")
+                expected = self._block((op.labels.size, *logits.shape[1:]), op.layout)
+                if logits != expected:
+                    raise self._broken(f"the loss reads {expected}, but the logits are {logits}")
+                if op.dx is not None:
+                    self.there[op.dx] = self._block(*logits, dual=True)
+            case Rows():
+                self._cut(op)
+            case Store():
+                self._fill(op)
+            case Accumulate():
+                total = self._read(op.x, "a sum", self._read(op.to, "a sum"))
+                self._end(op.over)
+                self.there[op.y] = total
+            case Sum():
+                self._sum(op)
+            case Send():
+                self._read(op.x, op.name, self._block(op.shape, op.layout, dual=op.back))
+                self.coming[op.y] = {}
+            case Receive():
+                self.coming[op.y] = {op.y: self._block(op.shape, op.layout, dual=op.back)}
+            case Update():
+                for name, slot in op.grads.items():
+                    self._read(slot, f"the update of {name}")
+            case Free():
+                for slot in op.slots:
+                    self.there.pop(slot, None)
+                    self.sent.discard(slot)
+
+    def _end(self, slot: Slot | None) -> None:
+        """Note that what a slot held has been written over."""
+        if slot is not None:
+            del self.there[slot]
+
+    def _travels(self, slot: Slot) -> None:
+        """Note that a gradient sets out: nothing may be added to it from then on."""
+        if slot in self.grads:
+            self.sent.add(slot)
+
+    def _weight(self, name: str, dual: bool = False) -> _Block:
+        return self._block(self.weights[name].param.shape, self.weights[name].use, dual)
+
+    def _forward(self, op: Forward) -> None:
+        call = op.call
+        for short, slot in op.use.items():
+            self._read(slot, f"{call.name}.{short}", self._weight(call.weights[short]))
+        for slot, shape, layout in zip(op.x, call.x_shapes, call.x_layouts, strict=True):
+            self._read(slot, call.name, self._block(shape, layout))
+        if call.positions.size != call.y_shape[BATCH]:
+            raise self._broken(f"{call.name}: positions are not its rows")
+        self._end(op.x[0] if op.over else None)
+        self.there[op.y] = self._block(call.y_shape, call.y_layout)
+        if op.saved is not None:
+            self.there[op.saved] = call
+
+    def _backward(self, op: Backward) -> None:
+        call = op.call
+        for short, slot in op.use.items():
+            self._read(slot, f"{call.name}.{short}", self._weight(call.weights[short]))
+        self._read(op.dy, call.name, self._block(call.y_shape, call.y_layout, dual=True))
+        if self.there.get(op.saved) is not call:
+            raise self._broken(f"{call.name} goes back through another run")
+        for slot, shape, layout in zip(op.x, call.x_shapes, call.x_layouts, strict=bool(op.x)):
+            self._read(slot, call.name, self._block(shape, layout))
+        if op.y is not None:
+            self._read(op.y, call.name, self._block(call.y_shape, call.y_layout))
+        self._end(op.dy if op.over else None)
+        for dx, shape, layout in zip(op.dx, call.x_shapes, call.x_layouts, strict=True):
+            if dx is not None:
+                self.there[dx] = self._block(shape, layout, dual=True)
+        for short, slot in op.grads.items():
+            if slot in self.sent:
+                raise self._broken(
+                    f"{call.name}.{short}: a gradient sets out before it is complete"
+                )
+            self.grads.add(slot)
+            self.there[slot] = self._weight(call.weights[short], dual=True)
+
+    def _cut(self, op: Rows) -> None:
+        y = self._block(op.shape, op.layout)
+        if op.x == EXAMPLES:
+            images = (_Block((n.size,), layout) for n, layout in self.program.examples)
+            rows = sum(map(self._rows, images), np.zeros(self.grid, np.int64))
+        else:
+            rows = self._rows(self._read(op.x, "rows"))
+        self._check_ranges(op.ranges, y, rows)
+        self.there[op.y] = y
+
+    def _fill(self, op: Store) -> None:
+        y = self._block(op.shape, op.layout, dual=True)
+        self._check_ranges(op.ranges, self._read(op.x, "store"), self._rows(y))
+        self.there[op.y] = y
+        self.stored[op.y] = self.stored.get(op.y, 0) + op.ranges[1] - op.ranges[0]
+
+    def _check_ranges(self, part: Ranges, block: _Block, rows: NDArray[np.int64]) -> None:
+        lo, hi = part
+        inside = (lo >= 0).all() and (hi <= rows).all()
+        if not (inside and np.array_equal(hi - lo, self._rows(block))):
+            raise self._broken(f"{block} are not the rows {part} of {rows}")
+
+    def _sum(self, op: Sum) -> None:
+        if len(op.names) != len(op.x):
+            raise self._broken(f"a sum of {len(op.x)} gradients for {op.names}")
+        arriving = {}
+        for name, slot in zip(op.names, op.x, strict=True):
+            found = self._read(slot, f"the sum of {name}", self._weight(name, dual=True))
+            whole = tuple(
+                Replicated() if axis in op.axes else p for axis, p in enumerate(found.layout)
+            )
+            arriving[slot] = _Block(found.shape, whole)
+            if not all(isinstance(found.layout[axis], Partial) for axis in op.axes):
+                raise self._broken(f"{name}: no sum is pending in {found}")
+            self._travels(slot)
+        self.coming[op.y] = arriving

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import prod
+from typing import Any
 
-from mpicnn.division.move import SUM
+import numpy as np
+
+from mpicnn.division.move import Hop, sum_sent
 from mpicnn.division.operations import (
     Backward,
     Call,
     Forward,
-    Hop,
     Operation,
     Send,
     Start,
     Sum,
 )
-from mpicnn.division.placement import local_shape
-from mpicnn.division.program import Program
+from mpicnn.division.placement import Layout, Shape, Split, ranges
+from mpicnn.division.program import GlobalProgram
 from mpicnn.division.work import LayerWork, layer_work
 
 _FLOAT64 = 8
 """The bytes of a number that layers sum over the batch."""
 
+Amount = Any
+"""A number for each rank, an array that broadcasts to the grid, or one number for all."""
+
 
 @dataclass(frozen=True)
 class Work:
-    """Count what one rank does: FLOP (a multiply-add is 2), bytes touched in memory, bytes sent to
-    other ranks, and collectives taken part in."""
+    """Count what ranks do: FLOP (a multiply-add is 2), bytes touched in memory, bytes sent to other
+    ranks, and collectives taken part in."""
 
-    flops: float = 0.0
-    bytes_touched: float = 0.0
-    bytes_sent: float = 0.0
-    messages: int = 0
+    flops: Amount = 0.0
+    bytes_touched: Amount = 0.0
+    bytes_sent: Amount = 0.0
+    messages: Amount = 0
 
     def __add__(self, other: Work) -> Work:
         return Work(
@@ -46,43 +52,60 @@ class Work:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Hold what a layer costs one rank in one step; `held` are the items of its parameters here."""
+    """Hold what a layer costs in one step; `held` are the items of its parameters.
+
+    Amounts are arrays (ranks,) of the ranks of a stage.
+    """
 
     name: str
     work: Work
-    held: int
+    held: Amount
 
 
-def step_costs(
-    program: Program, grid: Sequence[int], coords: Sequence[int], itemsize: int
-) -> list[LayerCost]:
-    """Return the cost of a training step, layer by layer, for the rank at `coords`.
+def step_costs(program: GlobalProgram, itemsize: int) -> list[LayerCost]:
+    """Return what a training step costs every rank of a stage, layer by layer.
 
     Moves before a layer, the sums over its divided batch, and its parameters' journeys count for
     the layer. Bytes agree with what `Group.sent` counts in the same step.
     """
-    counter = _Counter(program, tuple(grid), tuple(coords), itemsize)
+    counter = _Counter(program, itemsize)
     found: dict[str, Work] = {}
     for op in program.ops:
         for name, work in counter.count(op):
             found[name] = found.get(name, Work()) + work
-    held: dict[str, int] = {}
+    held: dict[str, Amount] = {}
     for weight in program.weights:
         found.setdefault(weight.layer, Work())
         if not weight.buffer:
-            items = prod(local_shape(weight.param.shape, weight.home, coords))
+            items = counter.items(weight.param.shape, weight.home)
             held[weight.layer] = held.get(weight.layer, 0) + items
-    return [LayerCost(name, work, held.get(name, 0)) for name, work in found.items()]
+
+    def listed(amount: Amount) -> Amount:
+        return np.broadcast_to(amount, program.grid).ravel()
+
+    return [
+        LayerCost(name, Work(*map(listed, vars(work).values())), listed(held.get(name, 0)))
+        for name, work in found.items()
+    ]
 
 
 class _Counter:
-    def __init__(
-        self, program: Program, grid: tuple[int, ...], coords: tuple[int, ...], itemsize: int
-    ) -> None:
-        self.grid, self.coords, self.itemsize = grid, coords, itemsize
-        self.here = {
-            w.name: prod(local_shape(w.param.shape, w.use, coords)) for w in program.weights
-        }
+    def __init__(self, program: GlobalProgram, itemsize: int) -> None:
+        self.grid, self.itemsize = program.grid, itemsize
+        self.here = {w.name: self.items(w.param.shape, w.use) for w in program.weights}
+
+    def _local(self, shape: Shape, layout: Layout) -> tuple[Amount, ...]:
+        """Return every rank's shape of a tensor of whole `shape`, each dimension an amount."""
+        found: list[Amount] = list(shape)
+        for placement in layout:
+            if isinstance(placement, Split):
+                lo, hi = ranges(shape, layout, self.grid, placement.dim)
+                found[placement.dim] = (hi - lo).astype(float)  # whose products do not overflow
+        return tuple(found)
+
+    def items(self, shape: Shape, layout: Layout) -> Amount:
+        """Return how many items of a tensor every rank has."""
+        return prod(self._local(shape, layout))
 
     def count(self, op: Operation) -> Iterator[tuple[str, Work]]:
         """Yield the layers that an operation works for, and what it does for them."""
@@ -94,47 +117,60 @@ class _Counter:
             case Start():
                 yield op.name, self._hop(op.hop)
             case Send():
-                sent = prod(op.shape) * self.itemsize
+                sent = self.items(op.shape, op.layout) * self.itemsize
                 yield op.name, Work(bytes_sent=sent, messages=1)
             case Sum():
                 ranks = prod(self.grid[axis] for axis in op.axes)
                 for at, name in enumerate(op.names):
-                    work = self._sum(self.here[name] * self.itemsize, ranks, messages=int(not at))
-                    yield name.rsplit(".", 1)[0], work
+                    sent = sum_sent(self.here[name] * self.itemsize, ranks)
+                    yield name.rsplit(".", 1)[0], Work(bytes_sent=sent, messages=int(not at))
 
     def _hop(self, hop: Hop) -> Work:
-        items = hop.move.items_sent(hop.shape, self.grid[hop.axis], self.coords[hop.axis])
-        return Work(bytes_sent=items * self.itemsize, messages=int(not hop.move.local))
+        """Return what a hop sends, seen from every place along the axes that split the tensor."""
+        ranks, axis = self.grid[hop.axis], hop.axis
+        divided = (isinstance(placement, Split) for placement in hop.others)
+        across = [n if split else 1 for n, split in zip(self.grid, divided, strict=True)]
+        messages, sent = np.zeros(across, int), np.zeros((*across, ranks))
+        for place in np.ndindex(*across):
+            here = hop.at(place)
+            messages[place] = not here.move.local
+            sent[place] = here.move.items_sent(here.shape, ranks) * self.itemsize
+        return Work(bytes_sent=sent.swapaxes(axis, -1)[..., 0], messages=messages)
 
-    def _sum(self, size: int, ranks: int, messages: int = 1) -> Work:
-        """Return the work of a sum of so many bytes."""
-        return Work(bytes_sent=SUM.items_sent((size,), ranks, 0), messages=messages)
+    def _everywhere(self, call: Call) -> Call:
+        """Return a call whose shapes are amounts."""
+        fed = zip(call.x_shapes, call.x_layouts, strict=True)
+        return call._replace(
+            x_shapes=tuple(self._local(shape, layout) for shape, layout in fed),
+            y_shape=self._local(call.y_shape, call.y_layout),
+        )
 
     def _once(self, call: Call) -> LayerWork:
         weights = {short: self.here[name] for short, name in call.weights.items()}
         return layer_work(call.layer, call.x_shapes, call.y_shape, weights)
 
-    def _forward(self, call: Call) -> Work:
+    def _forward(self, whole: Call) -> Work:
+        call = self._everywhere(whole)
         once = self._once(call)
         passes = 0 if call.joined and call.layer.kind != "contraction" else 1
-        work = Work(bytes_touched=(passes * once.activations + once.weights) * self.itemsize)
-        if call.idle:
-            return work
-        return work + Work(flops=once.flops()) + self._sums(call, 0)
+        touched = (passes * once.activations + once.weights) * self.itemsize
+        return Work(once.flops(), touched) + self._sums(call, 0)
 
-    def _backward(self, call: Call) -> Work:
+    def _backward(self, whole: Call) -> Work:
+        call = self._everywhere(whole)
         once = self._once(call)
-        weights = (2 - call.frozen) * once.weights
-        work = Work(bytes_touched=(once.activations + weights) * self.itemsize)
-        if call.idle:
-            return work
-        work += Work(flops=once.flops((not call.frozen) + call.need_dx))
+        touched = (once.activations + (2 - call.frozen) * once.weights) * self.itemsize
+        work = Work(once.flops((not call.frozen) + call.need_dx), touched)
         return work + self._sums(call, 1) if call.need_dx else work
 
     def _sums(self, call: Call, way: int) -> Work:
         """Return what the layer sums over the batch on the way forward (0) or back (1)."""
+        lengths = call.batch_sums[way]
         work = Work()
-        for length in call.batch_sums[way]:
-            for axis in call.sum_axes:
-                work += self._sum(length * _FLOAT64, self.grid[axis])
+        for length, axis in product(lengths, call.sum_axes):
+            sent = sum_sent(length * _FLOAT64, self.grid[axis])
+            # by the ranks that do not leave the layer to others
+            places = np.indices(self.grid)
+            busy = np.prod([places[axis] == rank for axis, rank in call.owners], axis=0)
+            work += Work(bytes_sent=sent * busy, messages=busy)
         return work

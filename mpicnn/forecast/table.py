@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
-from mpicnn.division.placement import weighted_bounds
+import numpy as np
+from numpy.typing import NDArray
+
+from mpicnn.division.compile import compile_all
+from mpicnn.division.placement import coordinates, weighted_bounds
 from mpicnn.division.plan import INPUT, LOSS, Plan
-from mpicnn.division.program import Program
+from mpicnn.division.program import GlobalProgram
 from mpicnn.division.propagation import LayerDivision, propagate
-from mpicnn.division.verify import Place, all_programs, check
+from mpicnn.division.verify import check
 from mpicnn.forecast.cost import LayerCost, step_costs
 from mpicnn.forecast.memory import step_peak
 from mpicnn.layers.base import Param
@@ -27,21 +31,14 @@ RANKS_LISTED = 16
 
 
 def all_costs(model: Model, plan: Plan, batch: int, itemsize: int) -> list[list[LayerCost]]:
-    """Return every rank's costs of one training step, layer by layer."""
-    return _costs(_programs(model, plan, batch), plan, itemsize)
+    """Return what one training step costs the ranks of every stage, layer by layer."""
+    return [step_costs(program, itemsize) for program in _programs(model, plan, batch)]
 
 
-def _programs(model: Model, plan: Plan, batch: int) -> dict[Place, Program]:
-    programs = all_programs(model, plan, batch)
+def _programs(model: Model, plan: Plan, batch: int) -> list[GlobalProgram]:
+    programs = compile_all(model, plan, batch)
     check(programs)
     return programs
-
-
-def _costs(programs: Mapping[Place, Program], plan: Plan, itemsize: int) -> list[list[LayerCost]]:
-    return [
-        step_costs(program, plan.grid, coords, itemsize)
-        for (_, coords), program in programs.items()
-    ]
 
 
 def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32") -> str:
@@ -51,7 +48,7 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
     most that one rank sends, MB peak what `step_peak` counts.
     """
     programs, itemsize = _programs(model, plan, batch), dtype_of(precision).itemsize
-    costs = _costs(programs, plan, itemsize)
+    costs = [step_costs(program, itemsize) for program in programs]
     rows = _layer_rows(model, plan, batch, costs)
     if plan.stages:
         rows = _with_stages(model, plan, rows)
@@ -77,11 +74,11 @@ def _layer_rows(
 ) -> list[tuple[str, ...]]:
     """Return the head and a row for each layer, input and loss."""
     divisions = propagate(model, plan)
-    names = {cost.name for rank in costs for cost in rank} | {INPUT}
+    names = {cost.name for stage in costs for cost in stage} | {INPUT}
     order = [INPUT, *(name for name, _ in model.layers), LOSS]
     rows: list[tuple[str, ...]] = [("layer", "split", "shares", "parameters", "GFLOP", "MB sent")]
     for name in sorted(names, key=order.index):
-        work = [cost.work for rank in costs for cost in rank if cost.name == name]
+        work = [cost.work for stage in costs for cost in stage if cost.name == name]
         params = sum(prod(p.shape) for p in _params(model, name))
         rows.append(
             (
@@ -89,35 +86,48 @@ def _layer_rows(
                 divisions[name].split,
                 _shares(model, divisions[name], name, batch),
                 _blank(params, f"{params:,}"),
-                _blank(flops := sum(w.flops for w in work), f"{flops / 1e9:.3f}"),
-                _blank(sent := max((w.bytes_sent for w in work), default=0.0), f"{sent / 1e6:.3f}"),
+                _blank(flops := sum(w.flops.sum() for w in work), f"{flops / 1e9:.3f}"),
+                _blank(
+                    sent := max((w.bytes_sent.max() for w in work), default=0.0),
+                    f"{sent / 1e6:.3f}",
+                ),
             )
         )
     return rows
 
 
 def _rank_rows(
-    costs: list[list[LayerCost]], programs: Mapping[Place, Program], itemsize: int
+    costs: list[list[LayerCost]], programs: list[GlobalProgram], itemsize: int
 ) -> list[tuple[str, ...]]:
     """Return the head and a row for each rank, or for several that are alike."""
     rows: list[tuple[str, ...]] = [
         ("rank", "parameters", "GFLOP", "MB sent", "messages", "MB peak")
     ]
-    places = list(programs.items())
-    for rank, layers in _listed(costs):
-        total = [c.work for c in layers]
-        (_, coords), program = places[rank]
+    held = _by_rank([[cost.held for cost in stage] for stage in costs])
+    flops, sent, messages = (
+        _by_rank([[getattr(cost.work, what) for cost in stage] for stage in costs])
+        for what in ("flops", "bytes_sent", "messages")
+    )
+    for rank in _listed(held.size):
+        stage, place = divmod(rank, held.size // len(programs))
+        coords = coordinates(place, programs[stage].grid)
+        peak = step_peak(programs[stage].at(coords), coords, itemsize)
         rows.append(
             (
                 str(rank),
-                f"{sum(c.held for c in layers):,}",
-                f"{sum(w.flops for w in total) / 1e9:.3f}",
-                f"{sum(w.bytes_sent for w in total) / 1e6:.3f}",
-                str(sum(w.messages for w in total)),
-                f"{step_peak(program, coords, itemsize).bytes / 1e6:.1f}",
+                f"{held[rank]:,.0f}",
+                f"{flops[rank] / 1e9:.3f}",
+                f"{sent[rank] / 1e6:.3f}",
+                f"{messages[rank]:.0f}",
+                f"{peak.bytes / 1e6:.1f}",
             )
         )
     return rows
+
+
+def _by_rank(stages: Sequence[Sequence[NDArray[np.float64]]]) -> NDArray[np.float64]:
+    """Return the sums over all layers, of the ranks of all stages one after another."""
+    return np.concatenate([np.sum(layers, axis=0) for layers in stages])
 
 
 def _with_stages(
@@ -137,12 +147,11 @@ def _params(model: Model, name: str) -> list[Param]:
     return [spec for full, spec in specs.items() if full.rsplit(".", 1)[0] == name]
 
 
-def _listed(costs: list[list[LayerCost]]) -> list[tuple[int, list[LayerCost]]]:
+def _listed(ranks: int) -> list[int]:
     """Return the ranks to show: all of a few, the first ones and the last of many."""
-    named = list(enumerate(costs))
-    if len(named) <= RANKS_LISTED:
-        return named
-    return [*named[: RANKS_LISTED - 1], named[-1]]
+    if ranks <= RANKS_LISTED:
+        return list(range(ranks))
+    return [*range(RANKS_LISTED - 1), ranks - 1]
 
 
 def _blank(value: float, text: str) -> str:

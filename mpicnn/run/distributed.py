@@ -75,7 +75,8 @@ class DistributedModel:
 
     def _compile(self, count: int) -> Program:
         options = Options(max(1, self.bucket // self.dtype.itemsize), self.by_round)
-        return compile(self.model, self.plan, self.mesh.coords, count, self.mesh.stage, options)
+        whole = compile(self.model, self.plan, count, self.mesh.stage, options)
+        return whole.at(self.mesh.coords)
 
     def initial(self) -> State:
         """Return this rank's part of the state at the start of a run."""

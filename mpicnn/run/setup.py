@@ -16,10 +16,11 @@ from mpicnn.comm.pending import ProgressMode, threads_allowed
 from mpicnn.data.file import Dataset
 from mpicnn.data.layout import class_counts
 from mpicnn.devices import calibration
+from mpicnn.division.compile import compile_all
 from mpicnn.division.plan import Plan
 from mpicnn.division.planfile import load_plan
 from mpicnn.division.propagation import check_batch
-from mpicnn.division.verify import all_programs, check
+from mpicnn.division.verify import check
 from mpicnn.errors import UserError, printable
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
@@ -46,10 +47,6 @@ CONSOLE = "mpicnn"
 SWITCHES = {each.name for _, each in Settings.options() if isinstance(each.default, bool)}
 
 _HELP_SHOWN = "\0"
-
-RANKS_VERIFIED = 16
-"""Up to so many ranks all programs are compiled before a run, to see that they fit: it takes less
-than a step. `mpicnn.plan` does so for any number."""
 
 
 def read_settings(comm: MPI.Intracomm, kind: type[AnyOptions], argv: Sequence[str]) -> AnyOptions:
@@ -178,14 +175,13 @@ def make_plan(
         measured = calibration.shares_of(times.max(axis=0).tolist())
         plan = agree(comm, load_plan, equal, model, comm.size, measured)
     agree(comm, check_batch, model, plan, batch)
-    if comm.size <= RANKS_VERIFIED:
-        from_root(comm, _verify, model, plan, batch)
+    from_root(comm, _verify, model, plan, batch)
     return plan
 
 
 def _verify(model: Model, plan: Plan, batch: int) -> None:
     """Prove that the programs of all ranks fit together."""
-    check(all_programs(model, plan, batch))
+    check(compile_all(model, plan, batch))
 
 
 def speeds(

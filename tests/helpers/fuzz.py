@@ -12,9 +12,9 @@ from typing import Any
 from mpicnn import models
 from mpicnn.devices.calibration import Calibration, Conditions, reuse
 from mpicnn.devices.ranks import Rank
+from mpicnn.division.compile import compile_all
 from mpicnn.division.planfile import load_plan, plan_toml
 from mpicnn.division.propagation import check_batch
-from mpicnn.division.verify import all_programs
 from mpicnn.errors import UserError
 from mpicnn.models.entry import TYPES
 from mpicnn.settings.definitions import Settings, parse
@@ -155,7 +155,7 @@ def read_plan(path: Path) -> object:
         try:
             plan = load_plan(PlanChoice(plan=str(path)), MODEL, ranks)
             check_batch(MODEL, plan, 8)
-            all_programs(MODEL, plan, 8)
+            compile_all(MODEL, plan, 8)
             plan_toml(plan)
         except UserError as error:
             check_line(error)

@@ -6,11 +6,11 @@ import pytest
 from mpicnn import ops as backends
 from mpicnn.comm.mesh import Mesh
 from mpicnn.devices.choice import Device
-from mpicnn.division.compile import Options, compile
+from mpicnn.division.compile import Options, compile, compile_all
 from mpicnn.division.placement import region
 from mpicnn.division.plan import LayerPlan, Plan, equal_shares
 from mpicnn.division.presets import PRESETS, preset
-from mpicnn.division.verify import all_programs, check
+from mpicnn.division.verify import check
 from mpicnn.forecast.cost import step_costs
 from mpicnn.layers import (
     LRN,
@@ -95,10 +95,11 @@ def train(
     mesh = Mesh(comm, plan.grid, plan.depth, progress, device.wires)
     model = model or network()
     runner = Executor(mesh, ops, SEED, loss=loss)
-    programs = {n: compile(model, plan, mesh.coords, n, mesh.stage, SMALL) for n in (BATCH, RAGGED)}
+    made = {n: compile(model, plan, n, mesh.stage, SMALL) for n in (BATCH, RAGGED)}
+    programs = {n: program.at(mesh.coords) for n, program in made.items()}
     if comm.Get_rank() == 0:
         for count in programs:
-            check(all_programs(model, plan, count, SMALL))
+            check(compile_all(model, plan, count, SMALL))
     weights = programs[BATCH].weights
     kept = kept_by(hyper.optimiser, hyper.ema)
     state = initial_state(weights, mesh.coords, SEED, dtype, kept).on(ops)
@@ -110,8 +111,7 @@ def train(
         program = programs[len(x)]
         mine = ops.xp.asarray(x[program.positions])
         losses.append(runner.step(program, optimiser, mine, labels, step)[0] / len(labels))
-        costs = step_costs(program, plan.grid, mesh.coords, np.dtype(dtype).itemsize)
-        predicted += sum(c.work.bytes_sent for c in costs)
+        predicted += bytes_sent(made[len(x)], mesh.coords, np.dtype(dtype).itemsize)
     sent = mesh.sent
     parts = {}
     for weight in weights:
@@ -125,6 +125,12 @@ def train(
     totals = runner.evaluate(programs[BATCH], state.tested, x, labels)
     tested = mesh.sum(totals.read()).wait()
     return losses, parts, tested, sent, predicted
+
+
+def bytes_sent(program, coords, itemsize):
+    """Return the bytes that the rank at `coords` is said to send in a step."""
+    rank = np.ravel_multi_index(coords, program.grid)
+    return sum(cost.work.bytes_sent[rank] for cost in step_costs(program, itemsize))
 
 
 def whole(results):

@@ -6,19 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from oracle import run_ranks
-from plan_cases import whole
+from plan_cases import bytes_sent, whole
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.branches import branches
-from mpicnn.division.compile import Options, compile
+from mpicnn.division.compile import Options, compile, compile_all
 from mpicnn.division.placement import region
 from mpicnn.division.plan import INPUT, LOSS, LayerPlan, Plan
 from mpicnn.division.presets import BRANCHES, PRESETS, preset
 from mpicnn.division.propagation import check_batch
 from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters
-from mpicnn.division.verify import all_programs, check
+from mpicnn.division.verify import check
 from mpicnn.errors import UserError
-from mpicnn.forecast.cost import step_costs
 from mpicnn.layers import (
     GELU,
     LRN,
@@ -219,8 +218,8 @@ def train(comm, case, plan, backend=OPS):
     """Return losses, parts of the final state, and bytes sent and predicted on this rank."""
     mesh = Mesh(comm, plan.grid, plan.depth)
     executor = Executor(mesh, backend, SEED)
-    made = {n: compile(case.model, plan, mesh.coords, n, mesh.stage, SMALL) for n in case.batches}
-    programs = [made[n] for n in case.batches]
+    made = {n: compile(case.model, plan, n, mesh.stage, SMALL) for n in set(case.batches)}
+    programs = [made[n].at(mesh.coords) for n in case.batches]
     weights = programs[0].weights
     state = initial_state(weights, mesh.coords, SEED, np.float64)
     specs = {w.name: w.param for w in weights}
@@ -232,8 +231,7 @@ def train(comm, case, plan, backend=OPS):
         labels = rng.integers(CLASSES, size=program.count)
         sums = executor.step(program, optimiser, x[program.positions], labels, number)
         losses.append(sums[0] / program.count)
-        costs = step_costs(program, plan.grid, mesh.coords, 8)
-        predicted += sum(cost.work.bytes_sent for cost in costs)
+        predicted += bytes_sent(made[program.count], mesh.coords, 8)
     held = state.params | state.buffers
     parts = {
         w.name: (w.param.shape, region(w.param.shape, w.home, mesh.coords), held[w.name])
@@ -247,7 +245,7 @@ def refusal(case):
     try:
         check_batch(case.model, case.plan, case.batches[0])
         for count in set(case.batches):
-            check(all_programs(case.model, case.plan, count, SMALL))
+            check(compile_all(case.model, case.plan, count, SMALL))
     except UserError as error:
         return str(error)
     return ""

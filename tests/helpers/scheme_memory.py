@@ -30,7 +30,8 @@ WIDE = Model(
 
 def most_memory(mesh, scheme):
     """Return the most bytes that arrays take on this rank in a step."""
-    program = compile(WIDE, preset("owt", WIDE, mesh.grid, scheme=scheme), mesh.coords, BATCH)
+    plan = preset("owt", WIDE, mesh.grid, scheme=scheme)
+    program = compile(WIDE, plan, BATCH).at(mesh.coords)
     runner = Executor(mesh, ops.load("numpy"), 0)
     state = initial_state(program.weights, mesh.coords, 0, np.float32)
     x = np.ones((len(program.positions), *WIDE.input_shape), np.float32)
