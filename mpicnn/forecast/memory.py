@@ -16,6 +16,7 @@ from mpicnn.division.operations import (
     Loss,
     Operation,
     Receive,
+    Rows,
     Slot,
     Start,
     Store,
@@ -96,6 +97,8 @@ class _Memory:
                 self._new(op.y, sum(map(self._size, op.x)))
                 for slot in op.x:
                     self._share(slot, [op.y])
+            case Rows() if op.rows.start == op.rows.stop:
+                self._new(op.y, 0)
             case Free():
                 for slot in op.slots:
                     self._drop(slot)

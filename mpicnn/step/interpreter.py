@@ -192,7 +192,8 @@ class Interpreter:
         return Totals([self.ops.fetch(sums)]), saved
 
     def _rows(self, op: Rows) -> None:
-        self.values[op.y] = self.values[op.x][op.rows]
+        y = self.values[op.x][op.rows]
+        self.values[op.y] = y if len(y) else y.copy()  # a view of nothing would keep all of x
 
     def _store(self, op: Store) -> None:
         x = self.values[op.x]
