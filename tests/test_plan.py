@@ -1,5 +1,7 @@
 """Plans as data: presets, files, what is refused, and the table that is printed."""
 
+from dataclasses import replace
+
 import pytest
 
 from mpicnn import models
@@ -109,6 +111,13 @@ def test_rounds_need_fully_connected_layers_and_a_divided_batch():
         propagate(convolutions, preset("data", convolutions, (2,), scheme="b"))
     with pytest.raises(UserError, match=r"scheme \(c\) needs the layers before"):
         compile(MODEL, preset("master-worker", MODEL, (2,), scheme="c"), 8)
+
+
+def test_a_stage_that_cuts_the_fully_connected_layers_up_is_told_from_a_wrong_division():
+    model = models.load("lenet5", (1, 32, 32), 10)
+    plan = replace(preset("owt", model, (2,), scheme="b"), stages=("fc4",))
+    with pytest.raises(UserError, match=r"scheme \(b\) needs all fully .* begins at fc4; begin it"):
+        compile(model, plan, 8, stage=1)
 
 
 def test_groups_cannot_divide_their_inputs():

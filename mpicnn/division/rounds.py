@@ -65,15 +65,23 @@ def write_rounds(body: Segment, head: range, learn: Mapping[str, Slot] | None) -
     Raises UserError where the head is fed by several values, or not by a part of the batch.
     """
     model, plan = body.model, body.layouts.plan
+    first = model.layers[head.start][0]
     crossing = model.crossing(head.start)
     if len(crossing) > 1:
         raise UserError(
             f"plan: scheme ({plan.scheme}) needs a stage that begins where one layer alone feeds "
-            f"those behind, unlike {model.layers[head.start][0]}; use scheme a or another stage"
+            f"those behind, unlike {first}; use scheme a or another stage"
         )
     (entry,) = crossing
     held = body.values[entry]
     division = list(body.network.divisions.values())[entry]
+    shared = all(row.shares_batch for row in division.rows)
+    if plan.scheme != "a" and not shared and head.start > model.fc_start:
+        raise UserError(
+            f"plan: scheme ({plan.scheme}) needs all fully connected layers in one stage, but the "
+            f"last begins at {first}; begin it at {model.layers[model.fc_start][0]} or before, or "
+            "use scheme a"
+        )
     gradient = body.network.slot()
     found = [
         _round(body, head, part, gradient)
