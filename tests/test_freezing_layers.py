@@ -114,9 +114,9 @@ class Counting(Conv):
 
     asked: list[tuple[bool, bool, bool]] = []
 
-    def backward(self, ops, dy, saved, p, ctx):
+    def backward(self, ops, dy, tape, p, ctx):
         self.asked.append((ctx.train, ctx.need_dx, ctx.need_dw))
-        dx, grads = super().backward(ops, dy, saved, p, ctx)
+        dx, grads = super().backward(ops, dy, tape, p, ctx)
         assert bool(grads) == ctx.need_dw and (dx is not None) == ctx.need_dx
         return dx, grads
 
@@ -150,13 +150,14 @@ def test_layers_leave_out_what_is_not_wanted(backend, name) -> None:
     rng = np.random.default_rng(0)
     specs = layer.params(shape) | layer.buffers(shape)
     p = {n: rng.random(s.shape) + 0.5 for n, s in specs.items()}
-    x = rng.standard_normal((3, *shape))
+    images = rng.standard_normal((3, *shape))
     found = []
     for need_dw in (True, False):
         out = layer.out_shape(shape)
         ctx = Context(False, 0, 0, 0, 3, np.arange(3), (0, out[0]), need_dw=need_dw)
-        y, saved = layer.forward(ops, x.copy(), p, ctx)
-        found.append(layer.backward(ops, np.ones_like(y), saved, p, ctx))
+        x = images.copy()
+        y, made = layer.forward(ops, x, p, ctx)
+        found.append(layer.backward(ops, np.ones_like(y), layer.tape(x, y, made), p, ctx))
     np.testing.assert_array_equal(found[0][0], found[1][0])
     assert found[0][1].keys() == layer.params(shape).keys() and not found[1][1]
 
