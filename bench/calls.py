@@ -23,6 +23,9 @@ _NOT_TIMED = (
     "upload_labels",
 )  # fmt: skip
 
+# How many arguments to keep of kernels that may write over one: a call is timed many times.
+_KEPT = {"activate": 3, "activate_dx": 4, "scale_shift": 3}
+
 # Layers beside those of the named networks, and the images that they are given.
 OTHERS: dict[str, tuple[Layer, tuple[int, int, int]]] = {
     "1x1 widening": (Conv(256, 1), (64, 28, 28)),
@@ -74,7 +77,7 @@ class Watched:
         found = getattr(self._ops, name)
         if name in _NOT_TIMED or name not in MEMBERS or not callable(found):
             return found
-        return lambda *args: self._note(name, found, args)
+        return lambda *args: self._note(name, found, args[: _KEPT.get(name)])
 
     def _note(self, name: str, kernel: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         result = kernel(*args)

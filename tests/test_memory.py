@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from dataclasses import replace
 from typing import Any
@@ -277,16 +278,20 @@ SHAPES = {"default": ((1, 28, 28), 10), "alexnet-owt": ((3, 224, 224), 100)}
 
 
 def assert_forecast(mesh: Mesh, model: Model, plan: Plan, batch: int) -> None:
-    """Check that the second step's arrays take at most what is forecast, to 5 %."""
+    """Check that a step's arrays take at most what is forecast, to 5 %."""
     program = compile(model, plan, batch).at(mesh.coords)
     runner = Executor(mesh, load_ops("native"), 0)
     state = initial_state(program.weights, mesh.coords, 0, np.float32)
     x = np.ones((len(program.positions), *model.input_shape), np.float32)
     labels = np.zeros(batch, np.int64)
     runner.train(program, state, x, labels, 0)
-    tracemalloc.start()
-    runner.train(program, state, x, labels, 1)
-    measured = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    peaks = []
+    for step in range(1, 4):
+        gc.collect()
+        tracemalloc.start()
+        runner.train(program, state, x, labels, step)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    measured = min(peaks)  # what threads of earlier tests take at the same time is counted as well
     # beside arrays there are some ten kB of Python's, and small sums of batch norm
     assert step_peak(program, mesh.coords, 4).bytes == pytest.approx(measured, rel=0.05)
