@@ -35,9 +35,10 @@ from mpicnn.checkpoint import read_tensors
 from mpicnn.errors import UserError
 
 SECONDS = 120
-STEPS = 158
-TRAIN = ("-m", "mpicnn.train", "--epochs", 2, "--checkpoint-every", 0.1, "--threads", 1, "--keep",
-         3, "--progress", "off", "--precision", "float64", "--evaluate-every", 1)  # fmt: skip
+STEPS = 157
+TRAIN = ("-m", "mpicnn.train", "--batch", 16, "--epochs", 0.25, "--checkpoint-every", 0.02,
+         "--keep", 3, "--evaluate-every", 0.25, "--precision", "float64", "--threads", 1,
+         "--progress", "off")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def stalled(draw: random.Random, place: Place) -> None:
 def damaged(draw: random.Random, place: Place) -> None:
     """Damage the newest checkpoint: a bit, a block of zeros, or its end; let the run go on."""
     run = place.folder / "run"
-    job = mpi_jobs.run(2, *TRAIN, "--run-dir", run, "--epochs", 1, seconds=SECONDS)
+    job = mpi_jobs.run(2, *TRAIN, "--run-dir", run, "--epochs", 0.12, seconds=SECONDS)
     assert job.code == 0, job.err
     newest = max((run / "checkpoints").iterdir())
     data = bytearray(newest.read_bytes())
