@@ -63,8 +63,16 @@ def fetched(
 ) -> Iterator[Operation]:
     """Yield operations, and between them what carries parameters from home to where they are used.
 
-    All set out at once; each is waited for before its first use. After an update they set out anew.
+    All set out at once; each is waited for before its first use. After an update those set out anew
+    that are used once more.
     """
+    listed = list(ops)
+    last = {
+        name: at
+        for at, op in enumerate(listed)
+        if isinstance(op, Forward | Backward)
+        for name in op.call.weights.values()
+    }
     journeys = {
         name: Journey(
             w.layer, w.fetch, (homes[name], *(next(numbers) for _ in w.fetch[1:]), use[name])
@@ -74,7 +82,7 @@ def fetched(
     }
     for journey in journeys.values():
         yield from journey.begin()
-    for op in ops:
+    for at, op in enumerate(listed):
         if isinstance(op, Forward | Backward):
             for name in op.call.weights.values():
                 if name in journeys:
@@ -82,7 +90,7 @@ def fetched(
         yield op
         if isinstance(op, Update):
             for name in op.grads:
-                if name in journeys:
+                if name in journeys and last[name] > at:
                     yield from journeys[name].begin()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,12 +14,13 @@ from mpicnn.checkpoint import Checkpoints, Outline, Tensor, fill
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.pending import ProgressMode
 from mpicnn.devices.choice import Device
-from mpicnn.division.compile import Options, compile
+from mpicnn.division.compile import Options, compile, compile_all
 from mpicnn.division.placement import box_shape, region
 from mpicnn.division.plan import Plan
 from mpicnn.division.program import Program
+from mpicnn.division.verify import check
 from mpicnn.job.activity import Activity
-from mpicnn.job.agreement import agree, same
+from mpicnn.job.agreement import agree, from_root, same
 from mpicnn.layers.loss import PLAIN, SoftmaxCrossEntropy
 from mpicnn.ops.interface import Backend
 from mpicnn.precision import dtype_of
@@ -73,10 +74,26 @@ class DistributedModel:
         """Return the dtype of parameters and activations."""
         return dtype_of(self.precision)
 
+    @property
+    def options(self) -> Options:
+        """Return how gradients come home."""
+        return Options(max(1, self.bucket // self.dtype.itemsize), self.by_round)
+
     def _compile(self, count: int) -> Program:
-        options = Options(max(1, self.bucket // self.dtype.itemsize), self.by_round)
-        whole = compile(self.model, self.plan, count, self.mesh.stage, options)
+        whole = compile(self.model, self.plan, count, self.mesh.stage, self.options)
         return whole.at(self.mesh.coords)
+
+    def verify(self, counts: Iterable[int]) -> None:
+        """Prove that the programs of all ranks fit, for batches of so many examples. Collective.
+
+        Raises BrokenProgramError where they do not, which is a defect of the package.
+        """
+
+        def prove() -> None:
+            for count in counts:
+                check(compile_all(self.model, self.plan, count, self.options))
+
+        from_root(self.mesh.world.comm, prove)
 
     def initial(self) -> State:
         """Return this rank's part of the state at the start of a run."""

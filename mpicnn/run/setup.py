@@ -16,11 +16,9 @@ from mpicnn.comm.pending import ProgressMode, threads_allowed
 from mpicnn.data.file import Dataset
 from mpicnn.data.layout import class_counts
 from mpicnn.devices import calibration
-from mpicnn.division.compile import compile_all
 from mpicnn.division.plan import Plan
 from mpicnn.division.planfile import load_plan
 from mpicnn.division.propagation import check_batch
-from mpicnn.division.verify import check
 from mpicnn.errors import UserError, printable
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
@@ -175,13 +173,7 @@ def make_plan(
         measured = calibration.shares_of(times.max(axis=0).tolist())
         plan = agree(comm, load_plan, equal, model, comm.size, measured)
     agree(comm, check_batch, model, plan, batch)
-    from_root(comm, _verify, model, plan, batch)
     return plan
-
-
-def _verify(model: Model, plan: Plan, batch: int) -> None:
-    """Prove that the programs of all ranks fit together."""
-    check(compile_all(model, plan, batch))
 
 
 def speeds(

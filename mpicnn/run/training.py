@@ -165,6 +165,7 @@ def open_distributed(
     )  # fmt: skip
     if settings.fc_update == "round":
         agree(comm, check_rounds, distributed, batch)
+    distributed.verify({batch, len(data.split("train")) % batch or batch})
     return distributed
 
 
