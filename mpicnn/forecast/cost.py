@@ -68,7 +68,7 @@ def step_costs(program: GlobalProgram, itemsize: int) -> list[LayerCost]:
     Moves before a layer, the sums over its divided batch, and its parameters' journeys count for
     the layer. Bytes agree with what `Group.sent` counts in the same step.
     """
-    counter = _Counter(program, itemsize)
+    counter = Counter(program, itemsize)
     found: dict[str, Work] = {}
     for op in program.ops:
         for name, work in counter.count(op):
@@ -89,7 +89,9 @@ def step_costs(program: GlobalProgram, itemsize: int) -> list[LayerCost]:
     ]
 
 
-class _Counter:
+class Counter:
+    """Count the work of a program's operations, for every rank of a stage."""
+
     def __init__(self, program: GlobalProgram, itemsize: int) -> None:
         self.grid, self.itemsize = program.grid, itemsize
         self.here = {w.name: self.items(w.param.shape, w.use) for w in program.weights}
@@ -111,11 +113,12 @@ class _Counter:
         """Yield the layers that an operation works for, and what it does for them."""
         match op:
             case Forward():
-                yield op.call.name, self._forward(op.call)
+                yield op.call.name, self.forward(op.call) + self.batch_sums(op.call, 0)
             case Backward():
-                yield op.call.name, self._backward(op.call)
+                sums = self.batch_sums(op.call, 1) if op.call.need_dx else Work()
+                yield op.call.name, self.backward(op.call) + sums
             case Start():
-                yield op.name, self._hop(op.hop)
+                yield op.name, self.hop(op.hop)
             case Send():
                 sent = self.items(op.shape, op.layout) * self.itemsize
                 yield op.name, Work(bytes_sent=sent, messages=1)
@@ -125,7 +128,7 @@ class _Counter:
                     sent = sum_sent(self.here[name] * self.itemsize, ranks)
                     yield name.rsplit(".", 1)[0], Work(bytes_sent=sent, messages=int(not at))
 
-    def _hop(self, hop: Hop) -> Work:
+    def hop(self, hop: Hop) -> Work:
         """Return what a hop sends, seen from every place along the axes that split the tensor."""
         ranks, axis = self.grid[hop.axis], hop.axis
         divided = (isinstance(placement, Split) for placement in hop.others)
@@ -149,21 +152,22 @@ class _Counter:
         weights = {short: self.here[name] for short, name in call.weights.items()}
         return layer_work(call.layer, call.x_shapes, call.y_shape, weights)
 
-    def _forward(self, whole: Call) -> Work:
+    def forward(self, whole: Call) -> Work:
+        """Return what a layer computes and touches forward, without its sums over the batch."""
         call = self._everywhere(whole)
         once = self._once(call)
         passes = 0 if call.joined and call.layer.kind != "contraction" else 1
         touched = (passes * once.activations + once.weights) * self.itemsize
-        return Work(once.flops(), touched) + self._sums(call, 0)
+        return Work(once.flops(), touched)
 
-    def _backward(self, whole: Call) -> Work:
+    def backward(self, whole: Call) -> Work:
+        """Return what a layer computes and touches backward, without its sums over the batch."""
         call = self._everywhere(whole)
         once = self._once(call)
         touched = (once.activations + (2 - call.frozen) * once.weights) * self.itemsize
-        work = Work(once.flops((not call.frozen) + call.need_dx), touched)
-        return work + self._sums(call, 1) if call.need_dx else work
+        return Work(once.flops((not call.frozen) + call.need_dx), touched)
 
-    def _sums(self, call: Call, way: int) -> Work:
+    def batch_sums(self, call: Call, way: int) -> Work:
         """Return what the layer sums over the batch on the way forward (0) or back (1)."""
         lengths = call.batch_sums[way]
         work = Work()
