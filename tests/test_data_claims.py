@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +194,22 @@ def test_a_chunk_that_holds_more_or_less_than_a_chunk(
         open_dataset(plain.path) as data,
     ):
         data.split("test").read(np.arange(2))
+
+
+@pytest.mark.parametrize("packing", ["gzip", None])
+def test_a_chunk_that_the_index_places_elsewhere(plain: Sample, packing: str | None) -> None:
+    """There are as many chunks as there should be, but one is of rows that do not exist."""
+    old = plain.images["test"]
+    replace(plain.path, "test/images", data=old, chunks=(1, 3, 5, 4), compression=packing)
+    content = bytearray(plain.path.read_bytes())
+    at = content.index(struct.pack("<5Q", 3, 0, 0, 0, 0))  # the chunk's place in the B-tree's key
+    content[at : at + 8] = struct.pack("<Q", 3 + 2**40)
+    plain.path.write_bytes(content)
+    with (
+        open_dataset(plain.path) as data,
+        pytest.raises(UserError, match=r"images: could not be read \(.*chunk at .* is missing"),
+    ):
+        data.split("test").read(np.arange(5))
 
 
 def test_class_names_that_share_one_place(plain: Sample) -> None:

@@ -23,6 +23,9 @@ from mpicnn.text import listed
 
 EMBEDDED = "embedded"
 
+DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+"""What h5py raises where a damaged file misleads HDF5."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -56,9 +59,9 @@ class Split:
         rows, back = np.unique(indices, return_inverse=True)
         try:
             images = self.store.read(rows)
-        except OSError as error:
+        except DAMAGED as error:
             raise UserError(
-                f"{self.path}: /{self.name}/images: could not be read ({error});"
+                f"{self.path}: /{self.name}/images: could not be read ({one_line(error)});"
                 " was the file changed or cut short since it was opened?"
             ) from error
         return images if np.array_equal(rows, indices) else images[back]
@@ -169,8 +172,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
             ) from error
         try:
             dataset = _checked(Checker(file, raw, place))
-        # What a damaged file makes of HDF5's own structures, h5py reports as any of these.
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        except DAMAGED as error:
             raise UserError(
                 f"{place}: damaged HDF5 file ({one_line(error)}); make it anew"
             ) from error

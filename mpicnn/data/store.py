@@ -99,22 +99,23 @@ class Chunked:
 
 
 def check_chunks(data: h5py.Dataset, lo: int, hi: int) -> None:
-    """Raise OSError where a filtered chunk of the rows lo … hi - 1 does not hold just a chunk.
+    """Raise OSError where a chunk of the rows lo … hi - 1 is missing, or is packed wrongly.
 
-    HDF5 unpacks all that there is in it, a thousand times its size, and of one that holds less it
-    reads what lies behind in memory.
+    HDF5 gives zeros for one that is missing. Of one that is packed it unpacks all that there is, a
+    thousand times its size, and of one that holds less it reads what lies behind in memory.
     """
     plan = data.id.get_create_plist()
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
-    if not filters:
-        return
     size = math.prod(data.chunks) * data.id.get_type().get_size()
     starts = [range(0, n, k) for n, k in zip(data.shape, data.chunks, strict=True)]
     starts[0] = range(lo // data.chunks[0] * data.chunks[0], hi, data.chunks[0])
     for start in itertools.product(*starts):
-        skipped, stored = data.id.read_direct_chunk(start)
+        try:
+            skipped, stored = data.id.read_direct_chunk(start)
+        except RuntimeError as error:
+            raise OSError(f"{data.name}: the chunk at {start} is missing") from error
         applied = [each for i, each in enumerate(filters) if not skipped >> i & 1]
-        if not holds(stored, applied, size):
+        if filters and not holds(stored, applied, size):
             raise OSError(f"{data.name}: the chunk at {start} does not unpack to {size} bytes")
 
 
