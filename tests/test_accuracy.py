@@ -91,3 +91,16 @@ def test_runs_are_done_once_and_a_failure_is_one_line(tmp_path):
     wrong = mpi_jobs.run(0, BENCH / "accuracy.py", tmp_path / "new", "--ranks", 1, "--", "--x", 1)
     assert wrong.code == 2 and "--x: no such option" in wrong.err
     assert len(wrong.err.splitlines()) == 1
+
+
+def test_sides_of_the_batch_sizes_are_compared_with_the_first(accuracy, tmp_path):
+    large_batch = importlib.import_module("large_batch")
+    runs = list(large_batch.grid(tmp_path, ranks=1, seeds=[1, 2]))
+    assert len({run.directory for run in runs}) == 2 * len(large_batch.SIDES)
+    for run in runs:
+        leave(run, [2.0], 0.8 if run.kind.update == "SGD" else 0.5 + run.seed / 100)
+    first, linear, *_ = large_batch.table(runs).splitlines()[2:]
+    assert first == "| SGD | 64 | 80.00 ± 0.00 | +0.00 | 80.00, 80.00 |"
+    assert linear == "| SGD, linear | 2048 | 51.50 ± 0.71 | -28.50 | 51.00, 52.00 |"
+    command = runs[-1].command("mpirun -n", [])
+    assert {"--batch", "2048", "lamb", "--seed", "2"} <= set(command)
