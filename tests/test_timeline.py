@@ -16,8 +16,9 @@ from mpicnn.division.placement import Partial, Replicated, Split
 from mpicnn.division.plan import Plan
 from mpicnn.division.presets import preset
 from mpicnn.forecast.cost import Counter, step_costs
+from mpicnn.forecast.durations import UPDATE_PASSES
 from mpicnn.forecast.machine import Device, Link, Machine
-from mpicnn.forecast.timeline import UPDATE_PASSES, timeline
+from mpicnn.forecast.timeline import timeline
 from mpicnn.forecast.traffic import Exchange, Traffic, carried
 from mpicnn.layers import Conv, Flatten, Linear, ReLU
 from mpicnn.models import Model

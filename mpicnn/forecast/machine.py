@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+RATES = ("convolution", "linear", "memory", "start")
+"""The figures of a device on which the time of an operation depends."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -62,5 +65,4 @@ class Machine:
 
     @cached_property
     def _rates(self) -> dict[str, NDArray[np.float64]]:
-        names = ("convolution", "linear", "memory", "start")
-        return {name: np.array([getattr(d, name) for d in self.devices]) for name in names}
+        return {name: np.array([getattr(d, name) for d in self.devices]) for name in RATES}

@@ -5,16 +5,15 @@ It reads the very operations that training carries out, so waiting shows where i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from math import ceil, log2, prod
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpicnn.division.move import sum_sent
 from mpicnn.division.operations import (
-    Accumulate,
     Backward,
     Call,
     Forward,
@@ -24,21 +23,18 @@ from mpicnn.division.operations import (
     Send,
     Slot,
     Start,
-    Store,
     Sum,
     Update,
     Wait,
 )
 from mpicnn.division.program import GlobalProgram
-from mpicnn.forecast.cost import Counter, Work
-from mpicnn.forecast.machine import Machine
-from mpicnn.forecast.traffic import Arrival, Exchange, Times, Traffic, carried
+from mpicnn.forecast.cost import Counter
+from mpicnn.forecast.durations import Times, durations
+from mpicnn.forecast.machine import RATES, Machine
+from mpicnn.forecast.traffic import Arrival, Exchange, Traffic, carried
 
 Number = tuple[int, bool]
 """What tells messages between stages apart: the value's number, and whether it goes back."""
-
-UPDATE_PASSES = 5
-"""Over a parameter: it, its gradient and its momentum are read, it and its momentum written."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +79,32 @@ class Timeline:
         return {name: np.concatenate(rows) for name, rows in found.items()}
 
 
-def timeline(programs: Sequence[GlobalProgram], machine: Machine, itemsize: int) -> Timeline:
+def timeline(
+    programs: Sequence[GlobalProgram],
+    machine: Machine,
+    itemsize: int,
+    measured: Sequence[Sequence[Times]] | None = None,
+) -> Timeline:
     """Return when the ranks of a machine do what, in a step of the programs of all stages.
 
-    `itemsize` are the bytes of a number. Raises ValueError unless the machine has as many ranks as
-    the programs, and where stages wait for each other, which `verify.check` finds before.
+    `itemsize` are the bytes of a number. `measured` are, for each stage, how long its operations
+    and the update take each rank, s, as `durations` returns them; else its rates say it.
+    Raises ValueError unless the machine has as many ranks as the programs, and where stages wait
+    for each other, which `verify.check` finds before.
     """
     ranks = sum(prod(program.grid) for program in programs)
     if ranks != len(machine.devices):
         raise ValueError(f"{ranks} ranks on a machine of {len(machine.devices)}")
-    traffic = Traffic(machine)
-    stages = [_Stage(at, programs, machine, itemsize, traffic) for at in range(len(programs))]
+    traffic, stages = Traffic(machine), []
+    for at, program in enumerate(programs):
+        here = slice(at * prod(program.grid), (at + 1) * prod(program.grid))
+        if measured is None:
+            rates = {name: machine.rate(name)[here].reshape(program.grid) for name in RATES}
+            took: Sequence[Times] = durations(program, rates, itemsize)
+        else:
+            took = measured[at]
+        hosts = np.array(machine.hosts[here]).reshape(program.grid)
+        stages.append(_Stage(at, program, took, Counter(program, itemsize), hosts, traffic))
     for stage in stages:
         stage.neighbours = stages
     _run(stages)
@@ -127,53 +138,46 @@ def _run(stages: Sequence[_Stage]) -> None:
             raise ValueError("stages wait for each other's messages")
 
 
+@dataclass
 class _Stage:
     """Follow one stage: the clock of each of its ranks, and what is on its way to each slot."""
 
-    def __init__(
-        self,
-        number: int,
-        programs: Sequence[GlobalProgram],
-        machine: Machine,
-        itemsize: int,
-        traffic: Traffic,
-    ) -> None:
-        self.number, self.program, self.traffic = number, programs[number], traffic
+    number: int
+    program: GlobalProgram
+    took: Sequence[Times]
+    counter: Counter
+    hosts: NDArray[np.int64]
+    traffic: Traffic
+    intervals: list[Interval] = field(default_factory=list)
+    neighbours: Sequence[_Stage] = ()
+    arrived: dict[Number, list[Arrival]] = field(default_factory=dict)
+    _coming: dict[Slot, Arrival] = field(default_factory=dict)
+    _received: dict[Number, int] = field(default_factory=dict)
+    _awaited: dict[Slot, tuple[Number, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         self.grid = self.program.grid
-        self.counter = Counter(self.program, itemsize)
-        first, ranks = number * prod(self.grid), prod(self.grid)
-        self.rates = {
-            name: machine.rate(name)[first : first + ranks].reshape(self.grid)
-            for name in ("convolution", "linear", "memory", "start")
-        }
-        self.hosts = np.array(machine.hosts[first : first + ranks]).reshape(self.grid)
         self.clock = np.zeros(self.grid)
-        self.intervals: list[Interval] = []
-        self.neighbours: list[_Stage] = []
-        self._coming: dict[Slot, Arrival] = {}
-        self.arrived: dict[Number, list[Arrival]] = {}
-        self._received: dict[Number, int] = {}
-        self._awaited: dict[Slot, tuple[Number, int]] = {}
 
     def steps(self) -> Iterator[bool]:
         """Go through the operations; stop before links are used (True), and where another stage has
         not sent yet what is needed (False)."""
-        for op in self.program.ops:
+        *took, update = self.took
+        for op, seconds in zip(self.program.ops, took, strict=True):
             if isinstance(op, Start | Sum | Send):
                 yield True
             while isinstance(op, Wait) and not self._here(op.y):
                 yield False
             self._do(op)
-        self._update(self.program.grads)
+            self.until(*label(op), self.clock + seconds)
+        self.until("update", "other", self.clock + update)
 
     def _do(self, op: Operation) -> None:
         match op:
             case Forward():
-                self._layer(op.call, self.counter.forward(op.call), 0)
-            case Backward():
-                self._layer(op.call, self.counter.backward(op.call), 1)
-            case Loss():
-                self._take("loss", "other", self.rates["start"])
+                self._batch_sums(op.call, 0)
+            case Backward() if op.call.need_dx:
+                self._batch_sums(op.call, 1)
             case Start() if op.hop.move.local:
                 self._coming[op.y] = Arrival(self.clock, np.zeros(self.grid))
             case Start():
@@ -187,30 +191,19 @@ class _Stage:
                 self._send(op)
             case Receive():
                 self._receive(op)
-            case Accumulate() | Store():
-                self._take("gradients", "other", self.rates["start"])
-            case Update():
-                self._update(op.grads)
 
-    def _layer(self, call: Call, work: Work, way: int) -> None:
-        """Let the sums of a layer over its divided batch take their time, and its pass."""
-        if call.sum_axes and (way == 0 or call.need_dx):
-            self._batch_sums(call, self.counter.batch_sums(call, way))
-        rate = self.rates["convolution" if call.layer.convolves else "linear"]
-        some = np.broadcast_to(self.counter.items(call.y_shape, call.y_layout), self.grid) > 0
-        seconds = work.flops / rate + work.bytes_touched / self.rates["memory"]
-        self._take(call.name, call.category, seconds + some * self.rates["start"])
+    def _batch_sums(self, call: Call, way: int) -> None:
+        """Wait for the sums over a divided batch that a layer's pass needs (way 0 forward, 1 back).
 
-    def _batch_sums(self, call: Call, work: Work) -> None:
-        """Wait for sums that all ranks of a batch need before they can go on."""
+        Their time does not depend on when in the pass they are made.
+        """
+        work = self.counter.batch_sums(call, way)
         taking_part = np.broadcast_to(work.messages, self.grid) > 0
         if taking_part.any():
-            done = self._exchange(Exchange(call.sum_axes, work.bytes_sent, self._rounds(call)))
+            steps = sum(2 * ceil(log2(self.grid[axis])) for axis in call.sum_axes)
+            done = self._exchange(Exchange(call.sum_axes, work.bytes_sent, steps))
             end = np.where(taking_part, np.maximum(self.clock + done.busy, done.at), self.clock)
             self.until(call.name, "communication", end)
-
-    def _rounds(self, call: Call) -> int:
-        return sum(2 * ceil(log2(self.grid[axis])) for axis in call.sum_axes)
 
     def _exchange(self, what: Exchange) -> Arrival:
         return self.traffic.collective(self.hosts, self.clock, what)
@@ -247,17 +240,23 @@ class _Stage:
             del self._awaited[slot]
         return True
 
-    def _update(self, names: Collection[str]) -> None:
-        """Let parameters be changed."""
-        held = [w for w in self.program.weights if w.name in names]
-        items = sum(self.counter.items(w.param.shape, w.home) for w in held)
-        touched = UPDATE_PASSES * items * self.counter.itemsize
-        self._take("update", "other", touched / self.rates["memory"] + self.rates["start"])
-
-    def _take(self, name: str, category: str, seconds: Any) -> None:
-        self.until(name, category, self.clock + seconds)
-
     def until(self, name: str, category: str, end: Times) -> None:
         """Move the clocks of all ranks on, and note what they did meanwhile."""
         begin, self.clock = self.clock, end
         self.intervals.append(Interval(self.number, name, category, begin.ravel(), end.ravel()))
+
+
+def label(op: Operation) -> tuple[str, str]:
+    """Return for which layer an operation works, and in which category of `step.timing`."""
+    match op:
+        case Forward() | Backward():
+            return op.call.name, op.call.category
+        case Start() | Wait() | Send() | Receive():
+            return op.name, "communication"
+        case Sum():
+            return "gradients", "communication"
+        case Loss():
+            return "loss", "other"
+        case Update():
+            return "update", "other"
+    return "gradients", "other"

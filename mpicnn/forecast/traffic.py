@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from mpicnn.division.move import Hop
 from mpicnn.forecast.cost import Counter
+from mpicnn.forecast.durations import Times
 from mpicnn.forecast.machine import Machine
-
-Times = NDArray[np.float64]
 
 
 class Exchange(NamedTuple):
