@@ -379,6 +379,15 @@ def test_summary() -> None:
     ]
 
 
+def test_a_forecast_is_that_of_the_slowest_rank() -> None:
+    expected = [TimeSplit(0.9, 0.9, 0.9), TimeSplit(0.01, 0.06, 0.02)]
+    lines = summary(replace(OUTCOME, forecast=expected)).splitlines()
+    assert "one step, ms   rank 1      %   least    most  forecast" in lines
+    assert "total          100.00  100.0  100.00  100.00     90.00" in lines
+    alone = replace(OUTCOME, splits=OUTCOME.splits[:1], forecast=expected[:1])
+    assert "other           10.00   10.0    900.00" in summary(alone).splitlines()
+
+
 def test_summary_tables_fit_80_columns_and_ascii() -> None:
     slow = TimeSplit(12.3456, 1234.5678, 99.9)
     text = summary(replace(OUTCOME, splits=[slow] * 1024))

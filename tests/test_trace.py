@@ -3,8 +3,18 @@
 import json
 
 import mpi_jobs
+import numpy as np
 import pytest
+from oracle import run_ranks
 
+from mpicnn.comm.mesh import Mesh
+from mpicnn.division.compile import compile
+from mpicnn.division.presets import preset
+from mpicnn.layers import BatchNorm, Conv, Flatten, Linear
+from mpicnn.models import Model
+from mpicnn.ops import load
+from mpicnn.step.executor import Executor
+from mpicnn.step.state import initial_state
 from mpicnn.step.trace import COUNT, Trace, merged
 
 
@@ -21,6 +31,38 @@ def test_ranks_events_become_one_file():
     assert complete[0]["ts"] == pytest.approx(1e6) and complete[0]["dur"] == pytest.approx(5e5)
 
 
+def in_order(events):
+    """Say whether events follow one another, give or take the rounding of their times."""
+    ordered = sorted(events, key=lambda e: e["ts"])
+    return all(
+        a["ts"] + a["dur"] <= b["ts"] + 0.5 for a, b in zip(ordered, ordered[1:], strict=False)
+    )
+
+
+def test_sums_over_a_batch_interrupt_their_layer():
+    layers = (("conv", Conv(2, 3)), ("bn", BatchNorm()), ("flatten", Flatten()), ("fc", Linear(3)))
+    model = Model("normalised", (1, 5, 5), layers)
+    plan = preset("data", model, (2,))
+
+    def events(comm):
+        mesh, ops = Mesh(comm, plan.grid), load("numpy")
+        program = compile(model, plan, 6).at(mesh.coords)
+        state = initial_state(program.weights, mesh.coords, 0, np.float64)
+        executor = Executor(mesh, ops, 0)
+        executor.timer.trace = Trace()
+        images = np.random.default_rng(0).standard_normal((6, *model.input_shape))
+        executor.train(program, state, images[program.positions], np.arange(6) % 3, 0)
+        spent = executor.timer.by_category
+        return executor.timer.trace.events, spent
+
+    for found, spent in run_ranks(2, events):
+        doing = [e for e in found if e["tid"] == 1]
+        assert in_order(doing)
+        # forward, once for mean and squares together, and backward
+        assert [e["cat"] for e in doing if e["name"] == "bn"].count("communication") == 2
+        assert sum(e["dur"] for e in doing) == pytest.approx(1e6 * sum(spent.values()), rel=0.05)
+
+
 @pytest.mark.limit(60)
 def test_a_traced_run_shows_what_travels_beside_what_computes(tmp_path):
     file = tmp_path / "trace.json"
@@ -35,11 +77,7 @@ def test_a_traced_run_shows_what_travels_beside_what_computes(tmp_path):
         mine = [e for e in events if e["ph"] == "X" and e["pid"] == rank]
         assert sum(e["name"] == "update" for e in mine) == COUNT
         lanes = {lane: [e for e in mine if e["tid"] == lane] for lane in (1, 2)}
-        # What a rank does follows one thing after another, give or take the rounding of times.
-        ordered = sorted(lanes[1], key=lambda e: e["ts"])
-        assert all(
-            a["ts"] + a["dur"] <= b["ts"] + 0.5 for a, b in zip(ordered, ordered[1:], strict=False)
-        )
+        assert in_order(lanes[1])
         computing = [e for e in lanes[1] if e["cat"] != "communication"]
         overlaps = [
             (t["name"], c["name"])

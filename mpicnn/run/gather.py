@@ -60,6 +60,8 @@ def first_lines(trainer: Trainer, directory: Path, start: Start | None = None) -
         more.append(("frozen", f"{frozen_text(model)}: {spans(model.frozen, model.weighted)}"))
     if start:
         notes.update(map(printable, start.notes))
+    if trainer.expected:
+        more.append(("step", trainer.expected.text()))
     opening = Opening(
         __version__,
         gather_ranks(mesh, device),
@@ -123,4 +125,5 @@ def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float
         tested=(test.split if test else "", of),
         notes=notes,
         more="--patience MORE" if early else RunSummary.more,
+        forecast=[TimeSplit(*row) for row in trainer.expected.splits()] if trainer.expected else [],
     )

@@ -101,7 +101,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Say how a run ended. `splits` (if there was a step) and `memory` have an entry per rank.
+    """Say how a run ended. `splits` (if there was a step) and `memory` have an entry per rank, as
+    has `forecast`, of what a step was expected to take, if that was asked for.
 
     `steps` and `images` are those of this process, so without the run before a resume, as are
     `seconds`, which include tests and checkpoints. `test` is missing where none was made; `tested`
@@ -121,6 +122,7 @@ class RunSummary:
     tested: tuple[str, str] = ("test", "")
     notes: Sequence[str] = ()
     more: str = "--epochs MORE"
+    forecast: Sequence[TimeSplit] = ()
 
 
 def summary(run: RunSummary) -> str:
@@ -135,7 +137,7 @@ def summary(run: RunSummary) -> str:
         split, of = run.tested
         lines.append(f"{split}: {run.test.text()}{of}")
     if run.splits:
-        lines += ["", *_time_table(run.splits)]
+        lines += ["", *_time_table(run.splits, run.forecast)]
     if run.memory:
         lines += ["", *_memory_table(run.memory)]
     directory, before = quote(run.run_dir), f"{run.launcher} python -m mpicnn.".lstrip()
@@ -149,8 +151,8 @@ def summary(run: RunSummary) -> str:
     return "\n".join(lines)
 
 
-def _time_table(splits: Sequence[TimeSplit]) -> list[str]:
-    """Return the slowest rank's step by kind of work, beside the other ranks'.
+def _time_table(splits: Sequence[TimeSplit], forecast: Sequence[TimeSplit]) -> list[str]:
+    """Return the slowest rank's step by kind of work, beside the other ranks' and its forecast.
 
     The slowest rank is the one that computes longest: the others wait for it, and waiting counts
     as communication.
@@ -165,6 +167,12 @@ def _time_table(splits: Sequence[TimeSplit]) -> list[str]:
         rows.append(row)
     if len(splits) == 1:
         rows = [row[:3] for row in rows]
+    if forecast:
+        expected = forecast[slowest]
+        rows = [
+            [*row, _ms(getattr(expected, row[0])) if at else "forecast"]
+            for at, row in enumerate(rows)
+        ]
     return align(rows)
 
 

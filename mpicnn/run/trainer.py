@@ -29,6 +29,7 @@ from mpicnn.step.timing import CATEGORIES, StepTimer
 if TYPE_CHECKING:
     from mpicnn.job.signals import Signals
     from mpicnn.run.distributed import DistributedModel
+    from mpicnn.run.prediction import Prediction
     from mpicnn.settings.definitions import Settings
 
 
@@ -37,7 +38,8 @@ class Trainer:
 
     `step` counts the finished steps, `images` the examples they took here and now; `tested` is the
     last test; `code` the digest of the file of the network, if it has layers that no checkpoint
-    can describe; `spent` holds the seconds of all steps by kind, without tests and checkpoints.
+    can describe; `spent` holds the seconds of all steps by kind, without tests and checkpoints;
+    `expected` is what a step is forecast to take, if that is asked for.
     Tests on the way are on `split`, and `choice` follows them: the images for validation if there
     are some, and then the test images are used in the end only.
     """
@@ -71,6 +73,7 @@ class Trainer:
         self.begun = 0
         self.tracing = bool(settings.trace)
         self.trace: trace.Trace | None = None
+        self.expected: Prediction | None = None
 
     def _optimiser(self) -> Optimiser:
         """Return what updates the parameters, those of the head at a rate of their own."""

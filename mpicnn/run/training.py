@@ -55,6 +55,7 @@ from mpicnn.step.trace import merged
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpicnn.run.prediction import Prediction
     from mpicnn.run.starting import Start
 
 
@@ -108,10 +109,21 @@ def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
         if start:
             distributed.take(trainer.state, Path(start.path), start.digest, start.sources)
         from_root(comm, note, trainer, directory)
+        if settings.forecast and trainer.step < trainer.steps:
+            trainer.expected = forecast(trainer)
         opening = first_lines(trainer, directory, start)
         finished = watch(trainer, directory, opening, signals)
         score = trainer.tested.score if trainer.tested else None
         return Trained(directory, trainer.step, score, finished)
+
+
+def forecast(trainer: Trainer) -> Prediction:
+    """Return what a step of a run is expected to take. Collective."""
+    from mpicnn.run.prediction import predict  # most runs do without it, and start sooner
+
+    trainer.distributed.activity.begin("dry steps", waits=True)
+    batch = min(trainer.settings.batch, len(trainer.data.split("train")))
+    return predict(trainer.distributed, trainer.optimiser, batch)
 
 
 def open_model(

@@ -268,6 +268,11 @@ class Display(Options):
         check=path,
         names_file=bool,
     )
+    forecast: bool = option(
+        False,
+        "time a few steps without messages beforehand, say what a step will take, and in the end "
+        "what it took",
+    )
     progress: Literal["auto", "bar", "lines", "off"] = option(
         "auto", "progress as a bar or as lines; auto: a bar on a terminal"
     )

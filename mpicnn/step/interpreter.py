@@ -35,7 +35,7 @@ from mpicnn.layers.base import Context, Tape
 from mpicnn.layers.loss import PLAIN, Labels, SoftmaxCrossEntropy
 from mpicnn.ops.interface import Array, Backend
 from mpicnn.step.state import Arrays, State
-from mpicnn.step.timing import StepTimer
+from mpicnn.step.timing import Mark, StepTimer
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class Interpreter:
         for name, slot in program.homes.items():
             self.values[slot] = homes[name]
         self._loss = tools.loss.of(batch.labels) if batch.train else PLAIN
+        self._mark: Mark
 
     def run(self, ops: Iterable[Operation]) -> None:
         """Carry out operations in order."""
@@ -134,7 +135,7 @@ class Interpreter:
 
     def _forward(self, op: Forward) -> None:
         call = op.call
-        mark = self.timer.begin(call.name, call.category, "forward")
+        self._mark = self.timer.begin(call.name, call.category, "forward")
         if call.idle:
             y, saved = self.ops.xp.empty(call.y_shape, self._dtype(op.x[0])), None
         else:
@@ -144,12 +145,12 @@ class Interpreter:
         self.values[op.y] = y
         if op.saved is not None:
             self.values[op.saved] = saved
-        self.timer.end(mark)
+        self.timer.end(self._mark)
         self._poll()
 
     def _backward(self, op: Backward) -> None:
         call, values = op.call, self.values
-        mark = self.timer.begin(call.name, call.category, "backward")
+        self._mark = self.timer.begin(call.name, call.category, "backward")
         dy, p = values[op.dy], self._here(op.use)
         before = {s: values[g] for s, g in op.grads.items() if values[g] is not None}
         if call.idle:
@@ -165,7 +166,7 @@ class Interpreter:
         for slot, dx in zip(op.dx, found or (), strict=False):
             if slot is not None:
                 values[slot] = dx
-        self.timer.end(mark)
+        self.timer.end(self._mark)
         mark = self.timer.begin("gradients", "other")
         for short, slot in op.grads.items():
             kept, g = before.get(short), grads[short]
@@ -270,9 +271,16 @@ class Interpreter:
         )
 
     def _batch_sum(self, call: Call, partial: Array) -> Array:
+        """Return a sum over the ranks of a batch; the layer's own time is interrupted meanwhile."""
+        if not call.sum_axes:
+            return partial
+        self.timer.end(self._mark)
+        mark = self.timer.begin(call.name, "communication", "sum over the batch")
         for axis in call.sum_axes:
             group = self.mesh.axes[axis]
             partial = redistribute(group, SUM, partial, partial.shape).wait()
+        self.timer.end(mark)
+        self._mark = self.timer.begin(call.name, call.category)
         return partial
 
     def _poll(self) -> None:
