@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 
+from mpicnn.job.activity import Activity
 from mpicnn.job.agreement import agree
 from mpicnn.job.signals import Signals
+from mpicnn.job.watchdog import Limits, Watchdog
 from mpicnn.run.load import TrainedModel, load_trained
 from mpicnn.run.training import Trained, train
 from mpicnn.settings.command_settings import LoadSettings
@@ -33,8 +35,10 @@ def fit(
         settings = agree(comm, checked, Settings, named)
     elif named:
         raise TypeError("give settings or single options, not both")
-    with Signals() as signals:
-        return train(comm, settings, signals)
+    limits = Limits.of(settings.stall_warning, settings.stall_abort)
+    with Signals() as signals, Watchdog(comm, Activity(), signals, limits) as watchdog:
+        watchdog.learn_hosts()
+        return train(comm, settings, signals, watchdog)
 
 
 def load(

@@ -8,12 +8,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import mpi_jobs
 import pytest
 
-from mpicnn.job.watchdog import Answer, report
+from mpicnn.commands.watching import early_limits
+from mpicnn.job.watchdog import Answer, Limits, report
 
 HOST = socket.gethostname()
 TRAIN = ("-m", "mpicnn.train", "--epochs", 10_000, "--evaluate-every", 0, "--threads", 1,
@@ -31,6 +33,7 @@ def test_the_report_names_who_is_waited_for() -> None:
         "  rank 1 on node0 is at data (after step 12) for 60 s",
         "  2 ranks (0, 3) wait at fc6, all-gather, forward (after step 12)",
     ]
+    assert "  rank 2 does not answer" in report({2: None, 0: waits}, [""] * 3)
     many = report({rank: None if rank % 2 else waits for rank in range(30)}, hosts).splitlines()
     assert many[9] == "  and 7 ranks more" and len(many) == 11
     assert many[10].startswith("  15 ranks (0, 2, 4, 6, 8, 10, 12, 14, …) wait at fc6")
@@ -90,3 +93,43 @@ def test_a_stall_ends_the_job_where_that_is_asked_for(tmp_path: Path) -> None:
         assert f"rank 1 on {HOST} does not answer" in (run / "log.txt").read_text()
     finally:
         job.kill()
+
+
+STOPPING = """
+import os, signal, sys
+def stop(event, arguments):
+    if event == "import" and arguments[0] == "{module}":
+        os.kill(os.getpid(), signal.SIGSTOP)
+if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "{rank}":
+    sys.addaudithook(stop)
+"""
+
+
+@pytest.mark.limit(60)
+@pytest.mark.parametrize(
+    ("rank", "module", "command"),
+    [
+        (0, "mpicnn.run.setup", TRAIN),
+        (1, "mpicnn.run.load", ("-m", "mpicnn.predict", "nothing", "no.png")),
+        (1, "mpicnn.run.testing", ("-m", "mpicnn.evaluate", "nothing")),
+    ],
+)
+def test_a_rank_that_stops_before_the_settings_are_read_is_named(
+    tmp_path: Path, rank: int, module: str, command: tuple[object, ...]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STOPPING.format(rank=rank, module=module))
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    job = mpi_jobs.start(2, *command, "--stall-abort=3", PYTHONPATH=path)
+    try:
+        ended = mpi_jobs.finish(job, 40)
+        assert ended.code == 1
+        assert f"rank {rank} does not answer" in ended.err
+        assert f"rank {1 - rank} waits at start" in ended.err and "stall-abort" in ended.err
+    finally:
+        job.kill()
+
+
+def test_limits_hold_before_the_settings_are_read() -> None:
+    assert early_limits(["train", "--epochs", "3"]) == Limits()
+    assert early_limits(["train", "--stall-abort", "9", "--stall-warning=0"]) == Limits(inf, 9)
+    assert early_limits(["train", "--stall-warning", "soon", "--stall-abort"]) == Limits()

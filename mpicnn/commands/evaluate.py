@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpicnn.commands.watching import watched
 from mpicnn.data.augment import augmentation
 from mpicnn.data.file import Dataset
 from mpicnn.data.layout import some
@@ -21,19 +22,27 @@ from mpicnn.run.confusion import Confusion
 from mpicnn.run.load import TrainedModel, load_trained
 from mpicnn.run.picture import figure
 from mpicnn.run.resuming import check_digest, open_data, recorded_data
-from mpicnn.run.setup import read_settings
 from mpicnn.run.testing import TestSet, label_map, test
 from mpicnn.settings.command_settings import EvaluateSettings
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpicnn.job.activity import Activity
+
 
 def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
     """Evaluate a checkpoint on all ranks and print its scores. Collective."""
-    settings = read_settings(comm, EvaluateSettings, argv)
+    with watched(comm, EvaluateSettings, argv) as (settings, watchdog):
+        evaluate(comm, settings, watchdog.activity)
+
+
+def evaluate(comm: MPI.Intracomm, settings: EvaluateSettings, activity: Activity) -> None:
+    """Do what the settings say; `activity` follows it. Collective."""
     from_root(comm, check_file, settings)
-    trained = load_trained(comm, settings.run, settings.checkpoint, settings.plan, settings)
+    trained = load_trained(
+        comm, settings.run, settings.checkpoint, settings.plan, settings, activity
+    )
     recorded = from_root(comm, recorded_data, trained.path, trained.settings)
     path = settings.data or recorded
     with agree(comm, open_data, path, not settings.data) as data:

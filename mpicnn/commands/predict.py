@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpicnn.commands.watching import watched
 from mpicnn.data.images import Decoding, ImageError, decode
 from mpicnn.data.listing import Skipped, list_images
 from mpicnn.errors import UserError, escaped
@@ -19,12 +20,13 @@ from mpicnn.job.output import say
 from mpicnn.layers.base import Array
 from mpicnn.run.answers import Answer, Answers
 from mpicnn.run.load import TrainedModel, load_trained, warn
-from mpicnn.run.setup import read_settings
 from mpicnn.settings.command_settings import PredictSettings
 from mpicnn.text import counted
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from mpicnn.job.activity import Activity
 
 File = tuple[str, str]
 """A path, and why there is no image in it, "" where it is to be opened."""
@@ -35,9 +37,14 @@ def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
 
     Raises UserError in the end where a file gave no image; all others are answered.
     """
-    settings = read_settings(comm, PredictSettings, argv)
+    with watched(comm, PredictSettings, argv) as (settings, watchdog):
+        predict(comm, settings, watchdog.activity)
+
+
+def predict(comm: MPI.Intracomm, settings: PredictSettings, activity: Activity) -> None:
+    """Do what the settings say; `activity` follows it. Collective."""
     files = json.loads(from_root(comm, lambda: json.dumps(files_of(settings.images))))
-    trained = load_trained(comm, settings.run, settings.checkpoint, "data", settings)
+    trained = load_trained(comm, settings.run, settings.checkpoint, "data", settings, activity)
     failed: list[Answer] = []
     with ExitStack() as stack:
         written = Answers(settings.form, settings.output, settings.overwrite)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mpicnn.run.setup import read_settings
+from mpicnn.commands.watching import watched
 from mpicnn.run.training import train
 from mpicnn.settings.definitions import Settings
 
@@ -20,4 +20,5 @@ STOPPED = 75
 
 def main(comm: MPI.Intracomm, argv: Sequence[str], signals: Signals) -> int:
     """Train as the settings say; return the exit code. Collective."""
-    return 0 if train(comm, read_settings(comm, Settings, argv), signals).finished else STOPPED
+    with watched(comm, Settings, argv, signals) as (settings, watchdog):
+        return 0 if train(comm, settings, signals, watchdog).finished else STOPPED

@@ -53,9 +53,8 @@ def launch(
     threading.excepthook = _abort_from_thread
     try:
         _check_launcher(world, environment() if environ is None else environ)
-        meeting, duplicated = world.Idup()
-        wait(duplicated)
-        code = _leave(meeting, main)
+        # not waited for yet: another rank may be stuck, and what watches for that is in `main`
+        code = _leave(*world.Idup(), main)
         # Neither another request to stop nor a launcher that ends the other ranks when the first
         # one leaves may change the code.
         for number in STOPS if code else (signal.SIGUSR1, signal.SIGHUP):
@@ -80,10 +79,13 @@ def _check_launcher(world: MPI.Intracomm, environ: Mapping[str, str]) -> None:
     raise UserError(launcher.mismatch(environ, library, size, world.size))
 
 
-def _leave(meeting: MPI.Intracomm, main: Callable[[MPI.Intracomm], int | None]) -> int:
-    """Run `main`, meet the other ranks and return the exit code of all."""
+def _leave(
+    meeting: MPI.Intracomm, made: MPI.Request, main: Callable[[MPI.Intracomm], int | None]
+) -> int:
+    """Run `main`, meet the other ranks, once their communicator is `made`; return all's code."""
     code, text, patience = _ending(main)
     try:
+        wait(made, patience)
         code, text = first_failure(meeting, code, text, patience + 0.1 * meeting.rank)
     except TimeoutError:
         alone = f"left with exit code {code} while other ranks were still at work"

@@ -31,7 +31,7 @@ ANSWER_S: Final = 3.0  # a rank that runs answers within two looks
 LISTED: Final = 8
 HOST_BYTES: Final = 64
 
-_QUESTION, _ANSWER = 1, 2  # tags
+_QUESTION, _ANSWER = 32_766, 32_767  # the highest tags that MPI promises; nobody else uses them
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Limits:
 
     warning: float = 60.0
     abort: float = math.inf
+
+    @classmethod
+    def of(cls, warning: float, abort: float) -> Self:
+        """Return limits of which 0 means never."""
+        return cls(warning or math.inf, abort or math.inf)
 
     @property
     def first(self) -> float:
@@ -57,11 +62,11 @@ class Answer:
 
 
 class Watchdog:
-    """Watch a job's ranks while entered. Collective: all enter together.
+    """Watch a job's ranks while entered, each on its own: a rank may be stuck before it enters.
 
     `activity` is this rank's own. Where it has not changed for long, `signals` learns it, so that
-    one Ctrl-C ends the job. What is found goes to stderr, and to `note` beside it.
-    Where MPI does not allow threads, nothing is watched.
+    one Ctrl-C ends the job. What is found goes to stderr, and to `note` beside it. `limits` may
+    change meanwhile. Where MPI does not allow threads, nothing is watched.
     """
 
     def __init__(
@@ -69,10 +74,11 @@ class Watchdog:
         comm: MPI.Intracomm,
         activity: Activity,
         signals: Signals,
-        limits: Limits,
+        limits: Limits = Limits(),  # noqa: B008  (it cannot change)
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.parent = comm
+        self.comm = comm
+        self.hosts = [""] * comm.size
         self.activity = activity
         self.signals = signals
         self.limits = limits
@@ -84,10 +90,7 @@ class Watchdog:
         self._told = False
 
     def __enter__(self) -> Self:
-        if self.limits.first < math.inf and MPI.Query_thread() == MPI.THREAD_MULTIPLE:
-            self.comm, duplicated = self.parent.Idup()
-            wait(duplicated)
-            self.hosts = _hosts(self.comm)
+        if self.comm.size > 1 and MPI.Query_thread() == MPI.THREAD_MULTIPLE:
             self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -97,12 +100,18 @@ class Watchdog:
         if self._thread is not None:
             self._thread.join()
 
+    def learn_hosts(self) -> None:
+        """Exchange the names of the ranks' hosts, to be told with their numbers. Collective."""
+        self.hosts = _hosts(self.comm)
+
     def _run(self) -> None:
         seen = self.activity.count
         self._since = time.monotonic()
-        due = self.limits.warning
+        due, limits = self.limits.warning, self.limits
         while not self._leaving.wait(self._pause()):
             self._hear()
+            if limits != self.limits:
+                due, limits = self.limits.warning, self.limits
             if self.activity.count != seen:
                 if self._told:
                     self._tell(f"note: the run goes on, after {self._seconds():.0f} s")
@@ -167,16 +176,17 @@ class Watchdog:
         """Answer the questions that have come; return the answers that have, by rank."""
         answers = []
         status = MPI.Status()
-        while self.comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
-            rank, tag = status.source, status.tag
-            data = bytearray(status.Get_count(MPI.BYTE))
-            self.comm.Recv([data, MPI.BYTE], rank, tag)
-            content = json.loads(data)
-            if tag == _QUESTION:
-                self._asked_at = time.monotonic()
-                self._send(rank, _ANSWER, [*content, *astuple(self._own())])
-            else:
-                answers.append((rank, content))
+        for tag in (_QUESTION, _ANSWER):
+            while self.comm.Iprobe(MPI.ANY_SOURCE, tag, status):
+                rank = status.source
+                data = bytearray(status.Get_count(MPI.BYTE))
+                self.comm.Recv([data, MPI.BYTE], rank, tag)
+                content = json.loads(data)
+                if tag == _QUESTION:
+                    self._asked_at = time.monotonic()
+                    self._send(rank, _ANSWER, [*content, *astuple(self._own())])
+                else:
+                    answers.append((rank, content))
         return answers
 
     def _send(self, rank: int, tag: int, content: list[Any]) -> None:
@@ -189,20 +199,19 @@ def report(answers: Mapping[int, Answer | None], hosts: Sequence[str]) -> str:
     """Return in lines which ranks hold the others up, and where these wait.
 
     Those that do not answer come first, then those at work, then those that wait for them, of
-    which the ones in the same place share a line.
+    which the ones in the same place share a line. `hosts` are "" where they are not known yet.
     """
     silent: list[str] = []
     busy: list[str] = []
     waiting: dict[str, list[int]] = {}
     for rank, answer in answers.items():
+        who = f"rank {rank} on {hosts[rank]}" if hosts[rank] else f"rank {rank}"
         if answer is None:
-            silent.append(f"rank {rank} on {hosts[rank]} does not answer: stopped, or host down")
+            silent.append(f"{who} does not answer: stopped, or host down")
         elif answer.waits:
             waiting.setdefault(answer.doing, []).append(rank)
         else:
-            busy.append(
-                f"rank {rank} on {hosts[rank]} is at {answer.doing} for {answer.seconds:.0f} s"
-            )
+            busy.append(f"{who} is at {answer.doing} for {answer.seconds:.0f} s")
     lines = silent + busy
     if len(lines) > LISTED:
         lines[LISTED:] = [f"and {len(lines) - LISTED} ranks more"]

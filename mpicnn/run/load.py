@@ -18,6 +18,7 @@ from mpicnn.division.operations import Positions
 from mpicnn.division.plan import Plan
 from mpicnn.division.planfile import load_plan, parse_plan, plan_ranks, saved_plan
 from mpicnn.errors import UserError
+from mpicnn.job.activity import Activity
 from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
 from mpicnn.job.output import say
@@ -100,13 +101,18 @@ class TrainedModel:
 
 
 def load_trained(
-    comm: MPI.Intracomm, run: str, checkpoint: str, plan: str, machine: DeviceChoice
+    comm: MPI.Intracomm,
+    run: str,
+    checkpoint: str,
+    plan: str,
+    machine: DeviceChoice,
+    activity: Activity | None = None,
 ) -> TrainedModel:
     """Load a checkpoint file, or a checkpoint of a `run`, divided over `comm`. Collective.
 
     `checkpoint` says which one of a run (see `Checkpoints.find`). Without a `plan`, the run's own
-    is taken where it was made for as many ranks, and division of the batch elsewhere. Raises
-    UserError where there is nothing valid to load.
+    is taken where it was made for as many ranks, and division of the batch elsewhere. `activity`
+    is told what the network does. Raises UserError where there is nothing valid to load.
     """
     path = Path(from_root(comm, find_checkpoint, Path(run), checkpoint))
     meta = json.loads(from_root(comm, lambda: json.dumps(read_meta(path))))
@@ -127,6 +133,7 @@ def load_trained(
         precision,
         settings.seed,
         kept=kept,
+        activity=activity or Activity(),
     )
     state = distributed.initial()
     distributed.load(state, Checkpoints(path.parent, keep=1), path)

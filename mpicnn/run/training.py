@@ -6,7 +6,6 @@ import os
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from mpicnn.job.activity import Activity
 from mpicnn.job.agreement import agree, from_root, same
 from mpicnn.job.environment import environment
 from mpicnn.job.signals import Signals
-from mpicnn.job.watchdog import Limits, Watchdog
+from mpicnn.job.watchdog import Watchdog
 from mpicnn.models import Model, freeze
 from mpicnn.models.entry import known
 from mpicnn.run.callback import Callback, NoCallback
@@ -74,16 +73,20 @@ class Trained:
     finished: bool
 
 
-def train(comm: MPI.Intracomm, settings: Settings, signals: Signals) -> Trained:
+def train(
+    comm: MPI.Intracomm,
+    settings: Settings,
+    signals: Signals,
+    watchdog: Watchdog | None = None,
+) -> Trained:
     """Train as the settings say, or until `signals` ask for a stop. Collective.
 
-    Rank 0 shows how it goes. Raises UserError on all ranks where settings, files and ranks do not
-    fit together.
+    `watchdog`, which has been entered, follows what this rank does. Rank 0 shows how it goes.
+    Raises UserError on all ranks where settings, files and ranks do not fit together.
     """
-    activity = Activity()
-    limits = Limits(settings.stall_warning or inf, settings.stall_abort or inf)
+    watchdog = watchdog or Watchdog(comm, Activity(), signals)
+    activity = watchdog.activity
     with ExitStack() as stack:
-        watchdog = stack.enter_context(Watchdog(comm, activity, signals, limits))
         saved = saved_run(comm, settings)
         data = stack.enter_context(agree(comm, open_data, settings.data, saved is not None))
         same(comm, f"data {settings.data}", agree(comm, lambda: data.digest).encode())

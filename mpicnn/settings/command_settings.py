@@ -29,11 +29,12 @@ from mpicnn.settings.groups import (
     ModelChoice,
     PlanChoice,
     Precision,
+    Stalls,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(Checkpoint, Evaluated, ByClass, Evaluation, DeviceChoice):
+class EvaluateSettings(Checkpoint, Evaluated, ByClass, Evaluation, DeviceChoice, Stalls):
     """Hold the settings of an evaluation. Raises UserError for a file of an unknown format."""
 
     purpose = "Evaluate a trained network on the test images, or others, of a data set."
@@ -46,7 +47,7 @@ class EvaluateSettings(Checkpoint, Evaluated, ByClass, Evaluation, DeviceChoice)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(Checkpoint, Predicted, Answered, Evaluation, DeviceChoice):
+class PredictSettings(Checkpoint, Predicted, Answered, Evaluation, DeviceChoice, Stalls):
     """Hold the settings of a prediction. Raises UserError where no format is known of an output."""
 
     purpose = "Classify images with a trained network."

@@ -28,6 +28,7 @@ from mpicnn.settings.groups import (
     PlanChoice,
     Precision,
     RunDirectory,
+    Stalls,
     Start,
 )
 from mpicnn.settings.learning import LossChoice, OptimiserChoice
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 class Settings(
     ModelChoice, DataChoice, Start, Frozen, RunDirectory, Length, Batch, OptimiserChoice,
     LossChoice, Precision, Augmentation, Evaluation, Choosing, PlanChoice, DeviceChoice, Display,
+    Stalls,
 ):  # fmt: skip
     """Hold the settings of a training run. Raises UserError where two do not fit together."""
 

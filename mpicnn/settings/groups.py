@@ -276,6 +276,13 @@ class Display(Options):
     progress: Literal["auto", "bar", "lines", "off"] = option(
         "auto", "progress as a bar or as lines; auto: a bar on a terminal"
     )
+
+
+@group
+class Stalls(Options):
+    """Say what happens where a rank holds the others up."""
+
+    heading = "output"
     stall_warning: float = option(
         60.0, "s without progress until the rank that the others wait for is named; 0: never", ge=0
     )
