@@ -8,8 +8,9 @@ from mpi4py import MPI
 
 from mpicnn.job.activity import Activity
 from mpicnn.job.agreement import agree
+from mpicnn.job.limits import Limits
 from mpicnn.job.signals import Signals
-from mpicnn.job.watchdog import Limits, Watchdog
+from mpicnn.job.watchdog import Watchdog
 from mpicnn.run.load import TrainedModel, load_trained
 from mpicnn.run.training import Trained, train
 from mpicnn.settings.command_settings import LoadSettings

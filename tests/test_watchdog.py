@@ -14,8 +14,8 @@ from pathlib import Path
 import mpi_jobs
 import pytest
 
-from mpicnn.commands.watching import early_limits
-from mpicnn.job.watchdog import Answer, Limits, report
+from mpicnn.job.limits import START_S, Limits
+from mpicnn.job.watchdog import Answer, report
 
 HOST = socket.gethostname()
 TRAIN = ("-m", "mpicnn.train", "--epochs", 10_000, "--evaluate-every", 0, "--threads", 1,
@@ -130,6 +130,22 @@ def test_a_rank_that_stops_before_the_settings_are_read_is_named(
 
 
 def test_limits_hold_before_the_settings_are_read() -> None:
-    assert early_limits(["train", "--epochs", "3"]) == Limits()
-    assert early_limits(["train", "--stall-abort", "9", "--stall-warning=0"]) == Limits(inf, 9)
-    assert early_limits(["train", "--stall-warning", "soon", "--stall-abort"]) == Limits()
+    assert Limits.early(["train", "--epochs", "3"]) == Limits()
+    assert Limits.early(["train", "--stall-abort", "9", "--stall-warning=0"]) == Limits(inf, 9)
+    assert Limits.early(["train", "--stall-warning", "soon", "--stall-abort"]) == Limits()
+    assert Limits().start == START_S and Limits.early(["--stall-abort=9"]).start == 9
+
+
+@pytest.mark.limit(60)
+def test_mpi_does_not_wait_for_ever_for_a_rank_that_does_not_come(tmp_path: Path) -> None:
+    """The rank stops before it starts MPI; the other one is inside MPI, and cannot ask."""
+    module = "mpi4py"
+    (tmp_path / "sitecustomize.py").write_text(STOPPING.format(rank=0, module=module))
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    job = mpi_jobs.start(2, *TRAIN, "--stall-abort", 3, PYTHONPATH=path)
+    try:
+        ended = mpi_jobs.finish(job, 40)
+        assert ended.code != 0
+        assert "Timeout (0:00:03)!" in ended.err and "mpicnn/job/launch.py" in ended.err
+    finally:
+        job.kill()

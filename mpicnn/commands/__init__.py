@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
+from mpicnn.job.limits import Limits
 from mpicnn.job.output import escape_what_cannot_be_shown
 from mpicnn.job.signals import Signals
 
@@ -19,6 +21,8 @@ def start(name: str) -> NoReturn:
     """
     escape_what_cannot_be_shown()
     argv = [name, *sys.argv[1:]]
+    # MPI waits for ever for ranks that do not come, and keeps Python's other threads from running
+    faulthandler.dump_traceback_later(Limits.early(argv).start, exit=True)
     if name != "train":
         _launch(name, argv)
     signals = Signals()
@@ -30,6 +34,7 @@ def start(name: str) -> NoReturn:
 def _launch(name: str, *arguments: Any) -> NoReturn:
     from mpicnn.job.launch import launch
 
+    faulthandler.cancel_dump_traceback_later()
     launch(lambda comm: import_module(f"mpicnn.commands.{name}").main(comm, *arguments))
 
 

@@ -8,7 +8,6 @@ do so first: the stopped one may be the first of them.
 from __future__ import annotations
 
 import json
-import math
 import socket
 import threading
 import time
@@ -20,6 +19,7 @@ from mpi4py import MPI
 
 from mpicnn.job.activity import Activity
 from mpicnn.job.launch import abort
+from mpicnn.job.limits import Limits
 from mpicnn.job.output import say
 from mpicnn.job.signals import Signals
 from mpicnn.job.waiting import wait
@@ -32,24 +32,6 @@ LISTED: Final = 8
 HOST_BYTES: Final = 64
 
 _QUESTION, _ANSWER = 32_766, 32_767  # the highest tags that MPI promises; nobody else uses them
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Say after how long without progress (s) there is a warning, and an end."""
-
-    warning: float = 60.0
-    abort: float = math.inf
-
-    @classmethod
-    def of(cls, warning: float, abort: float) -> Self:
-        """Return limits of which 0 means never."""
-        return cls(warning or math.inf, abort or math.inf)
-
-    @property
-    def first(self) -> float:
-        """Return the shorter one."""
-        return min(self.warning, self.abort)
 
 
 @dataclass(frozen=True)
