@@ -20,7 +20,7 @@ from mpicnn.run.directory import write_text
 from mpicnn.run.metrics import COLUMNS, Metrics, MetricsRow, plot_run, read_rows
 from mpicnn.run.output import Output, write_lines
 from mpicnn.run.progress import ProgressDisplay, Reporter, duration, figure
-from mpicnn.run.summary import Memory, Opening, RunSummary, TimeSplit, startup, summary
+from mpicnn.run.summary import Forecast, Memory, Opening, RunSummary, TimeSplit, startup, summary
 from mpicnn.run.testing import Score
 
 SIZES = {"train": 80, "validation": 20, "test": 50}
@@ -381,10 +381,20 @@ def test_summary() -> None:
 
 def test_a_forecast_is_that_of_the_slowest_rank() -> None:
     expected = [TimeSplit(0.9, 0.9, 0.9), TimeSplit(0.01, 0.06, 0.02)]
-    lines = summary(replace(OUTCOME, forecast=expected)).splitlines()
+    layers = [f"conv{i}" for i in range(7)]
+    took = [[0.0] * 7, [0.001 * i * (-1) ** i + 0.01 for i in range(7)]]
+    forecast = Forecast(expected, layers, [[0.01] * 7] * 2, took)
+    lines = summary(replace(OUTCOME, forecast=forecast)).splitlines()
     assert "one step, ms   rank 1      %   least    most  forecast" in lines
     assert "total          100.00  100.0  100.00  100.00     90.00" in lines
-    alone = replace(OUTCOME, splits=OUTCOME.splits[:1], forecast=expected[:1])
+    at = lines.index("what differs most, ms  rank 1  forecast")
+    assert [line.split() for line in lines[at + 1 : at + 4]] == [
+        ["conv6", "16.00", "10.00"], ["conv5", "5.00", "10.00"], ["conv4", "14.00", "10.00"],
+    ]  # fmt: skip
+    assert not lines[at + 6]
+    alone = replace(
+        OUTCOME, splits=OUTCOME.splits[:1], forecast=replace(forecast, splits=expected[:1])
+    )
     assert "other           10.00   10.0    900.00" in summary(alone).splitlines()
 
 

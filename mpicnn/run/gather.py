@@ -14,7 +14,7 @@ from mpicnn.errors import printable
 from mpicnn.job.environment import environment
 from mpicnn.job.launcher import command
 from mpicnn.models.freezing import frozen_text
-from mpicnn.run.summary import Memory, Opening, RunSummary, TimeSplit, startup
+from mpicnn.run.summary import Forecast, Memory, Opening, RunSummary, TimeSplit, startup
 from mpicnn.step.timing import CATEGORIES
 from mpicnn.text import counted, spans
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mpicnn.run.starting import Start
     from mpicnn.run.trainer import Trainer
 
+
+UNFORESEEN = ("data", "norms", "progress")
+"""What takes time in steps and in no forecast: waiting for images, norms, and MPI's progress."""
 
 BIASED = (
     "the data have no images for validation, so the best checkpoint is chosen by the test images: "
@@ -125,5 +128,17 @@ def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float
         tested=(test.split if test else "", of),
         notes=notes,
         more="--patience MORE" if early else RunSummary.more,
-        forecast=[TimeSplit(*row) for row in trainer.expected.splits()] if trainer.expected else [],
+        forecast=_forecast(trainer, steps),
     )
+
+
+def _forecast(trainer: Trainer, steps: int) -> Forecast | None:
+    """Return what a step was expected to take, and how long its layers took. Collective."""
+    expected = trainer.expected
+    if expected is None or not steps:
+        return None
+    names, seconds = expected.layers()
+    names, seconds = [*names, *UNFORESEEN], [[*row, *(0.0 for _ in UNFORESEEN)] for row in seconds]
+    mine = np.array([trainer.spent_by_name.get(name, 0.0) / steps for name in names])
+    measured = trainer.distributed.mesh.collect(mine).tolist()
+    return Forecast([TimeSplit(*row) for row in expected.splits()], names, seconds, measured)

@@ -44,6 +44,11 @@ class Prediction:
         found = self.timeline.by_category()
         return np.stack([found[kind] for kind in CATEGORIES], axis=1).tolist()
 
+    def layers(self) -> tuple[list[str], list[list[float]]]:
+        """Return what a step goes through by name, and the seconds of each, a row per rank."""
+        found = self.timeline.by_layer()
+        return list(found), np.stack(list(found.values()), axis=1).tolist()
+
     def text(self) -> str:
         """Return in words what a step will take, on average over the ranks."""
         means = np.mean(self.splits(), axis=0)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mpicnn.run.testing import Score
 
 HOSTS_NAMED = 3
+DIFFERING = 5
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,23 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """Say what a step was expected to take on every rank, s.
+
+    `names` are its layers, and what else takes time; `expected` and `measured` have a row per rank
+    with the seconds of each.
+    """
+
+    splits: Sequence[TimeSplit]
+    names: Sequence[str]
+    expected: Sequence[Sequence[float]]
+    measured: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
 class RunSummary:
-    """Say how a run ended. `splits` (if there was a step) and `memory` have an entry per rank, as
-    has `forecast`, of what a step was expected to take, if that was asked for.
+    """Say how a run ended. `splits` (if there was a step) and `memory` have an entry per rank;
+    `forecast` is there if it was asked for.
 
     `steps` and `images` are those of this process, so without the run before a resume, as are
     `seconds`, which include tests and checkpoints. `test` is missing where none was made; `tested`
@@ -122,7 +137,7 @@ class RunSummary:
     tested: tuple[str, str] = ("test", "")
     notes: Sequence[str] = ()
     more: str = "--epochs MORE"
-    forecast: Sequence[TimeSplit] = ()
+    forecast: Forecast | None = None
 
 
 def summary(run: RunSummary) -> str:
@@ -137,7 +152,9 @@ def summary(run: RunSummary) -> str:
         split, of = run.tested
         lines.append(f"{split}: {run.test.text()}{of}")
     if run.splits:
-        lines += ["", *_time_table(run.splits, run.forecast)]
+        lines += ["", *_time_table(run.splits, run.forecast.splits if run.forecast else ())]
+    if run.splits and run.forecast:
+        lines += ["", *_layer_table(run.forecast, _slowest(run.splits))]
     if run.memory:
         lines += ["", *_memory_table(run.memory)]
     directory, before = quote(run.run_dir), f"{run.launcher} python -m mpicnn.".lstrip()
@@ -157,7 +174,7 @@ def _time_table(splits: Sequence[TimeSplit], forecast: Sequence[TimeSplit]) -> l
     The slowest rank is the one that computes longest: the others wait for it, and waiting counts
     as communication.
     """
-    slowest = max(range(len(splits)), key=lambda r: splits[r].convolution + splits[r].other)
+    slowest = _slowest(splits)
     head = ["one step, ms", f"rank {slowest}", "%", "least", "most"]
     rows = [head]
     for kind in ("communication", "convolution", "other", "total"):
@@ -174,6 +191,19 @@ def _time_table(splits: Sequence[TimeSplit], forecast: Sequence[TimeSplit]) -> l
             for at, row in enumerate(rows)
         ]
     return align(rows)
+
+
+def _slowest(splits: Sequence[TimeSplit]) -> int:
+    """Return the rank that computes longest."""
+    return max(range(len(splits)), key=lambda r: splits[r].convolution + splits[r].other)
+
+
+def _layer_table(forecast: Forecast, rank: int) -> list[str]:
+    """Return what differs most from its forecast on a rank."""
+    rows = list(zip(forecast.names, forecast.measured[rank], forecast.expected[rank], strict=True))
+    rows.sort(key=lambda row: -abs(row[1] - row[2]))
+    head = ["what differs most, ms", f"rank {rank}", "forecast"]
+    return align([head, *([name, _ms(a), _ms(b)] for name, a, b in rows[:DIFFERING])])
 
 
 def _memory_table(memory: Sequence[Memory]) -> list[str]:

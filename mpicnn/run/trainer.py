@@ -39,7 +39,8 @@ class Trainer:
     `step` counts the finished steps, `images` the examples they took here and now; `tested` is the
     last test; `code` the digest of the file of the network, if it has layers that no checkpoint
     can describe; `spent` holds the seconds of all steps by kind, without tests and checkpoints;
-    `expected` is what a step is forecast to take, if that is asked for.
+    `expected` is what a step is forecast to take, if that is asked for, and `spent_by_name` then
+    holds the seconds of all steps by layer.
     Tests on the way are on `split`, and `choice` follows them: the images for validation if there
     are some, and then the test images are used in the end only.
     """
@@ -74,6 +75,7 @@ class Trainer:
         self.tracing = bool(settings.trace)
         self.trace: trace.Trace | None = None
         self.expected: Prediction | None = None
+        self.spent_by_name: dict[str, float] = {}
 
     def _optimiser(self) -> Optimiser:
         """Return what updates the parameters, those of the head at a rate of their own."""
@@ -282,6 +284,8 @@ class Trainer:
         if self.unread is not None:
             for kind, seconds in self.unread.by_category.items():
                 self.spent[kind] += seconds
+            for name, seconds in self.unread.by_name.items() if self.expected else ():
+                self.spent_by_name[name] = self.spent_by_name.get(name, 0.0) + seconds
             self.unread = None
 
     def _diverged(self, what: str) -> NoReturn:

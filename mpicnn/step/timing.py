@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mpicnn.job.activity import Activity
@@ -30,6 +31,7 @@ class StepTimer:
         self.trace = trace
         self.activity = activity or Activity()
         self._seconds = dict.fromkeys(CATEGORIES, 0.0)
+        self._named: dict[str, float] = {}
         self._open: list[tuple[str, str, Any, Any]] = []
 
     def begin(self, name: str, category: str, detail: str = "") -> Mark:
@@ -52,10 +54,17 @@ class StepTimer:
         self._read()
         return self._seconds
 
+    @property
+    def by_name(self) -> Mapping[str, float]:
+        """Return the seconds of every layer, and of what else has a name."""
+        self._read()
+        return self._named
+
     def _read(self) -> None:
         for name, category, since, until in self._open:
             seconds = self.device_timer.between(since, until)
             self._seconds[category] += seconds
+            self._named[name] = self._named.get(name, 0.0) + seconds
             if self.trace is not None:
                 end = self.device_timer.at(until)
                 self.trace.add(name, category, end - seconds, end)
