@@ -129,6 +129,10 @@ FAULTS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
         renewed("train/images", shape=(FAR, 3, 5, 4), dtype="u1", chunks=(1, 3, 5, 4)),
         "its shape .* takes",
     ),
+    "many chunks": (
+        renewed("test/labels", data=np.zeros(5000, "i8"), chunks=(1,)),
+        "test/labels: expected 4096 chunks at most, found 5000",
+    ),
     "chunks missing": (partly_written, "all of its 5 chunks, found some never written"),
     "absurd sides": (
         renewed("train/images", data=np.zeros((1, 1, 1, 2**17), "u1"), **ZIP),

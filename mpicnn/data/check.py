@@ -17,6 +17,7 @@ from mpicnn.data.digests import Digests
 from mpicnn.data.layout import (
     FORMAT,
     MOST_CHUNK_BYTES,
+    MOST_CHUNKS,
     MOST_IMAGE_BYTES,
     MOST_IMAGES,
     MOST_INFLATION,
@@ -226,6 +227,8 @@ class Checker:
             )
         if create.get_layout() == h5py.h5d.CHUNKED:
             chunks = math.prod(-(-n // k) for n, k in zip(data.shape, data.chunks, strict=True))
+            if chunks > MOST_CHUNKS and not name.endswith("/images"):
+                raise self.fail(f"/{name}", f"{MOST_CHUNKS} chunks at most, found {chunks}")
             # Counting them takes time, of some kinds for those that are not there too.
             if chunks > self.bytes or data.id.get_num_chunks() != chunks:
                 raise self.fail(f"/{name}", f"all of its {chunks} chunks, found some never written")

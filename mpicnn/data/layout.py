@@ -23,6 +23,8 @@ VALIDATION = "validation"
 # 258 bytes in two bits), so whatever claims to unpack to more than that is not what it says.
 MOST_INFLATION = 1032
 
+# Of labels, names and digests, which are all looked at when a file is opened.
+MOST_CHUNKS = 4096
 # Larger than any sensible chunk; HDF5 needs a whole one in memory to read a single row of it.
 MOST_CHUNK_BYTES = 64 * 2**20
 
