@@ -8,50 +8,19 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import prod
 
-from mpicnn.division.move import Hop
+from mpicnn.division.journey import Journey
 from mpicnn.division.operations import (
     Backward,
     Forward,
     Free,
     Operation,
     Slot,
-    Start,
     Sum,
     Update,
     Wait,
 )
 from mpicnn.division.placement import largest
 from mpicnn.division.program import WeightLayout
-
-
-@dataclass
-class Journey:
-    """Follow an array over hops from slot to slot."""
-
-    name: str
-    hops: tuple[Hop, ...]
-    slots: tuple[Slot, ...]
-    back: bool = False
-    begun: int = 0
-    ended: int = 0
-
-    def begin(self) -> Iterator[Operation]:
-        """Yield what starts the first hop."""
-        self.ended = self.begun = 0
-        yield self._start()
-
-    def end(self) -> Iterator[Operation]:
-        """Yield what waits for the last hop, starting those in between."""
-        while self.ended < len(self.hops):
-            if self.begun == self.ended:
-                yield self._start()
-            detail = self.hops[self.ended].detail(self.back)
-            self.ended += 1
-            yield Wait(self.name, self.slots[self.ended], detail, self.back)
-
-    def _start(self) -> Operation:
-        at, self.begun = self.begun, self.begun + 1
-        return Start(self.name, self.hops[at], self.slots[at], self.slots[at + 1], self.back)
 
 
 def fetched(

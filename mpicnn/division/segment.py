@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mpicnn.division.journey import Journey
 from mpicnn.division.move import Hop
 from mpicnn.division.network import Network, Reader, Value
 from mpicnn.division.operations import (
@@ -21,8 +22,6 @@ from mpicnn.division.operations import (
     Operation,
     Positions,
     Slot,
-    Start,
-    Wait,
 )
 from mpicnn.division.placement import Layout
 from mpicnn.division.plan import LOSS
@@ -33,17 +32,6 @@ from mpicnn.layers.linear import Linear
 
 OWN: Layout = ()
 """Stands for the layout in which a value lies."""
-
-
-@dataclass
-class Copy:
-    """Follow a value, or a gradient, on its way to another layout, in slot after slot."""
-
-    name: str
-    hops: tuple[Hop, ...]
-    slots: list[Slot]
-    back: bool
-    ended: int = 0
 
 
 @dataclass
@@ -90,39 +78,31 @@ class Segment:
             ends = self.lying.get(indices.stop - 1)
             logits = Value(ends.y_shape, ends.y) if ends else values[indices.stop]
             self.readers.setdefault(indices.stop, []).append(network.loss(logits))
-        self.copies: dict[Key, Copy] = {}
-        self.returning: dict[int, list[Copy]] = {}
+        self.copies: dict[Key, Journey] = {}
+        self.returning: dict[int, list[Journey]] = {}
         self.saved: dict[int, Forward] = {}
         self.outside = outside
         self.sums: dict[Key, Contributions] = {}
 
     def begin(self, value: int) -> None:
         """Start a value's ways to all layouts in which it is wanted."""
-        for reader in self.readers.get(value, []):
-            key, hops = (value, reader.layout), self._route(value, reader)
-            if hops and key not in self.copies:
-                slots = [self.values[value].slot]
-                self.copies[key] = self._depart(Copy(reader.name, hops, slots, back=False))
-
-    def _route(self, value: int, reader: Reader) -> tuple[Hop, ...]:
         held = self.values[value]
-        return self.layouts.route(held.shape, held.layout, reader.layout)
+        for reader in self.readers.get(value, []):
+            hops = self.layouts.route(held.shape, held.layout, reader.layout)
+            if hops and (value, reader.layout) not in self.copies:
+                way = self._depart(reader.name, hops, held.slot, back=False)
+                self.copies[value, reader.layout] = way
 
-    def _depart(self, copy: Copy) -> Copy:
-        """Start the last hop, after all before it."""
-        for hop in copy.hops:
-            self._arrive(copy)
-            copy.slots.append(self.network.slot())
-            self.ops.append(Start(copy.name, hop, copy.slots[-2], copy.slots[-1], copy.back))
-        return copy
+    def _depart(self, name: str, hops: tuple[Hop, ...], slot: Slot, back: bool) -> Journey:
+        """Start what carries an array over hops, up to the last of them."""
+        way = Journey(name, hops, (slot, *(self.network.slot() for _ in hops)), back)
+        self.ops += [*way.begin(), *way.advance()]
+        return way
 
-    def _arrive(self, copy: Copy) -> Slot:
+    def _arrive(self, way: Journey) -> Slot:
         """Wait for the end of what has begun and return where it is."""
-        while copy.ended + 1 < len(copy.slots):
-            detail = copy.hops[copy.ended].detail(copy.back)
-            copy.ended += 1
-            self.ops.append(Wait(copy.name, copy.slots[copy.ended], detail, copy.back))
-        return copy.slots[-1]
+        self.ops += way.end()
+        return way.slots[-1]
 
     def fetch(self, value: int, layout: Layout) -> Slot:
         """Return the slot of a value as it is wanted, waiting where it is on its way."""
@@ -173,7 +153,7 @@ class Segment:
         found.missing -= 1
         if copy and not found.missing:
             hops = tuple(hop.adjoint for hop in reversed(copy.hops))
-            back = self._depart(Copy(copy.name, hops, [found.slot], back=True))
+            back = self._depart(copy.name, hops, found.slot, back=True)
             self.returning.setdefault(value, []).append(back)
 
     def _expected(self, value: int, layout: Layout) -> int:
