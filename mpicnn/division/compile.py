@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -73,16 +74,15 @@ def compile_all(
 class Turn:
     """Hold what a stage does with a micro-batch in one direction, and the receives before it."""
 
-    receives: list[Operation] = field(default_factory=list)
+    receives: list[Receive] = field(default_factory=list)
     ops: list[Operation] = field(default_factory=list)
 
 
 class _Builder:
     def __init__(self, network: Network, stage: int, options: Options) -> None:
         self.network, self.stage, self.options = network, stage, options
-        self.model, self.layouts = network.model, network.layouts
-        self.plan = self.layouts.plan
-        model, plan = self.model, self.plan
+        self.model, self.layouts = model, layouts = network.model, network.layouts
+        self.plan = plan = layouts.plan
         names = [name for name, _ in model.layers]
         starts = [0, *(names.index(name) for name in plan.stages), len(names)]
         self.start, self.stop = starts[stage : stage + 2]
@@ -91,38 +91,32 @@ class _Builder:
         self.rounds = self.last and (plan.scheme != "a" or options.by_round)
         self.arriving = model.crossing(self.start) if stage else ()
         self.leaving = () if self.last else model.crossing(self.stop)
-        weights = self._weights()
-        own = [
-            n for name in names[self.start : self.stop] for n in self.network.weights[name].values()
-        ]
-        self.weights = {full: weights[full] for full in own}
-        self.homes = {name: self.network.slot() for name in own}
-        self.network.use = {
-            name: self.network.slot() if weights[name].fetch else self.homes[name] for name in own
+        self.weights = {weight.name: weight for weight in self._weights()}
+        self.homes = {name: network.slot() for name in self.weights}
+        network.use = {
+            name: network.slot() if weight.fetch else self.homes[name]
+            for name, weight in self.weights.items()
         }
-        self.network.grads = {name: self.network.slot() for name in own if weights[name].learns}
+        network.grads = {n: network.slot() for n, weight in self.weights.items() if weight.learns}
         self.sends: list[Wait] = []
         self.examples: list[tuple[Positions, Layout]] = []
-        self.begun = np.zeros(self.plan.grid, np.int64)
+        self.begun = np.zeros(plan.grid, np.int64)
 
-    def _weights(self) -> dict[str, WeightLayout]:
-        """Return how all parameters and buffers of the network lie, and note whose they are.
+    def _weights(self) -> Iterator[WeightLayout]:
+        """Yield how the stage's parameters and buffers lie, and note whose they are.
 
         They are divided as channels are, which do not depend on the batch: one example will do.
         """
-        found = {}
-        values = {0: self._images(1)}
-        lying = self.network.lie_all(values, range(len(self.model.layers)))
-        for index, (name, layer) in enumerate(self.model.layers):
-            fed, lies = self.model.fed[index], lying[index]
+        lying = self.network.lie_all({0: self._images(1)}, range(self.stop))
+        for index in range(self.start, self.stop):
+            (name, layer), fed, lies = self.model.layers[index], self.model.fed[index], lying[index]
             full_names = self.network.weights[name] = {}
             for specs, buffer in ((layer.params(fed), False), (layer.buffers(fed), True)):
                 for short, param in specs.items():
                     full = full_names[short] = f"{name}.{short}"
-                    found[full] = self.layouts.weight(
-                        full, param, self.network.divisions[name], lies.x[0], lies.y, buffer
+                    yield self.layouts.weight(
+                        full, param, self.network.divisions[name], lies.x[0], lies.y.layout, buffer
                     )
-        return found
 
     def _images(self, count: int) -> Value:
         whole = (count, *self.model.input_shape)
@@ -167,23 +161,19 @@ class _Builder:
         """
         forward, backward = Turn(), Turn()
         images = self._images(positions.size)
-        values = {0: images}
-        for index, lies in self.network.lie_all(values, range(self.start)).items():
-            values[index + 1] = Value(lies.y_shape, lies.y)
         if self.stage:
+            lying = self.network.lie_all({0: images}, range(self.start))
+            values = {0: images} | {index + 1: lies.y for index, lies in lying.items()}
             here = {v: self._receive(values[v], v, forward, back=False) for v in self.arriving}
             forward.ops += self._waits(forward)
         else:
-            slot = EXAMPLES if whole else self.network.slot()
-            here = {0: Value(images.shape, images.layout, slot)}
+            here = {0: images._replace(slot=EXAMPLES if whole else self.network.slot())}
             if not whole:
                 forward.ops.append(self._read(here[0]))
             self.examples.append((positions, images.layout))
-        outside = Counter(v for v in self.leaving if self.model.learns[v])
-        indices = range(self.start, self.stop)
-        if self.rounds:
-            indices = range(self.start, self.head)
-            outside = Counter(self.model.crossing(self.head))
+        indices = range(self.start, self.head if self.rounds else self.stop)
+        learning = (v for v in self.leaving if self.model.learns[v])
+        outside = Counter(self.model.crossing(self.head) if self.rounds else learning)
         segment = Segment(
             self.network, indices, here, positions, outside, self.last and not self.rounds
         )
@@ -235,14 +225,13 @@ class _Builder:
 
     def _receive(self, value: Value, number: int, turn: Turn, back: bool) -> Value:
         name = self.model.layers[self.stop if back else self.start][0]
-        slot = self.network.slot()
-        turn.receives.append(Receive(name, slot, value.shape, value.layout, number, back))
-        return Value(value.shape, value.layout, slot)
+        held = value._replace(slot=self.network.slot())
+        turn.receives.append(Receive(name, held.slot, held.shape, held.layout, number, back))
+        return held
 
     @staticmethod
     def _waits(turn: Turn) -> list[Operation]:
-        found = (op for op in turn.receives if isinstance(op, Receive))
-        return [Wait(op.name, op.y, op.detail, op.back) for op in found]
+        return [Wait(op.name, op.y, op.detail, op.back) for op in turn.receives]
 
     def _send(self, segment: Segment, number: int, slot: Slot, back: bool) -> None:
         value = segment.values[number]

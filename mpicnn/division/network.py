@@ -27,11 +27,10 @@ class Value(NamedTuple):
 
 
 class Lying(NamedTuple):
-    """Hold how a layer wants what it reads, and how its output lies, of whole shape `y_shape`."""
+    """Hold how a layer wants what it reads, and its output, which has no slot yet."""
 
     x: tuple[Layout, ...]
-    y_shape: Shape
-    y: Layout
+    y: Value
 
 
 class Reader(NamedTuple):
@@ -76,8 +75,7 @@ class Network:
                 x = (sources[0].layout,) * len(sources)
             else:
                 x = tuple(self.layouts.input_layout(s.shape, division) for s in sources)
-            y = self.layouts.output_layout(x[0], y_shape, division)
-            return Lying(x, y_shape, y)
+            return Lying(x, Value(y_shape, self.layouts.output_layout(x[0], y_shape, division)))
         except ValueError as error:
             w = layer.params(self.model.fed[index]).get("w")
             what = f"{name}.w of shape {w.shape}" if w else f"the channels of layer {name}"
@@ -87,11 +85,11 @@ class Network:
             ) from None
 
     def lie_all(self, values: dict[int, Value], indices: Iterable[int]) -> dict[int, Lying]:
-        """Return how some layers lie, one after another, and note it in a copy of `values`."""
+        """Return how some layers lie, one after another, where `values` are known."""
         known, found = dict(values), {}
         for index in indices:
-            found[index] = lying = self.lie(known, index)
-            known[index + 1] = Value(lying.y_shape, lying.y)
+            found[index] = self.lie(known, index)
+            known[index + 1] = found[index].y
         return found
 
     def loss(self, logits: Value) -> Reader:

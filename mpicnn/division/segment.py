@@ -75,8 +75,7 @@ class Segment:
             for value, layout in zip(self.model.sources[index], lies.x, strict=True):
                 self.readers.setdefault(value, []).append(Reader(name, layout))
         if loss:
-            ends = self.lying.get(indices.stop - 1)
-            logits = Value(ends.y_shape, ends.y) if ends else values[indices.stop]
+            logits = self.lying[indices[-1]].y if indices else values[indices.stop]
             self.readers.setdefault(indices.stop, []).append(network.loss(logits))
         self.copies: dict[Key, Journey] = {}
         self.returning: dict[int, list[Journey]] = {}
@@ -88,10 +87,13 @@ class Segment:
         """Start a value's ways to all layouts in which it is wanted."""
         held = self.values[value]
         for reader in self.readers.get(value, []):
-            hops = self.layouts.route(held.shape, held.layout, reader.layout)
+            hops = self._route(held, reader.layout)
             if hops and (value, reader.layout) not in self.copies:
                 way = self._depart(reader.name, hops, held.slot, back=False)
                 self.copies[value, reader.layout] = way
+
+    def _route(self, value: Value, layout: Layout) -> tuple[Hop, ...]:
+        return self.layouts.route(value.shape, value.layout, layout)
 
     def _depart(self, name: str, hops: tuple[Hop, ...], slot: Slot, back: bool) -> Journey:
         """Start what carries an array over hops, up to the last of them."""
@@ -115,7 +117,7 @@ class Segment:
             lying = self.lying[index]
             x = tuple(map(self.fetch, self.model.sources[index], lying.x))
             y, saved = self.network.slot(), self.network.slot()
-            self.values[index + 1] = Value(lying.y_shape, lying.y, y)
+            self.values[index + 1] = lying.y._replace(slot=y)
             call = self._call(index)
             use = {short: self.network.use[full] for short, full in call.weights.items()}
             learns = self.model.learns[index + 1]
@@ -207,10 +209,10 @@ class Segment:
             number=index,
             x_shapes=tuple(self.values[value].shape for value in self.model.sources[index]),
             x_layouts=lying.x,
-            y_shape=lying.y_shape,
-            y_layout=lying.y,
+            y_shape=lying.y.shape,
+            y_layout=lying.y.layout,
             positions=self.positions,
-            channels=(0, lying.y_shape[CHANNEL]),
+            channels=(0, lying.y.shape[CHANNEL]),
             together=self.together,
             weights=self.network.weights[name],
             sum_axes=tuple(a for a, row in enumerate(rows) if row.shares_batch and grid[a] > 1),
@@ -226,17 +228,15 @@ class Segment:
 
         Nothing else reads what is between them. Classes derived from these may do something else.
         """
-        layers = self.model.layers
-        value = index if type(layers[index][1]) is ReLU else index + 1
-        pair = value - 1, value
+        layers, sources = self.model.layers, self.model.sources
+        at = index - 1 if type(layers[index][1]) is ReLU else index
+        before, behind = self.lying.get(at), self.lying.get(at + 1)
         return (
-            pair[0] in self.lying
-            and pair[1] in self.lying
-            and type(layers[pair[0]][1]) in (Conv, Linear)
-            and type(layers[pair[1]][1]) is ReLU
-            and self.model.sources[pair[1]] == (value,)
-            and self.model.readers[value] == 1
-            and not self.layouts.route(
-                self.lying[pair[0]].y_shape, self.lying[pair[0]].y, self.lying[pair[1]].x[0]
-            )
+            before is not None
+            and behind is not None
+            and type(layers[at][1]) in (Conv, Linear)
+            and type(layers[at + 1][1]) is ReLU
+            and sources[at + 1] == (at + 1,)
+            and self.model.readers[at + 1] == 1
+            and not self._route(before.y, behind.x[0])
         )
