@@ -16,7 +16,6 @@ from mpicnn.division.operations import (
     Call,
     Coords,
     Forward,
-    Free,
     Loss,
     Operation,
     Positions,
@@ -97,8 +96,6 @@ class GlobalProgram:
         found: list[Operation] = []
         for op in self.ops:
             match op:
-                case Wait() | Free():
-                    found.append(op)
                 case Forward() | Backward():
                     call = calls.get(id(op.call)) or op.call.at(coords)
                     calls[id(op.call)] = call
