@@ -79,10 +79,6 @@ class _Block(NamedTuple):
     shape: Shape
     layout: Layout
 
-    @property
-    def dual(self) -> _Block:
-        return _Block(self.shape, tuple(placement.dual for placement in self.layout))
-
 
 class _StageCheck:
     """Follow the slots through a stage's program: what is there, and what is on its way."""
@@ -103,13 +99,12 @@ class _StageCheck:
             if any(isinstance(placement, Partial) for placement in home.layout):
                 raise self._broken(f"{name} lives as {weight.home}")
             self.there[self.program.homes[name]] = home
-        updated: set[str] = set()
         for op in self.program.ops:
             self._do(op)
-            updated |= op.grads.keys() if isinstance(op, Update) else set()
         if self.coming:
             raise self._broken(f"begun, but not waited for: slots {self.coming}")
-        for name in self.program.grads.keys() - updated:
+        updated = (op.grads for op in self.program.ops if isinstance(op, Update))
+        for name in self.program.grads.keys() - set().union(*updated):
             weight = self.weights[name]
             arrives = self._block(weight.param.shape, weight.home)
             self._read(self.program.grads[name], f"the update of {name}", arrives)
@@ -160,7 +155,7 @@ class _StageCheck:
             case Start(hop=hop):
                 before, after = (self._block(hop.shape, hop.layout(end)) for end in (False, True))
                 self._read(op.x, op.name, before)
-                self.coming[op.y] = {op.y: after}
+                self._begin(op.y, {op.y: after})
                 self._travels(op.x)
             case Wait():
                 if op.y not in self.coming:
@@ -173,8 +168,7 @@ class _StageCheck:
             case Loss():
                 logits = self._read(op.x, "the loss")
                 expected = self._block((op.labels.size, *logits.shape[1:]), op.layout)
-                if logits != expected:
-                    raise self._broken(f"the loss reads {expected}, but the logits are {logits}")
+                self._read(op.x, "the loss", expected)
                 if op.dx is not None:
                     self.there[op.dx] = self._block(*logits, dual=True)
             case Rows():
@@ -189,19 +183,33 @@ class _StageCheck:
                 self._sum(op)
             case Send():
                 self._read(op.x, op.name, self._block(op.shape, op.layout, dual=op.back))
-                self.coming[op.y] = {}
+                self._begin(op.y, {})
             case Receive():
-                self.coming[op.y] = {op.y: self._block(op.shape, op.layout, dual=op.back)}
+                self._begin(op.y, {op.y: self._block(op.shape, op.layout, dual=op.back)})
             case Update():
                 for name, slot in op.grads.items():
                     self._read(slot, f"the update of {name}")
+                    self._end(slot)
             case Free():
-                for slot in op.slots:
-                    self.there.pop(slot, None)
-                    self.sent.discard(slot)
+                self._free(op)
+
+    def _begin(self, slot: Slot, arriving: dict[Slot, _Block]) -> None:
+        """Note what will be there once somebody has waited for a slot."""
+        if slot in self.coming:
+            raise self._broken(f"slot {slot} is on its way twice")
+        self.coming[slot] = arriving
+
+    def _free(self, op: Free) -> None:
+        for slot in op.slots:
+            found = self.there.pop(slot, None)
+            self.sent.discard(slot)
+            if isinstance(found, Call):
+                raise self._broken(f"{found.name} does not go back")
+            if found and slot in self.program.grads.values():
+                raise self._broken(f"the gradient in slot {slot} changes nothing")
 
     def _end(self, slot: Slot | None) -> None:
-        """Note that what a slot held has been written over."""
+        """Note that what a slot held has been written over, or used up."""
         if slot is not None:
             del self.there[slot]
 
@@ -213,28 +221,32 @@ class _StageCheck:
     def _weight(self, name: str, dual: bool = False) -> _Block:
         return self._block(self.weights[name].param.shape, self.weights[name].use, dual)
 
-    def _forward(self, op: Forward) -> None:
+    def _layer(self, op: Forward | Backward) -> None:
+        """Read what both passes of a layer read."""
         call = op.call
         for short, slot in op.use.items():
             self._read(slot, f"{call.name}.{short}", self._weight(call.weights[short]))
-        for slot, shape, layout in zip(op.x, call.x_shapes, call.x_layouts, strict=True):
+        for slot, shape, layout in zip(op.x, call.x_shapes, call.x_layouts, strict=bool(op.x)):
             self._read(slot, call.name, self._block(shape, layout))
+
+    def _forward(self, op: Forward) -> None:
+        call = op.call
+        self._layer(op)
         if call.positions.size != call.y_shape[BATCH]:
             raise self._broken(f"{call.name}: positions are not its rows")
         self._end(op.x[0] if op.over else None)
+        if op.y in self.there:
+            raise self._broken(f"{call.name} goes forward twice")
         self.there[op.y] = self._block(call.y_shape, call.y_layout)
         if op.saved is not None:
             self.there[op.saved] = call
 
     def _backward(self, op: Backward) -> None:
         call = op.call
-        for short, slot in op.use.items():
-            self._read(slot, f"{call.name}.{short}", self._weight(call.weights[short]))
+        self._layer(op)
         self._read(op.dy, call.name, self._block(call.y_shape, call.y_layout, dual=True))
-        if self.there.get(op.saved) is not call:
-            raise self._broken(f"{call.name} goes back through another run")
-        for slot, shape, layout in zip(op.x, call.x_shapes, call.x_layouts, strict=bool(op.x)):
-            self._read(slot, call.name, self._block(shape, layout))
+        if self.there.pop(op.saved, None) is not call:
+            raise self._broken(f"{call.name} goes back through another run, or twice")
         if op.y is not None:
             self._read(op.y, call.name, self._block(call.y_shape, call.y_layout))
         self._end(op.dy if op.over else None)
@@ -284,4 +296,4 @@ class _StageCheck:
             if not all(isinstance(found.layout[axis], Partial) for axis in op.axes):
                 raise self._broken(f"{name}: no sum is pending in {found}")
             self._travels(slot)
-        self.coming[op.y] = arriving
+        self._begin(op.y, arriving)
