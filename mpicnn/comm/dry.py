@@ -21,12 +21,13 @@ class DryMesh(Mesh):
     """Stand in for a mesh, at the place of this rank in it.
 
     What would arrive from others is made of what this rank would send them, so that numbers are of
-    a usual size. `spent` are the seconds that this took, which are no part of a step.
+    a usual size. `spent` are the seconds that this took, which are no part of a step; `like` is a
+    wire of the mesh that this one stands in for.
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self.spent = 0.0
-        self._like = mesh.world.wire
+        self.like = mesh.world.wire
         self.engine = ProgressEngine()
         self.grid, self.stage, self.coords = mesh.grid, mesh.stage, mesh.coords
         self.world = self._stand_in(mesh.world)
@@ -60,11 +61,6 @@ class DryMesh(Mesh):
     def sum(self, values: Array) -> Pending:
         """Return the values as they are."""
         return Pending.done(np.array(values))
-
-    @property
-    def like(self) -> Wire:
-        """Return a wire of the mesh that this one stands in for."""
-        return self._like
 
 
 class _Place:

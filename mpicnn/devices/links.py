@@ -27,16 +27,14 @@ def measure_links(mesh: Mesh, hosts: Sequence[int]) -> tuple[Link, Link]:
     taken to be like the other. Collective.
     """
     world = mesh.world
-    several = len(set(hosts)) > 1
-    between = _timed(world, busy=0.0) if several else None
-    if not several:
+    if len(set(hosts)) == 1:
         inside = _timed(world, busy=1.0)
         return inside, inside
+    between = _timed(world, busy=0.0)
     comm = cast(MPI.Intracomm, world.comm.Split(hosts[world.rank], world.rank))
     here = _timed(Group(comm, mesh.engine, mesh.wires), busy=1.0)
     table = mesh.collect(np.array([here.latency, here.bandwidth]))
     shared = [row for row, host in zip(table, hosts, strict=True) if hosts.count(host) > 1]
-    assert between is not None
     if not shared:
         return between, between
     latency, bandwidth = np.max([row[0] for row in shared]), np.min([row[1] for row in shared])
