@@ -33,13 +33,10 @@ def path(value: object) -> str:
 
 def shares_text(value: object) -> str:
     """Return "equal", "measured" or one number per rank, not all 0, as text "2,1,1"."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = _joined(value)
     if text in ("equal", "measured"):
         return text
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
+    numbers = _numbers(text)
     if not (any(numbers) and all(0 <= number < inf for number in numbers)):
         raise ValueError("equal, measured or a number per rank, not all 0, like 2,1,1")
     return text.replace(" ", "")
@@ -47,13 +44,10 @@ def shares_text(value: object) -> str:
 
 def weights_text(value: object) -> str:
     """Return "balanced" or one number above 0 per class, as text "1,2,0.5"; "" for none."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = _joined(value)
     if text in ("", "balanced"):
         return text
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
+    numbers = _numbers(text)
     if not (numbers and all(0 < number < inf for number in numbers)):
         raise ValueError("balanced, or a number above 0 per class, like 1,2,0.5")
     return text.replace(" ", "")
@@ -61,7 +55,7 @@ def weights_text(value: object) -> str:
 
 def stages_text(value: object) -> str:
     """Return the number of stages, at least 1, or layer names joined by commas, as text."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = _joined(value)
     names = [part.strip() for part in text.split(",")]
     if not all(names) or (names[0].isdigit() and (len(names) > 1 or int(names[0]) < 1)):
         raise ValueError("a number of stages, or layers like conv3,fc6")
@@ -70,7 +64,7 @@ def stages_text(value: object) -> str:
 
 def patterns_text(value: object) -> str:
     """Return patterns of layer names joined by commas, as text; "" for none."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = _joined(value)
     patterns = [part.strip() for part in text.split(",")]
     if text and not all(re.fullmatch(r"[]A-Za-z0-9_*?[!-]+", part) for part in patterns):
         raise ValueError("names of layers, or patterns like conv*,bn1")
@@ -79,11 +73,24 @@ def patterns_text(value: object) -> str:
 
 def devices_text(value: object) -> str:
     """Return the device of every rank of a host, joined by commas, as text."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = _joined(value)
     entries = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"auto|cpu|gpu(:\d+)?", entry) for entry in entries):
         raise ValueError("auto, cpu, gpu, gpu:N, or several like gpu:0,cpu")
     return ",".join(entries)
+
+
+def _joined(value: object) -> str:
+    """Return the items of a list, as TOML files have it, or what joins them already, as text."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _numbers(text: str) -> list[float]:
+    """Return the numbers that commas join, none where there is anything else."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
 
 
 def extents(example: str) -> Callable[[object], str]:
@@ -123,7 +130,7 @@ def ratios(value: Sequence[float]) -> tuple[float, ...]:
 
 def names_text(value: object) -> str:
     """Return class names joined by commas, none of them empty or twice, as text."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = _joined(value)
     names = text.split(",")
     if text and not (all(names) and len(set(names)) == len(names)):
         raise ValueError("names separated by commas, none empty or twice")
@@ -132,7 +139,7 @@ def names_text(value: object) -> str:
 
 def counts_text(value: object) -> str:
     """Return two or three whole numbers above 0 joined by commas, as text."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = _joined(value)
     parts = text.split(",")
     if text and not (len(parts) in (2, 3) and all(p.isdecimal() and int(p) > 0 for p in parts)):
         raise ValueError("two or three whole numbers above 0, like 500,100")
@@ -141,7 +148,7 @@ def counts_text(value: object) -> str:
 
 def splits_text(value: object) -> str:
     """Return the names of two or three folders joined by commas, or "none", as text."""
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = _joined(value)
     names = text.split(",")
     fit = len(names) in (2, 3) and all(names) and len(set(names)) == len(names)
     if text not in ("", "none") and not fit:
