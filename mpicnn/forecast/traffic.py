@@ -140,5 +140,6 @@ def _neighbours(hosts: bytes, shape: tuple[int, ...], axes: tuple[int, ...]) -> 
     last = tuple(range(-len(axes), 0))
     groups = np.moveaxis(whole, axes, last)
     rows = groups.reshape(-1, prod(groups.shape[-len(axes) :]))
-    counts = (rows[:, :, None] == rows[:, None, :]).sum(-1)
-    return np.moveaxis(counts.reshape(groups.shape), last, axes).astype(float)
+    pairs = np.arange(len(rows))[:, None] * (whole.max() + 1) + rows  # a number per group and host
+    _, place, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    return np.moveaxis(counts[place].reshape(groups.shape), last, axes).astype(float)
