@@ -16,6 +16,7 @@ from mpicnn.division.compile import compile_all
 from mpicnn.division.planfile import load_plan, plan_toml
 from mpicnn.division.propagation import check_batch
 from mpicnn.errors import UserError
+from mpicnn.forecast.clusterfile import load_cluster
 from mpicnn.models.entry import TYPES
 from mpicnn.settings.definitions import Settings, parse
 from mpicnn.settings.groups import PlanChoice
@@ -140,6 +141,22 @@ def network_text(draw: random.Random) -> str:
     return spoiled(draw, toml({"layer": layers + ending}))
 
 
+def cluster_text(draw: random.Random) -> str:
+    """Return a cluster of a few classes of nodes."""
+    nodes = []
+    for number in range(draw.choice([0, 1, 1, 2, 2, 3])):
+        node = {
+            "name": f"class {number}", draw.choice(["count", "weight"]): draw.randint(1, 9),
+            "ranks": draw.randint(1, 4), "convolution_gflops": 10 ** draw.uniform(-2, 4),
+            "memory_gb_per_s": draw.choice([1, 20.5]), "vary": [0.5, 1.5], "memory_gb": 2,
+        }  # fmt: skip
+        nodes.append(draw.choice([node, node, odd(draw, node)]))
+    link = {"latency-us": 30, "gbit_per_s": draw.choice([1, 0.005]), "busy": 0.5}
+    table = {"node": nodes, "link": draw.choice([link, odd(draw, link)]), "inside": {"busy": 1}}
+    keys = draw.sample(list(table), draw.choice([3, 3, 3, 2]))
+    return spoiled(draw, toml({key: table[key] for key in keys}))
+
+
 def calibration_text(draw: random.Random) -> str:
     """Return a file of measured speeds."""
     made = Calibration(NOW, ("conv1",), ((0.5,), (0.25,)), "mpicnn 0.1.0")
@@ -178,6 +195,9 @@ TEXTS = {
     "plan": Parser(written(plan_text), read_plan, "input.toml"),
     "network": Parser(
         written(network_text), lambda path: models.load(path, (3, 16, 16), 10), "input.toml"
+    ),
+    "cluster": Parser(
+        written(cluster_text), lambda path: load_cluster(str(path)).machine(9), "input.toml"
     ),
     "calibration": Parser(
         written(calibration_text),
