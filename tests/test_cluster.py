@@ -185,3 +185,9 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not text in UTF-8"):
         load_cluster(str(tmp_path / "binary.toml"))
+
+
+def test_the_user_guide_shows_the_example():
+    text = EXAMPLE.read_text()
+    guide = EXAMPLE.with_name("user-guide.md").read_text()
+    assert f"```toml\n{text[text.index('name = ') :]}```\n" in guide

@@ -173,3 +173,38 @@ def amount_text(value: object) -> str:
     if text and not (whole or re.fullmatch(r"0?\.\d*[1-9]\d*", text, re.ASCII)):
         raise ValueError("a number of images like 5000, or a fraction of each class like 0.1")
     return text
+
+
+def grid_text(value: object) -> str:
+    """Return text like 2x4, one of whose lengths may be left out, or nothing."""
+    text = str(value)
+    if text and not re.fullmatch(r"([1-9][0-9]{0,8})?x([1-9][0-9]{0,8})?", text) or text == "x":
+        raise ValueError("two lengths above 0, like 2x4; or one and x, like x4 or 2x")
+    return text
+
+
+def nodes_text(value: object) -> str:
+    """Return numbers of nodes joined by commas, and ranges like 1..64, as text."""
+    text = str(value).replace(" ", "")
+    if text:
+        node_counts(text)
+    return text
+
+
+def node_counts(text: str) -> list[int]:
+    """Return the numbers of nodes that a text names, in order, each once.
+
+    "a..b" is a, 2 a, 4 a and so on up to b, and b. Raises ValueError with what was expected.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        if not (match := re.fullmatch(r"([1-9][0-9]{0,5})(?:\.\.([1-9][0-9]{0,5}))?", part)):
+            raise ValueError("whole numbers from 1 to 999999 and ranges, like 1..64 or 1,2,3,8..64")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise ValueError(f"ranges that rise, like {last}..{first}")
+        while first < last:
+            found.add(first)
+            first *= 2
+        found.add(last)
+    return sorted(found)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import field
+from typing import Any, Literal
 
 from mpicnn.settings.checks import (
     amount_text,
     checkpoint_text,
     counts_text,
     extents,
+    grid_text,
     names_text,
+    nodes_text,
     path,
     splits_text,
 )
+from mpicnn.settings.choices import Normalised, Order, Scheme, SimulatedShares, Sync
+from mpicnn.settings.groups import PlanChoice
 from mpicnn.settings.option import Options, group, option
 
 
@@ -89,6 +94,83 @@ class Planned(Options):
         "", "shape of one image", "CxHxW", unset="that of data", check=extents("3x224x224")
     )
     classes: int = option(0, "number of classes", ge=0, unset="that of data")
+
+
+@group
+class ClusterChoice(Options):
+    """Say which cluster, and how much of it."""
+
+    heading = "cluster"
+    cluster: str = option(
+        None, "TOML file of the cluster: its classes of nodes, and its links", "CLUSTER.toml",
+        positional=True, check=path,
+    )  # fmt: skip
+    nodes: str = option(
+        "", "numbers of nodes; 1..64 is 1, 2, 4 and so on up to 64", "N,N..N,…", check=nodes_text,
+        unset="1 to as many as the file counts, else 1..64",
+    )  # fmt: skip
+    seed: int = option(0, "seed of the speeds of nodes that vary", ge=0)
+
+
+@group
+class Simulated(Options):
+    """Say what is forecast."""
+
+    heading = "what to forecast"
+    data: str = option(
+        "", "image file that says shape and classes", "FILE.h5", check=path,
+        unset="those that the network was made for; for one of your own, embedded",
+    )  # fmt: skip
+    input: str = option(
+        "", "shape of one image", "CxHxW", unset="as data says", check=extents("3x224x224")
+    )
+    classes: int = option(0, "number of classes", ge=0, unset="as data says")
+    scaling: Literal["strong", "weak"] = option(
+        "strong", "whether batch is that of all nodes together or that of each node"
+    )
+
+
+def _as_in_training(name: str) -> Any:
+    """Return an option that training has too, described as there."""
+    each = PlanChoice.__dataclass_fields__[name]
+    return field(default=each.default, metadata=each.metadata)
+
+
+@group
+class SimulatedPlan(Options):
+    """Say how the work is divided over any number of ranks."""
+
+    heading = PlanChoice.heading
+    plan: str = _as_in_training("plan")
+    shares: SimulatedShares = option(
+        "measured", "share of the work per rank: by its device's rate of convolutions, as training "
+        "measures it, by its speed in the whole network, or the same for all",
+    )  # fmt: skip
+    grid: str = option(
+        "", "ranks as a data x model grid, like x4 (rows of 4), 2x (2 rows) or 2x4", "DxM",
+        unset="one axis", check=grid_text,
+    )  # fmt: skip
+    stages: str = _as_in_training("stages")
+    micro_batches: int = _as_in_training("micro_batches")
+    order: Order = _as_in_training("order")
+    batch_norm: Normalised = _as_in_training("batch_norm")
+    scheme: Scheme = _as_in_training("scheme")
+    sync: Sync = _as_in_training("sync")
+    bucket_mb: float = _as_in_training("bucket_mb")
+
+
+@group
+class Rows(Options):
+    """Say what is written, and what is shown beside the forecast."""
+
+    heading = "answers"
+    measured: str = option(
+        "", "CSV with columns nodes and step_s: measured steps to show beside", "FILE.csv",
+        unset="none", check=path,
+    )  # fmt: skip
+    out: str = option("", "write the rows as CSV", "FILE.csv", unset="none", check=path)
+    plot: str = option("", "draw them", "FILE.png", unset="none", check=path)
+    overwrite: bool = option(False, "replace these files if they exist")
 
 
 @group

@@ -10,13 +10,17 @@ from mpicnn.settings.command_groups import (
     ByClass,
     Checkpoint,
     ClassNames,
+    ClusterChoice,
     Drawn,
     Evaluated,
     FolderImages,
     ImageFile,
     Planned,
     Predicted,
+    Rows,
     Run,
+    Simulated,
+    SimulatedPlan,
     SourceAndTarget,
     Storage,
 )
@@ -77,6 +81,21 @@ class PlanSettings(
 
     purpose = "Show how a plan divides a network over ranks, and what a training step then costs."
     reads_file = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateSettings(
+    ClusterChoice, ModelChoice, Simulated, Frozen, Batch, Precision, SimulatedPlan, Rows
+):
+    """Hold the settings of a simulation. Raises UserError for a file of an unknown format."""
+
+    purpose = "Forecast a training step on more and more nodes of a cluster that need not be there."
+
+    def __post_init__(self) -> None:
+        for name, ending in (("out", ".csv"), ("plot", ".png")):
+            value = getattr(self, name)
+            if value and not value.lower().endswith(ending):
+                raise UserError(f"{name} {value}: expected a name that ends in {ending}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "evaluate": "EvaluateSettings",
         "predict": "PredictSettings",
         "plan": "PlanSettings",
+        "simulate": "SimulateSettings",
         "report": "ReportSettings",
         "data info": "InfoSettings",
         "data verify": "VerifySettings",

@@ -53,3 +53,17 @@ ZOO: Mapping[str, Builder] = MappingProxyType(
         "squeezenet": squeezenet,
     }
 )
+
+GRAY, CIFAR, IMAGENET = ((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 224, 224), 1000)
+_MADE_FOR = {
+    GRAY: ("default", "lenet5"),
+    CIFAR: (
+        "marques-50-500", "marques-150-800", "marques-300-1000", "marques-500-1500",
+        "cuda-convnet", "alexnet-cifar", "resnet20", "resnet56",
+    ),
+}  # fmt: skip
+
+
+def made_for(name: str) -> tuple[Shape, int]:
+    """Return the image shape and the number of classes for which a network with a name was made."""
+    return next((data for data, names in _MADE_FOR.items() if name in names), IMAGENET)
