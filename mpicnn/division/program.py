@@ -29,6 +29,7 @@ from mpicnn.division.operations import (
 )
 from mpicnn.division.placement import Layout, Partial, Replicated, region
 from mpicnn.layers.base import Param
+from mpicnn.models.model import layer_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class WeightLayout:
     @property
     def layer(self) -> str:
         """Return the name of the layer that it belongs to."""
-        return self.name.rsplit(".", 1)[0]
+        return layer_of(self.name)
 
     @property
     def learns(self) -> bool:

@@ -23,6 +23,7 @@ from mpicnn.division.operations import (
 from mpicnn.division.placement import Layout, Shape, Split, ranges
 from mpicnn.division.program import GlobalProgram
 from mpicnn.division.work import LayerWork, layer_work
+from mpicnn.models.model import layer_of
 
 _FLOAT64 = 8
 """The bytes of a number that layers sum over the batch."""
@@ -126,7 +127,7 @@ class Counter:
                 ranks = prod(self.grid[axis] for axis in op.axes)
                 for at, name in enumerate(op.names):
                     sent = sum_sent(self.here[name] * self.itemsize, ranks)
-                    yield name.rsplit(".", 1)[0], Work(bytes_sent=sent, messages=int(not at))
+                    yield layer_of(name), Work(bytes_sent=sent, messages=int(not at))
 
     def hop(self, hop: Hop) -> Work:
         """Return what a hop sends, seen from every place along the axes that split the tensor."""

@@ -21,6 +21,7 @@ from mpicnn.forecast.cost import LayerCost, step_costs
 from mpicnn.forecast.memory import step_peak
 from mpicnn.layers.base import Param
 from mpicnn.models.freezing import frozen_text
+from mpicnn.models.model import layer_of
 from mpicnn.precision import dtype_of
 from mpicnn.text import align
 
@@ -144,7 +145,7 @@ def _with_stages(
 
 def _params(model: Model, name: str) -> list[Param]:
     specs = model.param_specs()
-    return [spec for full, spec in specs.items() if full.rsplit(".", 1)[0] == name]
+    return [spec for full, spec in specs.items() if layer_of(full) == name]
 
 
 def _listed(ranks: int) -> list[int]:

@@ -28,6 +28,11 @@ IMAGES = "input"
 """What a layer reads that takes the images themselves."""
 
 
+def layer_of(full: str) -> str:
+    """Return the layer of a parameter or buffer by its full name: "conv1" of "conv1.w"."""
+    return full.rsplit(".", 1)[0]
+
+
 @dataclass(frozen=True)
 class Model:
     """Name a network's layers, from images of `input_shape` (c, h, w) to logits.
@@ -205,30 +210,29 @@ class Model:
 
     def param_specs(self) -> dict[str, Param]:
         """Return every parameter, whole, by layer and name ("conv1.w")."""
-        return {
-            f"{name}.{key}": param
-            for (name, layer), shape in zip(self.layers, self.fed, strict=True)
-            for key, param in self._ask(name, layer.params, shape).items()
-        }
+        return self._specs("params")
 
     def buffer_specs(self) -> dict[str, Param]:
         """Return every buffer (running statistics), whole, by layer and name ("norm1.mean")."""
+        return self._specs("buffers")
+
+    def _specs(self, kind: str) -> dict[str, Param]:
         return {
-            f"{name}.{key}": buffer
+            f"{name}.{key}": param
             for (name, layer), shape in zip(self.layers, self.fed, strict=True)
-            for key, buffer in self._ask(name, layer.buffers, shape).items()
+            for key, param in self._ask(name, getattr(layer, kind), shape).items()
         }
 
     @property
     def weighted(self) -> tuple[str, ...]:
         """Return the names of the layers with parameters or buffers, in order."""
         specs = self.param_specs() | self.buffer_specs()
-        kept = {full.rsplit(".", 1)[0] for full in specs}
+        kept = set(map(layer_of, specs))
         return tuple(name for name, _ in self.layers if name in kept)
 
     def learnt(self, specs: Mapping[str, Param]) -> dict[str, Param]:
         """Return those of some parameters or buffers, by full name, that no frozen layer has."""
-        return {n: spec for n, spec in specs.items() if n.rsplit(".", 1)[0] not in self.frozen}
+        return {n: spec for n, spec in specs.items() if layer_of(n) not in self.frozen}
 
     @property
     def nodes(self) -> tuple[tuple[str, Layer, tuple[str, ...]], ...]:

@@ -18,6 +18,7 @@ from mpicnn.checkpoint import Outline, read_outline, verify
 from mpicnn.data.layout import some
 from mpicnn.errors import UserError
 from mpicnn.job.agreement import from_root
+from mpicnn.models.model import layer_of
 from mpicnn.run.load import find_checkpoint
 from mpicnn.run.meta import check_meta
 from mpicnn.text import spans
@@ -71,8 +72,8 @@ class _Weights:
         """
         order: list[str] = []
         chosen: set[str] = set()
-        for layer in dict.fromkeys(map(_layer, self.shapes)):
-            own = [name for name in self.shapes if _layer(name) == layer]
+        for layer in dict.fromkeys(map(layer_of, self.shapes)):
+            own = [name for name in self.shapes if layer_of(name) == layer]
             inside = [name for name in own if name in group]
             whole = len(inside) in (0, len(own))
             order += [layer] if whole else own
@@ -158,7 +159,7 @@ def _taken(
     both = [name for name in here.shapes if name in there.shapes]
     other = [name for name in both if there.shapes[name] != here.shapes[name]]
     for name in other:
-        if _layer(name) != last:
+        if layer_of(name) != last:
             seen = f"; images are {_text(images)} there, {_text(model.input_shape)} here"
             raise UserError(
                 f"init {path}: {name} is {_text(there.shapes[name])} in the file, "
@@ -167,7 +168,7 @@ def _taken(
                 f"weights, {last}, may differ: use network and images like the file's, or give "
                 "layers that are to start anew other names"
             )
-    taken = {name for name in both if not other or _layer(name) != last}
+    taken = {name for name in both if not other or layer_of(name) != last}
     if not taken:
         raise UserError(
             f"init {path}: has nothing in common with {model.name}: the file has "
@@ -182,7 +183,7 @@ def _notes(
 ) -> list[str]:
     """Return what of a start is possible but may not be meant."""
     notes = []
-    known = set(map(_layer, taken))
+    known = set(map(layer_of, taken))
     if fresh := [name for name in model.weighted if name in model.frozen - known]:
         notes.append(f"{spans(fresh, model.weighted)}: frozen, but new: will not learn anything")
     last = model.weighted[-1]
@@ -197,11 +198,7 @@ def _notes(
 def _by_layer(layers: Iterable[Any], shapes: Shapes) -> Shapes:
     """Return shapes in the order of their layers."""
     places = {name: at for at, name in enumerate(layers)}
-    return dict(sorted(shapes.items(), key=lambda item: places.get(_layer(item[0]), len(places))))
-
-
-def _layer(name: str) -> str:
-    return name.rsplit(".", 1)[0]
+    return dict(sorted(shapes.items(), key=lambda item: places.get(layer_of(item[0]), len(places))))
 
 
 def _text(shape: Iterable[int]) -> str:
