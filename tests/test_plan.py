@@ -12,7 +12,7 @@ from mpicnn.division.presets import PRESETS, preset
 from mpicnn.division.propagation import check_batch, propagate
 from mpicnn.errors import UserError
 from mpicnn.forecast.cost import step_costs
-from mpicnn.forecast.table import all_costs, plan_table
+from mpicnn.forecast.table import plan_table
 from mpicnn.settings.groups import PlanChoice
 
 MODEL = models.load("cuda-convnet", (3, 32, 32), 10)
@@ -129,7 +129,8 @@ def test_groups_cannot_divide_their_inputs():
 
 def test_costs_add_up_over_the_ranks():
     batch = 24
-    alone = sum(c.work.flops for c in all_costs(MODEL, preset("data", MODEL, (1,)), batch, 4)[0])
+    costs = step_costs(compile(MODEL, preset("data", MODEL, (1,)), batch), 4)
+    alone = sum(c.work.flops for c in costs)
     weights = {n: p.shape for n, p in MODEL.param_specs().items() if n.endswith(".w")}
     shapes = MODEL.shapes
     by_hand = 0
@@ -145,7 +146,8 @@ def test_costs_add_up_over_the_ranks():
             by_hand += passes * 2 * batch * size * pixels
     assert alone == by_hand
     for name in PRESETS:
-        (costs,) = all_costs(MODEL, preset(name, MODEL, (4,), ((3, 1, 2, 2),)), batch, 4)
+        plan = preset(name, MODEL, (4,), ((3, 1, 2, 2),))
+        costs = step_costs(compile(MODEL, plan, batch), 4)
         assert sum(c.work.flops.sum() for c in costs) == alone
 
 

@@ -31,24 +31,14 @@ if TYPE_CHECKING:
 RANKS_LISTED = 16
 
 
-def all_costs(model: Model, plan: Plan, batch: int, itemsize: int) -> list[list[LayerCost]]:
-    """Return what one training step costs the ranks of every stage, layer by layer."""
-    return [step_costs(program, itemsize) for program in _programs(model, plan, batch)]
-
-
-def _programs(model: Model, plan: Plan, batch: int) -> list[GlobalProgram]:
-    programs = compile_all(model, plan, batch)
-    check(programs)
-    return programs
-
-
 def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32") -> str:
     """Return the plan as text: a row per layer, a row per rank.
 
     Parameters are items; GFLOP and MB are of one training step, forward and backward, MB sent the
     most that one rank sends, MB peak what `step_peak` counts.
     """
-    programs, itemsize = _programs(model, plan, batch), dtype_of(precision).itemsize
+    programs, itemsize = compile_all(model, plan, batch), dtype_of(precision).itemsize
+    check(programs)
     costs = [step_costs(program, itemsize) for program in programs]
     rows = _layer_rows(model, plan, batch, costs)
     if plan.stages:
