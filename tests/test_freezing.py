@@ -22,6 +22,7 @@ from mpicnn.forecast.cost import step_costs
 from mpicnn.forecast.table import plan_table
 from mpicnn.layers import Add, Conv, Flatten, Linear, ReLU
 from mpicnn.models import Model, freeze
+from mpicnn.models.model import layer_of
 from mpicnn.step.initial import initial_rows
 
 SEEDS = range(40)
@@ -30,7 +31,7 @@ SEEDS = range(40)
 def frozen_at_random(case: Any, seed: int) -> Any:
     """Return a case in which some layers, not all, are frozen: none where one alone has weights."""
     rng = np.random.default_rng((seed, 1))
-    names = list(dict.fromkeys(full.rsplit(".", 1)[0] for full in case.model.param_specs()))
+    names = list(dict.fromkeys(map(layer_of, case.model.param_specs())))
     chosen = rng.permutation(names)[: rng.integers(1, len(names))] if len(names) > 1 else []
     by = [f"{name[:-1]}[{name[-1]}]" if rng.random() < 0.3 else str(name) for name in chosen]
     return replace(case, model=freeze(case.model, ",".join(by)))
@@ -45,7 +46,7 @@ def test_random_frozen_layers_under_a_random_plan_train_as_on_one_rank(seed, gra
     changed = []
     for name, w in whole(reference).items():
         start = started(case.model)[name]
-        if name.rsplit(".", 1)[0] in case.model.frozen:
+        if layer_of(name) in case.model.frozen:
             np.testing.assert_array_equal(w, start)
         else:
             changed.append(not np.array_equal(w, start))
@@ -61,7 +62,9 @@ def started(model: Model) -> dict[str, Any]:
 
 def test_most_random_cases_have_frozen_layers_and_are_accepted() -> None:
     cases = [frozen_at_random(draw(s, graph), s) for s in SEEDS for graph in (False, True)]
-    assert sum(bool(case.model.frozen) and not refusal(case) for case in cases) > len(cases) / 3
+    accepted = [case for case in cases if case.model.frozen and not refusal(case)]
+    assert len(accepted) > len(cases) / 3
+    assert sum(bool(case.plan.stages) for case in accepted) > 5
 
 
 EQUAL, UNEQUAL = (1, 1, 1), (1, 0, 3)
@@ -72,50 +75,36 @@ PLANS = {
     "two axes": make("fc-input", (2, 2), ((1, 1), (1, 3)), "a", "sharded"),
 }
 RULES = {
-    "sgd": replace(HYPER, clip=0.5, ema=0.8),
-    "adamw": replace(HYPER, optimiser="adamw", eps=1e-2, clip=0.5),
-    "lars": replace(HYPER, rate=1.0, optimiser="lars", trust=0.02, clip=0.5),
-    "lamb": replace(HYPER, optimiser="lamb", eps=1e-2, ema=0.8),
+    "conv1,bn*": replace(HYPER, clip=0.5, ema=0.8),
+    "fc[34],bn2": replace(HYPER, optimiser="adamw", eps=1e-2, clip=0.5),
+    "conv*,bn*": replace(HYPER, rate=1.0, optimiser="lars", trust=0.02, clip=0.5),
+    "conv1,bn*,fc4": replace(HYPER, optimiser="lamb", eps=1e-2, ema=0.8),
 }
+"""By what is frozen meanwhile: which layers that may be, under every plan, random cases show."""
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("patterns", ["conv1,bn*", "fc[34],bn2", "conv*,bn*"])
-def test_every_optimiser_leaves_frozen_layers_alone(rule, patterns) -> None:
+@pytest.mark.parametrize("patterns", RULES)
+def test_every_optimiser_leaves_frozen_layers_alone(patterns) -> None:
     model = freeze(network(), patterns)
 
     def run(comm: Any, plan: Plan) -> Any:
-        return train(comm, plan, model=model, steps=3, hyper=RULES[rule])
+        return train(comm, plan, model=model, steps=3, hyper=RULES[patterns])
 
     reference = run_ranks(1, lambda comm: run(comm, preset("data", model, (1,))))
     kept = whole(reference)
     for name in model.param_specs() | model.buffer_specs():
         section = "params" if name in model.param_specs() else "buffers"
-        if name.rsplit(".", 1)[0] in model.frozen:
+        if layer_of(name) in model.frozen:
             sections = {key.split("/")[0] for key in kept if key.endswith(f"/{name}")}
             assert sections == {section}
     for plan in PLANS.values():
         compare(run_ranks(plan.ranks, lambda comm, plan=plan: run(comm, plan)), reference, 1e-12)
 
 
-def test_frozen_layers_in_stages() -> None:
-    model = freeze(network(normalised=False), "conv1,fc3")
-    plan = preset("data", model, (2,), ((3, 1),), "a", "sharded")
-    reference = run_ranks(
-        1, lambda comm: train(comm, preset("data", model, (1,)), model=model, steps=3)
-    )
-    for stages in (("conv2",), ("pool1", "fc4")):
-        staged = replace(plan, stages=stages, micro_batches=3)
-        found = run_ranks(
-            staged.ranks, lambda comm, staged=staged: train(comm, staged, model=model, steps=3)
-        )
-        compare(found, reference, 1e-12)
-
-
 @pytest.mark.mpi
 def test_frozen_layers_over_mpi(subcomm) -> None:
     comm, model = subcomm(2), freeze(network(), "conv1,bn*,fc4")
-    rule = RULES["lars"]
+    rule = RULES["conv*,bn*"]
     reference = run_ranks(
         1,
         lambda one: train(one, preset("data", model, (1,)), model=model, steps=3, hyper=rule),
