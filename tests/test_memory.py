@@ -162,7 +162,7 @@ class Spoiling(Interpreter):
     def _free(self, op: Free) -> None:
         gone = [a for slot in op.slots for a in arrays(self.values[slot])]
         super()._free(op)
-        left = [a for value in self.values for a in arrays(value)]
+        left = arrays([value for value in self.values if value is not None])
         gone = [a for a in gone if a.flags.writeable and not _shared(a, left)]
         spoil(*(a for a in gone if a.dtype.kind == "f"))
         Spoiling.spoilt += len(gone)
