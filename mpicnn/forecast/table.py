@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
@@ -19,7 +20,6 @@ from mpicnn.division.propagation import LayerDivision, propagate
 from mpicnn.division.verify import check
 from mpicnn.forecast.cost import LayerCost, step_costs
 from mpicnn.forecast.memory import step_peak
-from mpicnn.layers.base import Param
 from mpicnn.models.freezing import frozen_text
 from mpicnn.models.model import layer_of
 from mpicnn.precision import dtype_of
@@ -68,20 +68,21 @@ def _layer_rows(
     names = {cost.name for stage in costs for cost in stage} | {INPUT}
     order = [INPUT, *(name for name, _ in model.layers), LOSS]
     rows: list[tuple[str, ...]] = [("layer", "split", "shares", "parameters", "GFLOP", "MB sent")]
+    params: Counter[str] = Counter()
+    for full, spec in model.param_specs().items():
+        params[layer_of(full)] += prod(spec.shape)
     for name in sorted(names, key=order.index):
         work = [cost.work for stage in costs for cost in stage if cost.name == name]
-        params = sum(prod(p.shape) for p in _params(model, name))
+        flops = sum(w.flops.sum() for w in work)
+        sent = max((w.bytes_sent.max() for w in work), default=0.0)
         rows.append(
             (
                 name,
                 divisions[name].split,
                 _shares(model, divisions[name], name, batch),
-                _blank(params, f"{params:,}"),
-                _blank(flops := sum(w.flops.sum() for w in work), f"{flops / 1e9:.3f}"),
-                _blank(
-                    sent := max((w.bytes_sent.max() for w in work), default=0.0),
-                    f"{sent / 1e6:.3f}",
-                ),
+                _blank(params[name], f"{params[name]:,}"),
+                _blank(flops, f"{flops / 1e9:.3f}"),
+                _blank(sent, f"{sent / 1e6:.3f}"),
             )
         )
     return rows
@@ -131,11 +132,6 @@ def _with_stages(
     stage_of |= {INPUT: 0, LOSS: len(starts)}
     head, *others = rows
     return [("stage", *head), *((str(stage_of[row[0]]), *row) for row in others)]
-
-
-def _params(model: Model, name: str) -> list[Param]:
-    specs = model.param_specs()
-    return [spec for full, spec in specs.items() if layer_of(full) == name]
 
 
 def _listed(ranks: int) -> list[int]:
