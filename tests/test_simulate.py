@@ -287,6 +287,17 @@ def test_a_grid_may_leave_a_length_open(grid, ranks, expected):
         closed("x4", 10)
 
 
+def test_a_grid_is_that_of_each_stage():
+    made = cluster(np.random.default_rng(0), 1)
+    asked = Question(MODEL, PlanChoice(grid="x2", stages="2", plan="owt"), 64)
+    one = Simulation(asked, replace(made, classes=(replace(made.classes[0], ranks=1),)))
+    assert one.point(12) == Simulation(
+        replace(asked, asked=replace(asked.asked, grid="3x2")), one.cluster
+    ).point(12)
+    with pytest.raises(UserError, match="nodes 6: grid x2: 3 ranks cannot form rows of 2"):
+        one.point(6)
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [("1", [1]), ("4,1,2,2", [1, 2, 4]), ("1..8", [1, 2, 4, 8]), ("3..20", [3, 6, 12, 20]),

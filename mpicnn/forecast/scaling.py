@@ -185,9 +185,11 @@ class Simulation:
 
     def _plan(self, machine: Machine) -> Plan:
         ranks, model = len(machine.devices), self.question.model
-        asked = replace(self.question.asked, shares="equal")
-        asked = replace(asked, grid=closed(asked.grid, ranks))
+        asked = replace(self.question.asked, shares="equal", grid="")
         plan = load_plan(asked, model, ranks)
+        if grid := self.question.asked.grid:  # of the ranks of each stage
+            asked = replace(asked, grid=closed(grid, ranks // plan.depth))
+            plan = load_plan(asked, model, ranks)
         if self.question.shares == "equal":
             return plan
         convolves = any(layer.convolves for _, layer in model.layers)
