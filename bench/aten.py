@@ -146,19 +146,34 @@ def _format(like: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Callable[[], Any]:
-    space = (1,) * (x.ndim - 2)
-    scale, shift = (a.reshape(*a.shape, *space) for a in (scale, shift))
-    return lambda: torch.addcmul(shift, x, scale)
-
-
 def _sums(a: Tensor, b: Tensor | None = None) -> Callable[[], Any]:
     axes = [axis for axis in range(a.ndim) if axis != 1]
     return lambda: (a if b is None else a * b).sum(axes)
 
 
-def _plane_sums(a: Tensor, b: Tensor | None = None) -> Callable[[], Any]:
-    return lambda: (a if b is None else a * b).flatten(2).sum(2)
+def _moments(x: Tensor, planes: bool = False) -> Callable[[], Any]:
+    axes = [axis for axis in range(x.ndim) if axis != 1 and not (planes and axis == 0)]
+    return lambda: torch.var_mean(x, axes)[::-1]
+
+
+def _normalise(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Callable[[], Any]:
+    mean, scale, shift = (_spread(a, x) for a in (mean, scale, shift))
+    return lambda: torch.addcmul(shift, x - mean, scale)
+
+
+def _normalise_sums(dy: Tensor, x: Tensor, mean: Tensor) -> Callable[[], Any]:
+    axes = [axis for axis in range(x.ndim) if axis != 1 and not (mean.ndim == 2 and axis == 0)]
+    mean = _spread(mean, x)
+    return lambda: (dy.sum(axes), (dy * (x - mean)).sum(axes))
+
+
+def _normalise_dx(dy: Tensor, x: Tensor, mean: Tensor, factors: Tensor) -> Callable[[], Any]:
+    mean, scale, along, shift = (_spread(a, x) for a in (mean, *factors))
+    return lambda: dy * scale - torch.addcmul(shift, x - mean, along)
+
+
+def _spread(each: Tensor, x: Tensor) -> Tensor:
+    return each.reshape(*each.shape, *(1,) * (x.ndim - 2))
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -190,9 +205,10 @@ _MAKERS: dict[str, Callable[..., Callable[[], Any]]] = {
     "linear_dx": lambda dy, w: lambda: dy @ w,
     "linear_dw": lambda x, dy, _: lambda: dy.t() @ x,
     "bias_grad": _sums,
-    "channel_sums": _sums,
-    "plane_sums": _plane_sums,
-    "scale_shift": _scale_shift,
+    "moments": _moments,
+    "normalise": _normalise,
+    "normalise_sums": _normalise_sums,
+    "normalise_dx": _normalise_dx,
     "maxpool": _maxpool,
     "maxpool_dx": _maxpool_dx,
     "avgpool": _avgpool,

@@ -18,13 +18,13 @@ from mpicnn.ops.window import Window
 from mpicnn.step.initial import initial_rows
 
 _NOT_TIMED = (
-    "Feed", "Timer", "adam", "conv2d_methods", "descend", "fetch", "flat", "nesterov", "peak_bytes",
-    "set_convolution", "set_precision", "set_threads", "synchronize", "topk_correct", "upload",
-    "upload_labels",
+    "Feed", "Timer", "adam", "channel_sums", "conv2d_methods", "descend", "fetch", "flat",
+    "nesterov", "peak_bytes", "set_convolution", "set_precision", "set_threads", "synchronize",
+    "topk_correct", "upload", "upload_labels",
 )  # fmt: skip
 
 # How many arguments to keep of kernels that may write over one: a call is timed many times.
-_KEPT = {"activate": 3, "activate_dx": 4, "scale_shift": 3}
+_KEPT = {"activate": 3, "activate_dx": 4, "normalise": 4, "normalise_dx": 4}
 
 # Layers beside those of the named networks, and the images that they are given.
 OTHERS: dict[str, tuple[Layer, tuple[int, int, int]]] = {

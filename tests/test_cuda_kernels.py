@@ -64,6 +64,17 @@ def normalized(ops, x, z, size, beta):
     return y, scale, ops.lrn_dx(z, x, y, scale, size, 0.7, beta)
 
 
+def norm_parts(ops, x, z, rows):
+    mean, scale, shift, along = (z[rows, :, i, 2] for i in range(4))
+    factors = ops.xp.stack((scale, along, shift))
+    return (
+        *ops.moments(x, planes=rows != 0),
+        ops.normalise(x, mean, scale, shift),
+        *ops.normalise_sums(z, x, mean),
+        ops.normalise_dx(z, x, mean, factors),
+    )
+
+
 def dropped(ops, x, z, first):
     positions = np.arange(len(x)) * 1000003
     return ops.dropout(x, 0.3, 5, 2, 2**33 + 1, positions, first)
@@ -75,9 +86,8 @@ HALVES = pool((2, 2), (2, 2), (0, 0))
 CASES = {
     "relu": lambda ops, x, z: (ops.activate("relu", x), ops.activate_dx("relu", z, x)),
     "mul": lambda ops, x, z: (ops.mul(x, z),),
-    "scale_shift": lambda ops, x, z: (
-        (ops.scale_shift(x, z[0, :, 1, 2], x[0, :, 0, 1]),) if len(x) else ()
-    ),
+    "norm of channels": lambda ops, x, z: norm_parts(ops, x, z, 0) if len(x) else (),
+    "norm of planes": lambda ops, x, z: norm_parts(ops, x, z, slice(None)),
     "sums": lambda ops, x, z: (ops.channel_sums(x), ops.channel_sums(x, z), ops.bias_grad(z)),
     "dropout 0": lambda ops, x, z: dropped(ops, x, z, 0),
     "dropout 7": lambda ops, x, z: dropped(ops, x, z, 7),
@@ -144,9 +154,12 @@ def test_kernels_of_rows(shape, dtype, limit):
         tolerance = {"rtol": 0, "atol": 40 * np.finfo(dtype).eps}
         sums = cuda.channel_sums(dx, dz).get()
         np.testing.assert_allclose(sums, reference.channel_sums(x, z), **tolerance)
+        for e, f in zip(reference.moments(x), cuda.moments(dx), strict=True):
+            np.testing.assert_allclose(f.get(), e, **tolerance)
         if len(x):
-            found = cuda.scale_shift(dx, dz[0], dx[0]).get()
-            np.testing.assert_allclose(found, reference.scale_shift(x, z[0], x[0]), **tolerance)
+            found = cuda.normalise(dx, dx[0], dz[0], dx[-1]).get()
+            expected = reference.normalise(x, x[0], z[0], x[-1])
+            np.testing.assert_allclose(found, expected, **tolerance)
 
 
 @pytest.mark.parametrize("classes", (1, 10, 33, 1000, 4099))
@@ -230,7 +243,11 @@ def test_more_rows_than_a_grid_is_high():
         (lambda a, b: cuda.mul(a, a.astype(np.float64)), "mask must be float32"),
         (lambda a, b: cuda.activate("relu", a.astype(np.int32)), "float32 or float64, not int32"),
         (lambda a, b: cuda.channel_sums(a, b), "b must be"),
-        (lambda a, b: cuda.scale_shift(a, a[0, :, 0, 0], b[0, :, 0, 0]), "shift must be"),
+        (lambda a, b: cuda.normalise(a, *[a[0, :, 0, 0]] * 2, b[0, :, 0, 0]), "shift must be"),
+        (lambda a, b: cuda.normalise(a, *[a[:, :, 0, 0]] * 2, a[0, :, 0, 0]), "shift must be"),
+        (lambda a, b: cuda.normalise(a, b[0, :, 0, 0], *[a[0, :, 0, 0]] * 2), "mean must be"),
+        (lambda a, b: cuda.normalise_sums(b, a, a[0, :, 0, 0]), "dy must be"),
+        (lambda a, b: cuda.normalise_dx(a, a, a[0, :, 0, 0], a[:, :, 0, 0]), "factors must be"),
         (lambda a, b: cuda.sgd(a, b, a, 0.1, 0.9, 0.1), "v must be"),
         (lambda a, b: cuda.lrn(a, 0, 1.0, 0.75, 1.0), "size must be at least 1"),
         (lambda a, b: cuda.lrn_dx(b, a, a, a, 5, 1.0, 0.75), "dy must be"),

@@ -176,7 +176,6 @@ def test_lrn(shape, size, beta, dtype):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_elements_and_channels(shape, dtype):
     a, b = draw(shape, dtype), draw(shape, dtype, 1)
-    scale, shift = draw(shape[1:2], dtype), draw(shape[1:2], dtype, 1)
     terms = a[:, :1].size
     np.testing.assert_array_equal(
         native.activate("relu", a), plain.activate("relu", a), strict=True
@@ -188,7 +187,6 @@ def test_elements_and_channels(shape, dtype):
     close(native.bias_grad(a), plain.bias_grad(a), terms)
     close(native.channel_sums(a), plain.channel_sums(a), terms)
     close(native.channel_sums(a, b), plain.channel_sums(a, b), terms)
-    close(native.scale_shift(a, scale, shift), plain.scale_shift(a, scale, shift))
 
 
 def test_relu_keeps_nan(dtype):
@@ -267,6 +265,8 @@ def test_bits_do_not_depend_on_threads_or_on_numpys():
             native.conv2d_dw(x, dy, w.shape, Window.of(*geometry)).tobytes(),
             native.linear(rows, weights, None).tobytes(),
             native.channel_sums(x).tobytes(),
+            *(a.tobytes() for a in native.moments(x)),
+            *(a.tobytes() for a in native.normalise_sums(x, x, x[0, :, 0, 0])),
             native.conv2d(x, w[:5, :1], None, Window.of(*geometry, 5)).tobytes(),
             native.conv2d_dw(x, x, (5, 1, 3, 3), Window.of(*geometry, 5)).tobytes(),
             native.lrn_dx(x, x, x, x * x + 1, 3, 0.1, 0.75).tobytes(),
@@ -353,9 +353,19 @@ BAD = [
     ("activate_dx", ("relu", HALF, X), "dy"),
     ("mul", (HALF, X), "x"),
     ("mul", (X, DOUBLE), "mask"),
-    ("scale_shift", (FULL[0], FULL[0], FULL[0]), "x"),
-    ("scale_shift", (X, FULL[0, :3], FULL[0]), "scale"),
-    ("scale_shift", (X, FULL[0], FULL[0, :3]), "shift"),
+    ("moments", (HALF,), "x"),
+    ("moments", (FULL[0],), "x"),
+    ("normalise", (FULL[0], FULL[0], FULL[0], FULL[0]), "x"),
+    ("normalise", (X, FULL[0, :3], FULL[0], FULL[0]), "mean"),
+    ("normalise", (X, FULL[0], FULL[0, :3], FULL[0]), "scale"),
+    ("normalise", (X, FULL[0], FULL[0], FULL[0, :3]), "shift"),
+    ("normalise", (X, FULL[:2], FULL[0], FULL[:2]), "scale"),
+    ("normalise", (X, FULL[0], FULL[0], FULL[0].astype(float)), "shift"),
+    ("normalise_sums", (X[:1], X, FULL[0]), "dy"),
+    ("normalise_sums", (X, X, FULL), "mean"),
+    ("normalise_dx", (DOUBLE, X, FULL[0], FULL), "dy"),
+    ("normalise_dx", (X, X, FULL[0, :3], FULL), "mean"),
+    ("normalise_dx", (X, X, FULL[0], FULL[:2]), "factors"),
     ("dropout", (ROWS, 1.0, 0, 0, 0, AT, 0), "rate"),
     ("dropout", (HALF, 0.5, 0, 0, 0, AT, 0), "x"),
     ("dropout", (ROWS, 0.5, 0, 0, 0, AT[:1], 0), "positions"),

@@ -18,7 +18,7 @@ static void keep_memory() {
 
 NB_MODULE(MPICNN_MODULE, m) {
   // Raised with every change of a signature: a source tree may meet a module built from another.
-  m.attr("ABI") = 7;
+  m.attr("ABI") = 8;
 
   keep_memory();
   m.def("set_threads", [](int n) { thread_count = n; });

@@ -122,20 +122,14 @@ class _Memory:
         return self.taken + packs * max(0, sent - size)
 
     def _forward(self, op: Forward) -> None:
-        call, over = op.call, op.call.layer.overwrites if op.over else ""
-        seen = not call.idle and call.views_x
-        made = 0
-        if op.saved is not None and not call.idle:
-            made = call.layer.made_bytes(call.x_shapes, call.y_shape, self.itemsize)
-        if over == "y" or seen:
-            self._share(op.y, op.x[:1] if over else op.x)
+        call = op.call
+        if op.over or (not call.idle and call.views_x):
+            self._share(op.y, op.x[:1] if op.over else op.x)
         else:
             self._array(op.y, call.y_shape)
         if op.saved is not None:
-            rest = self._size(op.x[0]) if over == "made" else 0
-            self._new(op.saved, max(0, made - rest))
-            if rest:
-                self._share(op.saved, [op.saved, op.x[0]])
+            sizes = call.x_shapes, call.y_shape, self.itemsize
+            self._new(op.saved, 0 if call.idle else call.layer.made_bytes(*sizes))
 
     def _backward(self, op: Backward) -> None:
         call = op.call

@@ -18,7 +18,7 @@ class Activation(Layer):
     name: ClassVar[str]
     slope: ClassVar[float] = 0.0
     views = frozenset()
-    overwrites: ClassVar[str] = "y"
+    overwrites: ClassVar[bool] = True
 
     @property
     def reads(self) -> frozenset[str]:  # type: ignore[override]

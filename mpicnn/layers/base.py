@@ -59,9 +59,9 @@ class Context:
     array of float64 over the ranks that divide the batch between them and is the only way in which
     a layer sees other ranks. Under `joined` a contraction does the forward pass of the ReLU behind
     it too, and that ReLU none. `over` names the arrays that nobody else reads any more, so that a
-    layer may write its results over them: "x" (the first of several) in the forward pass, "dy" and
-    "made" in the backward pass. `need_dx` and `need_dw` say which gradients are wanted: those of
-    the input, those of the parameters. A frozen layer is never under `train`.
+    layer may write its results over them: "x" (the first of several) in the forward pass, "dy" in
+    the backward pass. `need_dx` and `need_dw` say which gradients are wanted: those of the input,
+    those of the parameters. A frozen layer is never under `train`.
     """
 
     train: bool
@@ -92,9 +92,9 @@ class Layer:
     From three more, programs know which memory is whose. `reads` names what the backward pass is
     given beside dy and what forward made: "x", "y", both or neither. It may see nothing else of
     them: what is not named is freed or written over. `views` names what may be a view of another
-    array's memory in training: "y" of x, "dx" of dy. `overwrites` says what forward writes over x
-    where `Context.over` allows it: "y" or "made", "" for nothing. What a layer says unless it says
-    otherwise holds for any that puts no other array than its own into `made`.
+    array's memory in training: "y" of x, "dx" of dy. `overwrites` says whether y is written over x,
+    and dx over dy, where `Context.over` allows it. What a layer says unless it says otherwise holds
+    for any that puts no other array than its own into `made`.
     """
 
     kind: ClassVar[str] = "channelwise"
@@ -102,7 +102,7 @@ class Layer:
     joins: ClassVar[bool] = False
     reads: frozenset[str] = frozenset({"x", "y"})
     views: frozenset[str] = frozenset({"y", "dx"})
-    overwrites: ClassVar[str] = ""
+    overwrites: ClassVar[bool] = False
 
     def out_shape(self, shape: Shape) -> Shape:
         """Return the shape of one output example for one input example of `shape`.

@@ -27,7 +27,7 @@ class Add(Join):
 
     reads = frozenset()
     views = frozenset({"dx"})
-    overwrites: ClassVar[str] = "y"
+    overwrites: ClassVar[bool] = True
 
     def out_shape(self, shape: Any) -> Shape:
         """Return the shape that all inputs have."""

@@ -77,9 +77,9 @@ class BatchNorm(Layer):
     values.
     """
 
-    reads = frozenset()
+    reads = frozenset({"x"})
     views = frozenset()
-    overwrites: ClassVar[str] = "made"
+    overwrites: ClassVar[bool] = True
 
     momentum: float = 0.1
     eps: float = 1e-5
@@ -108,37 +108,26 @@ class BatchNorm(Layer):
         return (4 * shape[0],), (2 * shape[0],)
 
     def made_bytes(self, x_shapes: Sequence[Shape], y_shape: Shape, itemsize: int) -> int:
-        """Return the bytes of the centred values, and of two numbers per channel."""
-        return (math.prod(y_shape) + 2 * y_shape[1]) * itemsize
+        """Return the bytes of three numbers per channel."""
+        return 3 * y_shape[1] * itemsize
 
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        mean, var = p["mean"], p["var"]
+        mean, off, var = p["mean"].copy(), ops.xp.zeros_like(p["mean"]), p["var"]
         if ctx.train:
-            # squares of centred values: a difference of two large sums would cancel
-            mean = ops.channel_sums(x) / max(1, _values(x, len(x)))
-        centred = ops.scale_shift(x, ops.xp.ones_like(mean), -mean, "x" in ctx.over)
-        off = ops.xp.zeros_like(mean)
-        if ctx.train:
-            # `centred` is about this rank's mean, the batch's is `off` from there
-            moved, off, var = self._of_batch(ops, centred, mean, p["mean"], ctx)
-            values = _values(x, ctx.count)
-            unbiased = var * (values / max(1, values - 1))
-            p["mean"] += self.momentum * moved
-            p["var"] += self.momentum * (unbiased - p["var"])
+            mean, off, var = self._of_batch(ops, x, p, ctx)
         inverse = 1 / ops.xp.sqrt(var + self.eps)
         scale = p["gamma"] * inverse
-        y = ops.scale_shift(centred, scale, p["beta"] - scale * off)
-        return y, (centred, inverse, off)
+        y = ops.normalise(x, mean, scale, p["beta"] - scale * off, "x" in ctx.over)
+        return y, (mean, inverse, off)
 
     def _of_batch(
-        self, ops: Backend, centred: Array, mean: Array, running: Array, ctx: Context
+        self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Array, Array]:
-        """Return how far the batch's mean is from `running` and from `mean`, and its variance.
+        """Return the batch's mean, how far off its rounding is, and its variance; update buffers.
 
-        `centred` are the values about `mean`, that of this rank. The first and the last of what is
-        returned have the same bits on all ranks.
+        All have the same bits on all ranks.
 
         The sums of squares of all ranks are put together as in Chan, Golub and LeVeque 1979:
         those about each rank's mean, and its count times the square of its mean's distance from
@@ -147,51 +136,51 @@ class BatchNorm(Layer):
         their difference small. So the distances are cut into a part of few digits, whose sums and
         their differences are exact, and a rest, which is small.
         """
-        xp, count, total = ops.xp, _values(centred, len(centred)), _values(centred, ctx.count)
-        running = running.astype(np.float64)
-        distance = mean.astype(np.float64) - running
-        squares = ops.channel_sums(centred, centred).astype(np.float64)
-        if 0 < count < total:  # what rounding the mean left; where it is that of all, as good as 0
-            rest = ops.channel_sums(centred).astype(np.float64) / count
-            distance += rest
-            squares -= count * rest * rest
+        count, total = _values(x, len(x)), _values(x, ctx.count)
+        running = p["mean"].astype(np.float64)
+        mean, squares = ops.moments(x)
+        distance = mean - running
         coarse = _few_digits(distance, total)
         fine = distance - coarse
         terms = coarse, coarse * coarse, fine, fine * (2 * coarse + fine)
-        parts = xp.stack([count * term for term in terms])
+        parts = ops.xp.stack([count * term for term in terms])
         parts[3] += squares
         first, second, first_fine, second_fine = ctx.batch_sum(parts)
-        total = max(1, total)
+        values = max(1, total)
         # the same sums about a number near the mean of all
-        near = _few_digits(first / total, total)
-        second = second - near * (2 * first - total * near)
-        off = (first - total * near + first_fine) / total
-        var = (second + (second_fine - 2 * near * first_fine)) / total - off * off
-        found = near + off, (near - (mean - running)) + off, xp.maximum(var, 0)
-        moved, off, var = (a.astype(mean.dtype) for a in found)
-        return moved, off, var
+        near = _few_digits(first / values, total)
+        second = second - near * (2 * first - values * near)
+        rest = (first - values * near + first_fine) / values
+        var = (second + (second_fine - 2 * near * first_fine)) / values - rest * rest
+        var = ops.xp.maximum(var, 0)
+        mean = (running + (near + rest)).astype(x.dtype)
+        off = ((running - mean) + near) + rest
+        unbiased = var * (values / max(1, values - 1))
+        p["mean"] += self.momentum * (near + rest).astype(x.dtype)
+        p["var"] += self.momentum * (unbiased.astype(x.dtype) - p["var"])
+        return mean, off.astype(x.dtype), var.astype(x.dtype)
 
     def backward(
         self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        centred, inverse, off = tape.made
+        mean, inverse, off = tape.made
         grads = {}
         if ctx.need_dw or ctx.train:
-            dbeta = ops.channel_sums(dy)
-            dgamma = (ops.channel_sums(dy, centred) - off * dbeta) * inverse
+            dbeta, products = ops.normalise_sums(dy, tape.x, mean)
+            dgamma = (products - off * dbeta) * inverse
             grads = {"gamma": dgamma, "beta": dbeta}
         if not ctx.need_dx:
             return None, grads
-        scale = p["gamma"] * inverse
-        dx = ops.scale_shift(dy, scale, ops.xp.zeros_like(scale), "dy" in ctx.over)
-        if ctx.train:
-            sums = ctx.batch_sum(ops.xp.stack((dgamma, dbeta)).astype(np.float64))
-            dgamma, dbeta = (sums / max(1, _values(dy, ctx.count))).astype(dy.dtype)
-            # the batch's mean and variance depend on x as well
-            along = scale * inverse * dgamma
-            shift = scale * dbeta - along * off
-            dx -= ops.scale_shift(centred, along, shift, "made" in ctx.over)
-        return dx, grads
+        scale, over = p["gamma"] * inverse, "dy" in ctx.over
+        if not ctx.train:
+            none = ops.xp.zeros_like(scale)
+            return ops.normalise(dy, none, scale, none, over), grads
+        sums = ctx.batch_sum(ops.xp.stack((dgamma, dbeta)).astype(np.float64))
+        dgamma, dbeta = (sums / max(1, _values(dy, ctx.count))).astype(dy.dtype)
+        # the batch's mean and variance depend on x as well
+        along = scale * inverse * dgamma
+        factors = ops.xp.stack((scale, along, scale * dbeta - along * off))
+        return ops.normalise_dx(dy, tape.x, mean, factors, over), grads
 
 
 def _values(x: Array, examples: int) -> int:
@@ -219,9 +208,9 @@ class GroupNorm(Layer):
     """
 
     kind: ClassVar[str] = "examplewise"
-    reads = frozenset()
+    reads = frozenset({"x"})
     views = frozenset()
-    overwrites: ClassVar[str] = "made"
+    overwrites: ClassVar[bool] = True
 
     groups: int
     eps: float = 1e-5
@@ -246,39 +235,40 @@ class GroupNorm(Layer):
         }
 
     def made_bytes(self, x_shapes: Sequence[Shape], y_shape: Shape, itemsize: int) -> int:
-        """Return the bytes of the centred values, and of a number per example and channel."""
-        return (math.prod(y_shape) + math.prod(y_shape[:2])) * itemsize
+        """Return the bytes of two numbers per example and channel."""
+        return 2 * math.prod(y_shape[:2]) * itemsize
 
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        mean = self._means(ops, ops.plane_sums(x), x)
-        centred = ops.scale_shift(x, ops.xp.ones_like(mean), -mean, "x" in ctx.over)
-        # squares of centred values: a difference of two large sums would cancel
-        var = self._means(ops, ops.plane_sums(centred, centred), x)
+        means, squares = ops.moments(x, True)
+        mean = self._means(ops, means)
+        # of a group: as in Chan, Golub and LeVeque 1979
+        var = self._means(ops, squares / max(1, _values(x, 1)) + (means - mean) ** 2)
+        mean, var = mean.astype(x.dtype), var.astype(x.dtype)
         inverse = 1 / ops.xp.sqrt(var + self.eps)
         scale = p["gamma"] * inverse
         shift = ops.xp.broadcast_to(p["beta"], scale.shape)
-        return ops.scale_shift(centred, scale, shift), (centred, inverse)
+        return ops.normalise(x, mean, scale, shift, "x" in ctx.over), (mean, inverse)
 
     def backward(
         self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
-        centred, inverse = tape.made
-        dgamma, dbeta = ops.plane_sums(dy, centred) * inverse, ops.plane_sums(dy)
+        mean, inverse = tape.made
+        dbeta, products = ops.normalise_sums(dy, tape.x, mean)
+        dgamma = products * inverse
         grads = {"gamma": dgamma.sum(axis=0), "beta": dbeta.sum(axis=0)} if ctx.need_dw else {}
         if not ctx.need_dx:
             return None, grads
         # a group's mean and variance depend on x as well
-        along = inverse * inverse * self._means(ops, p["gamma"] * dgamma, dy)
-        shift = inverse * self._means(ops, p["gamma"] * dbeta, dy)
-        dx = ops.scale_shift(dy, p["gamma"] * inverse, -shift, "dy" in ctx.over)
-        dx -= ops.scale_shift(centred, along, ops.xp.zeros_like(along), "made" in ctx.over)
-        return dx, grads
+        pull = inverse / max(1, _values(dy, 1))
+        along = pull * inverse * self._means(ops, p["gamma"] * dgamma)
+        shift = pull * self._means(ops, p["gamma"] * dbeta)
+        factors = ops.xp.stack((p["gamma"] * inverse, along, shift))
+        return ops.normalise_dx(dy, tape.x, mean, factors, "dy" in ctx.over), grads
 
-    def _means(self, ops: Backend, sums: Array, x: Array) -> Array:
-        """Return the mean of x's group for every channel (n, c), given sums of its channels."""
-        n, c = sums.shape
-        each = c // self.groups
-        of_groups = sums.reshape(n, self.groups, each).sum(axis=2) / _values(x, each)
-        return ops.xp.repeat(of_groups, each, axis=1)
+    def _means(self, ops: Backend, each: Array) -> Array:
+        """Return, for every channel (n, c), the mean of numbers of its group's channels."""
+        n, c = each.shape
+        of_groups = each.reshape(n, self.groups, c // self.groups).mean(axis=2)
+        return ops.xp.repeat(of_groups, c // self.groups, axis=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 # The signatures that the functions of this package expect: module.cpp has the same number.
-ABI = 7
+ABI = 8
 
 
 def _import_core() -> Any:

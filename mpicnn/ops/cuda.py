@@ -32,8 +32,10 @@ from mpicnn.ops._cuda_channels import (
     channel_sums,
     lrn,
     lrn_dx,
-    plane_sums,
-    scale_shift,
+    moments,
+    normalise,
+    normalise_dx,
+    normalise_sums,
 )
 from mpicnn.ops._cuda_conv import conv2d, conv2d_dw, conv2d_dx, conv2d_methods
 from mpicnn.ops._cuda_images import images

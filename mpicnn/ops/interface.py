@@ -147,14 +147,26 @@ class Backend(Protocol):
         """Return the sum of a, or of a * b, over all axes but 1, added in float64."""
         ...
 
-    def plane_sums(self, a: Array, b: Array | None = None) -> Array:
-        """Return the sum of a, or of a * b, over space: (n, c) for (n, c, …)."""
+    def moments(self, x: Array, planes: bool = False) -> tuple[Array, Array]:
+        """Return the mean of every channel of x, and the sum of squares about it, in float64: (c,),
+        or those of every example's channels, (n, c), with `planes`. Of nothing both are 0."""
         ...
 
-    def scale_shift(self, x: Array, scale: Array, shift: Array, over: bool = False) -> Array:
-        """Return x * scale + shift with one scale and one shift per channel (axis 1), both (c,), or
-        per channel of every example, both (n, c). With `over` the result may be written over x.
-        """
+    def normalise(
+        self, x: Array, mean: Array, scale: Array, shift: Array, over: bool = False
+    ) -> Array:
+        """Return (x - mean) * scale + shift, all (c,) or all (n, c), maybe `over` x."""
+        ...
+
+    def normalise_sums(self, dy: Array, x: Array, mean: Array) -> tuple[Array, Array]:
+        """Return the sums of dy and of dy * (x - mean), both (c,) or (n, c) as `mean` is."""
+        ...
+
+    def normalise_dx(
+        self, dy: Array, x: Array, mean: Array, factors: Array, over: bool = False
+    ) -> Array:
+        """Return dy * scale - ((x - mean) * along + shift), maybe `over` dy; scale, along and shift
+        are stacked in `factors`, (3, c) or (3, n, c)."""
         ...
 
     def mul(self, x: Array, mask: Array) -> Array:
@@ -259,10 +271,7 @@ class Backend(Protocol):
         ...
 
     def set_threads(self, count: int) -> None:
-        """Let kernels, and NumPy's matrix products, use `count` threads from now on.
-
-        Raises ValueError for less than 1.
-        """
+        """Let kernels and NumPy's products use `count` threads; raises ValueError below 1."""
         ...
 
     def set_convolution(self, methods: str) -> None:
@@ -273,10 +282,7 @@ class Backend(Protocol):
         ...
 
     def set_precision(self, precision: str) -> None:
-        """Multiply in this precision from now on (see `mpicnn.precision`).
-
-        Raises DeviceError for what the device does not have.
-        """
+        """Multiply in this precision from now on (`mpicnn.precision`), else raise DeviceError."""
         ...
 
     def Feed(self) -> Prefetch:  # noqa: N802  (a class)

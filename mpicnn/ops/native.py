@@ -26,7 +26,17 @@ from mpicnn.ops._host import (
     upload,
     upload_labels,
 )
-from mpicnn.ops._native_check import array, channels_array, integers
+from mpicnn.ops._native_channels import (
+    bias_grad,
+    channel_sums,
+    lrn,
+    lrn_dx,
+    moments,
+    normalise,
+    normalise_dx,
+    normalise_sums,
+)
+from mpicnn.ops._native_check import array, integers
 from mpicnn.ops._native_contract import conv2d_methods
 from mpicnn.ops._native_core import HAS_BLAS, core
 from mpicnn.ops._native_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
@@ -86,31 +96,6 @@ def set_precision(precision: str) -> None:
     core.set_products(products)
 
 
-def lrn(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
-    """Return y = x * scale**-beta and scale = k + alpha / size * (sum of x**2 over a window)."""
-    cells = channels_array("x", x)
-    _positive("size", size)
-    y, scale = np.empty_like(cells), np.empty_like(cells)
-    core.lrn(cells, size, alpha, beta, k, y, scale)
-    return y.reshape(x.shape), scale.reshape(x.shape)
-
-
-def lrn_dx(
-    dy: Array, x: Array, y: Array, scale: Array, size: int, alpha: float, beta: float
-) -> Array:
-    """Return the gradient of `lrn` by x, given what it returned."""
-    cells = channels_array("x", x)
-    _positive("size", size)
-    others = (
-        array(name, value, like=x, shape=x.shape).reshape(cells.shape)
-        for name, value in (("dy", dy), ("y", y), ("scale", scale))
-    )
-    dy, y, scale = others
-    dx = np.empty_like(cells)
-    core.lrn_dx(dy, cells, y, scale, size, alpha, beta, dx)
-    return dx.reshape(x.shape)
-
-
 def activate(name: str, x: Array, slope: float = 0.0, over: bool = False) -> Array:
     """Return the function `name` of every value of x, in NumPy where there is no kernel for it."""
     x = array("x", x)
@@ -143,48 +128,6 @@ def mul(x: Array, mask: Array) -> Array:
     y = np.empty_like(x)
     core.mul(x, mask, y)
     return y
-
-
-def bias_grad(dy: Array) -> Array:
-    """Return the gradient of `conv2d` or `linear` by b, given dy (n, o) or (n, o, h, w)."""
-    return channel_sums(array("dy", dy))
-
-
-def channel_sums(a: Array, b: Array | None = None) -> Array:
-    """Return the sum of a, or of a * b, over all axes but 1: values by fours, these in float64."""
-    cells = channels_array("a", a)
-    sums = np.empty(cells.shape[1], cells.dtype)
-    if b is None:
-        core.channel_sums(cells, sums)
-    else:
-        b = array("b", b, like=a, shape=a.shape).reshape(cells.shape)
-        core.channel_sums(cells, b, sums)
-    return sums
-
-
-def plane_sums(a: Array, b: Array | None = None) -> Array:
-    """Return the sum of a, or of a * b, over space: (n, c) for (n, c, …)."""
-    planes = _planes(channels_array("a", a))
-    if b is not None:
-        b = _planes(channels_array("b", array("b", b, like=a, shape=a.shape)))
-    return channel_sums(planes, b).reshape(a.shape[:2])
-
-
-def scale_shift(x: Array, scale: Array, shift: Array, over: bool = False) -> Array:
-    """Return x * scale + shift: one of each per channel (c,), or per example and channel (n, c)."""
-    cells = channels_array("x", x)
-    each = cells.shape[:2] if scale.ndim == 2 else cells.shape[1:2]
-    scale = array("scale", scale, like=cells, shape=each).reshape(-1)
-    shift = array("shift", shift, like=cells, shape=each).reshape(-1)
-    y = cells if over else np.empty_like(cells)
-    core.scale_shift(_planes(cells) if len(each) == 2 else cells, scale, shift, y)
-    return y.reshape(x.shape)
-
-
-def _planes(cells: Array) -> Array:
-    """Return (n, c, inner) as one example of n * c channels."""
-    n, c, inner = cells.shape
-    return cells.reshape(1, n * c, inner)
 
 
 def dropout(
@@ -273,8 +216,3 @@ def _in_place(changed: dict[str, Array], g: Array) -> bool:
         if not value.flags.writeable:
             raise ValueError(f"{name} must be writeable")
     return all(value.flags.carray for value in changed.values())
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")

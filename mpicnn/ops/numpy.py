@@ -91,23 +91,56 @@ def bias_grad(dy: Array) -> Array:
 
 def channel_sums(a: Array, b: Array | None = None) -> Array:
     """Return the sum of a, or of a * b, over all axes but 1; examples are added in float64."""
-    return plane_sums(a, b).sum(axis=0, dtype=np.float64).astype(a.dtype)
-
-
-def plane_sums(a: Array, b: Array | None = None) -> Array:
-    """Return the sum of a, or of a * b, over space: (n, c) for (n, c, …)."""
     shape = (a.shape[0], a.shape[1], math.prod(a.shape[2:]))
     if b is None:
-        return a.reshape(shape).sum(axis=2)
-    return np.einsum("nci,nci->nc", a.reshape(shape), b.reshape(shape))
+        planes = a.reshape(shape).sum(axis=2)
+    else:
+        planes = np.einsum("nci,nci->nc", a.reshape(shape), b.reshape(shape))
+    return planes.sum(axis=0, dtype=np.float64).astype(a.dtype)
 
 
-def scale_shift(x: Array, scale: Array, shift: Array, over: bool = False) -> Array:
-    """Return x * scale + shift: one of each per channel (c,), or per example and channel (n, c)."""
-    space = (1,) * (x.ndim - 2)
-    y: Array = np.multiply(x, scale.reshape(*scale.shape, *space), out=x if over else None)
-    y += shift.reshape(*shift.shape, *space)
+def moments(x: Array, planes: bool = False) -> tuple[Array, Array]:
+    """Return the mean of every channel, and the sum of squares about it, in float64."""
+    axes = _summed(x, planes)
+    count = max(1, math.prod(x.shape[axis] for axis in axes))
+    mean = x.sum(axis=axes, dtype=np.float64, keepdims=True) / count
+    squares = np.square(x - mean).sum(axis=axes)
+    return mean.reshape(squares.shape), squares
+
+
+def normalise(x: Array, mean: Array, scale: Array, shift: Array, over: bool = False) -> Array:
+    """Return (x - mean) * scale + shift: one of each per channel (c,), or per plane (n, c)."""
+    y: Array = np.subtract(x, _spread(mean, x), out=x if over else None)
+    y *= _spread(scale, x)
+    y += _spread(shift, x)
     return y
+
+
+def normalise_sums(dy: Array, x: Array, mean: Array) -> tuple[Array, Array]:
+    """Return the sums of dy and of dy * (x - mean) that belong to each mean."""
+    both = dy, dy * (x - _spread(mean, x))
+    axes = _summed(x, mean.ndim == 2)
+    sums, products = (a.sum(axis=axes, dtype=np.float64).astype(x.dtype) for a in both)
+    return sums, products
+
+
+def normalise_dx(dy: Array, x: Array, mean: Array, factors: Array, over: bool = False) -> Array:
+    """Return dy * scale - ((x - mean) * along + shift), given these three as `factors`."""
+    scale, along, shift = factors
+    dx: Array = np.multiply(dy, _spread(scale, x), out=dy if over else None)
+    dx -= normalise(x, mean, along, shift)
+    return dx
+
+
+def _summed(x: Array, planes: bool) -> tuple[int, ...]:
+    """Return the axes over which a channel of x, or one of its planes, reaches."""
+    space = range(2, x.ndim)
+    return tuple(space) if planes else (0, *space)
+
+
+def _spread(each: Array, x: Array) -> Array:
+    """Return numbers per channel (c,), or per plane (n, c), with an axis for each other of x."""
+    return each.reshape(*each.shape, *(1,) * (x.ndim - 2))
 
 
 def mul(x: Array, mask: Array) -> Array:

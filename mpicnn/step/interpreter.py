@@ -157,7 +157,7 @@ class Interpreter:
             grads = {short: self.ops.xp.zeros_like(p[short]) for short in op.grads}
             found: Any = [self.ops.xp.empty(shape, dy.dtype) for shape in call.x_shapes]
         else:
-            context = self._context(call, "made", "dy" if op.over else "")
+            context = self._context(call, "dy" if op.over else "")
             context.sums = before
             x = self._inputs(call, op.x) if op.x else None
             tape = Tape(x, None if op.y is None else values[op.y], values[op.saved])
