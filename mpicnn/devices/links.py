@@ -33,6 +33,7 @@ def measure_links(mesh: Mesh, hosts: Sequence[int]) -> tuple[Link, Link]:
     between = _timed(world, busy=0.0)
     comm = cast(MPI.Intracomm, world.comm.Split(hosts[world.rank], world.rank))
     here = _timed(Group(comm, mesh.engine, mesh.wires), busy=1.0)
+    comm.Free()
     table = mesh.collect(np.array([here.latency, here.bandwidth]))
     shared = [row for row, host in zip(table, hosts, strict=True) if hosts.count(host) > 1]
     if not shared:
