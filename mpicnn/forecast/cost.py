@@ -168,8 +168,9 @@ class Counter:
         touched = (once.activations + (2 - call.frozen) * once.weights) * self.itemsize
         return Work(once.flops((not call.frozen) + call.need_dx), touched)
 
-    def batch_sums(self, call: Call, way: int) -> Work:
+    def batch_sums(self, whole: Call, way: int) -> Work:
         """Return what the layer sums over the batch on the way forward (0) or back (1)."""
+        call = self._everywhere(whole)  # a rank sums the channels that it has
         lengths = call.batch_sums[way]
         work = Work()
         for length, axis in product(lengths, call.sum_axes):
