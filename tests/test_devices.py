@@ -1,18 +1,20 @@
 """Which rank computes on what, and how what it computes gets to the others."""
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import numpy as np
 import pytest
 from mpi4py import MPI
 from oracle import run_ranks
 
-from mpicnn import ops
 from mpicnn.comm import transport
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.wire import Wire
 from mpicnn.devices import choice as devices
 from mpicnn.devices.choice import assigned, gpu
 from mpicnn.errors import DeviceError, UserError
-from mpicnn.ops import numpy as reference
 from mpicnn.settings.groups import DeviceChoice
 
 
@@ -167,12 +169,24 @@ def test_a_gpu_without_cudnn_is_told(monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("asked", "told"), [("auto", 1), ("numpy", 0)])
-def test_kernels_that_were_not_built_are_told(monkeypatch, asked, told):
-    monkeypatch.setattr(ops, "load", lambda name: reference)
+NOT_BUILT = "the native kernels were not built; install a C++ compiler and reinstall mpicnn"
+OTHER_VERSION = "core.so was built from another version of mpicnn; install it again"
+
+
+@pytest.mark.parametrize(("core", "why"), [(None, NOT_BUILT), (0, OTHER_VERSION)])
+@pytest.mark.parametrize("asked", ["auto", "numpy"])
+def test_why_layers_run_in_numpy_is_told(monkeypatch, asked, core, why):
+    module = ModuleType("_mpicnn_core")
+    module.ABI, module.__file__, module.__spec__ = core, "core.so", ModuleSpec("core", None)
+    monkeypatch.setitem(sys.modules, "_mpicnn_core", None if core is None else module)
+    for name in (
+        "native",
+        *(f"_native_{part}" for part in ("channels", "contract", "core", "pool")),
+    ):
+        monkeypatch.delitem(sys.modules, f"mpicnn.ops.{name}", raising=False)
     machine = DeviceChoice(device="cpu", backend=asked, threads=1)
     notes = devices.choose_device(MPI.COMM_SELF, machine, "float32", {}).notes
-    assert ["native kernels were not built" in note for note in notes] == [True] * told
+    assert notes == ((f"layers run in NumPy, which is slower: {why}",) if asked == "auto" else ())
 
 
 def test_a_device_is_the_cpu_unless_said_otherwise():

@@ -102,10 +102,7 @@ def _notes(machine: DeviceChoice, number: int | None, backend: Backend) -> Itera
     if "auto" in machine.device.split(",") and (reason := gpu.unusable()):
         yield f"ranks compute on cores beside an NVIDIA driver: {reason}"
     if machine.backend == "auto" and backend.NAME == "numpy":
-        yield (
-            "the native kernels were not built, so layers run in NumPy, which is slower; install "
-            "a C++ compiler and reinstall mpicnn"
-        )
+        yield f"layers run in NumPy, which is slower: {ops.missing('native')}"
 
 
 def _load(machine: DeviceChoice, precision: str, number: int | None, threads: int) -> Backend:

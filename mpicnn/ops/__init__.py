@@ -28,23 +28,23 @@ def load(name: str) -> Backend:
     Raises UserError for an unknown name and DeviceError for a backend that is not there.
     """
     if name == "auto":
-        return load("native" if _missing("native") is None else "numpy")
+        return load("native" if missing("native") is None else "numpy")
     if name not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))
         raise UserError(f"backend {name!r} is not known: choose one of {known}")
-    problem = _missing(name)
+    problem = missing(name)
     if problem is not None:
-        raise DeviceError(f"backend {name} cannot be used here ({problem}): install or build it")
+        raise DeviceError(f"backend {name} cannot be used here: {problem}")
     return cast(Backend, import_module(f"mpicnn.ops.{name}"))
 
 
 def available() -> tuple[str, ...]:
     """Return the names of the backends that can be loaded here."""
-    return tuple(name for name in BACKENDS if _missing(name) is None)
+    return tuple(name for name in BACKENDS if missing(name) is None)
 
 
-def _missing(name: str) -> str | None:
-    """Return why a backend cannot be imported, or None where it can."""
+def missing(name: str) -> str | None:
+    """Return why a backend cannot be imported here, None where it can."""
     module = f"mpicnn.ops.{name}"
     if find_spec(module) is None:
         return "it is not part of this installation"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ ABI = 8
 
 def _import_core() -> Any:
     """Return the module of kernels; raises ImportError where none, or another version, is built."""
+    if find_spec("_mpicnn_core") is None:
+        raise ImportError(
+            "the native kernels were not built; install a C++ compiler and reinstall mpicnn"
+        )
     core = _checked("_mpicnn_core")
     for level in range(core.x86_64_level(), 2, -1):
         # a compiler that does not know -march=x86-64-v4, or -v3, left that variant out
@@ -30,7 +35,7 @@ def _checked(name: str) -> Any:
     core: Any = import_module(name)
     if ABI != core.ABI:
         raise ImportError(
-            f"{core.__file__} was built from another version of mpicnn: install it again"
+            f"{core.__file__} was built from another version of mpicnn; install it again"
         )
     return core
 
