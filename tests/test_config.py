@@ -247,25 +247,6 @@ def test_settings_of_another_version_are_refused_by_name() -> None:
         Settings.from_json('{"batch": 3, "colour": 1}')
 
 
-@pytest.mark.parametrize("columns", [80, 100])
-def test_help_shows_every_option_and_fits(columns: int, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        config.parse(["--help"], "train", {"COLUMNS": str(columns)})
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= columns
-    for group, each in Settings.options():
-        assert f"\n{group.heading}:\n" in text
-        assert f"\n  --{each.name.replace('_', '-')}" in text
-
-
-def test_version_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        train("--version")
-    assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith("mpicnn ")
-
-
 def test_predict_takes_names_of_images_as_they_are() -> None:
     found = config.parse(["runs/a", "x,y.png", "[z.png", "--top", "2"], "predict", {})
     assert (found.run, found.images, found.top) == ("runs/a", ("x,y.png", "[z.png"), 2)

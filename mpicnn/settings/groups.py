@@ -138,7 +138,9 @@ class Augmentation(Options):
     heading = "augmentation of training images"
     fixed = True
     crop: int = option(0, "size of random square crops, pixels", ge=0, le=65536, unset="off")
-    pad: int = option(0, "zeros added around images before the crop, pixels", ge=0, le=4096)
+    pad: int = option(
+        0, "border of the mean colour around images before the crop, pixels", ge=0, le=4096
+    )
     flip: bool = option(False, "mirror half of the images left to right, at random")
     crop_area: tuple[float, ...] = option(
         (), "cut out this fraction of the area, least and most, and scale it to crop", "X,X",
@@ -202,9 +204,7 @@ class PlanChoice(Options):
         check=path,
         names_file=bool,
     )
-    recalibrate: bool = option(
-        False, "measure anew where that file is of other ranks, hosts, devices or threads"
-    )
+    recalibrate: bool = option(False, "measure anew where the speeds in that file do not hold here")
     grid: str = option(
         "", "ranks as a data x model grid, like 2x4", "DxM", unset="one axis",
         check=extents("2x4"),
@@ -220,7 +220,9 @@ class PlanChoice(Options):
     batch_norm: Normalised = option(
         "batch", "what batch norm takes its statistics of: the whole batch, or each micro-batch"
     )
-    scheme: Scheme = option("a", "how fully connected layers get the batch (plan owt)")
+    scheme: Scheme = option(
+        "a", "how fully connected layers get the batch; a: at once; b, c: in rounds"
+    )
     sync: Sync = option("allreduce", "how replicated weights are kept equal")
     bucket_mb: float = option(1.0, "size of the messages that gradients are joined in, MB", gt=0)
     progress_thread: Literal["auto", "on", "off"] = option(

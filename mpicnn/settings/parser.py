@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import Field, dataclass
+from types import MappingProxyType
 from typing import Any, NoReturn, get_origin, get_type_hints
 
 from mpicnn import __version__
@@ -16,6 +17,15 @@ from mpicnn.settings import recipes
 from mpicnn.settings.option import Options, describe, kebab
 from mpicnn.settings.validation import AnyOptions, kept, nearest, wrong
 from mpicnn.text import one_of
+
+PURPOSES: Mapping[str, str] = MappingProxyType(
+    {
+        "": "Train convolutional networks over MPI ranks.",
+        "data": "Make image files, check them, and show what they hold.",
+        "data prepare": "Make an image file out of images or a known data set.",
+    }
+)
+"""What the commands that begin with some words have in common."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +50,12 @@ class Form:
 def refuse(
     argv: list[str], begun: str, form: Form, commands: Mapping[str, type[Options]]
 ) -> NoReturn:
-    """Show which commands begin with the words `begun`, or raise UserError for what came then."""
+    """Show the commands that begin with the words `begun`, or refuse the word behind these.
+
+    Raises UserError, or SystemExit(0) after `--help` and `--version`.
+    """
     known = [name for name in commands if name.startswith(f"{begun} ".lstrip())]
-    parser = form.parser("COMMAND ...", "Train convolutional networks over MPI ranks.")
+    parser = form.parser("COMMAND ...", PURPOSES[begun])
     general = parser.add_argument_group("general")
     add_general(general)
     listed = parser.add_argument_group(
@@ -82,7 +95,7 @@ def read(
         raise UserError(f"command line: not text in {encoding.upper()}; {remedy}") from None
     options = {each.name: each for _, each in kind.options()}
     types = get_type_hints(kind)
-    usage = f"{' '.join(arguments(kind, options.values()))} [--option value ...]"
+    usage = f"{' '.join(arguments(kind, options.values(), types))} [--option value ...]"
     parser = form.parser(usage, kind.purpose)
     add_options(parser, kind, types)
     found, unknown = parser.parse_known_args(argv)
@@ -186,12 +199,14 @@ def placeholder(each: Field[Any], hint: Any) -> str:
     return each.metadata["metavar"] or {int: "N", float: "X"}.get(hint, "NAME")
 
 
-def arguments(kind: type[Options], options: Collection[Field[Any]]) -> Iterator[str]:
+def arguments(
+    kind: type[Options], options: Collection[Field[Any]], types: Mapping[str, Any]
+) -> Iterator[str]:
     """Yield the arguments without a name as the usage line shows them."""
     if kind.reads_file:
         yield "[CONFIG]"
     for each in filter(positional, options):
-        yield flag(each)
+        yield f"{flag(each)} ..." if get_origin(types[each.name]) is tuple else flag(each)
 
 
 def help_text(each: Field[Any], hint: Any) -> str:
