@@ -213,7 +213,7 @@ def test_python_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("def model(input_shape, classes)\n", "mine.py, line 1: SyntaxError"),
+        ("def model(input_shape, classes)\n", "mine.py, line 1: SyntaxError: expected ':'$"),
         ("\nimport no_such_module\n", "mine.py, line 2: ModuleNotFoundError"),
         ("def model(shape, classes):\n    return [\n        shape / 2]\n", "line 3: TypeError"),
         ("model = 3\n", "mine.py: defines no function"),

@@ -26,7 +26,11 @@ def python_layers(path: Path, input_shape: Shape, classes: int) -> list[entry.No
             raise UserError("defines no function model(input_shape, classes)")
         layers = list(model(input_shape, classes))
     except (Exception, SystemExit) as error:
-        message = " ".join(str(error).split())
+        # as text, a SyntaxError of this file would name its place once more
+        message = str(error)
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            message = error.msg
+        message = " ".join(message.split())
         if not isinstance(error, UserError):
             message = f"{type(error).__name__}: {message}"
         raise UserError(f"{_place(path, error)}: {message}") from error
