@@ -29,20 +29,22 @@ def check_form(model: Model, plan: Plan) -> None:
     """Raise UserError for letters, shares or names that a network does not allow."""
     kinds = {name: layer.kind for name, layer in model.layers} | {LOSS: LOSS_KIND}
     if plan.scheme not in SCHEMES:
-        raise UserError(f"plan: scheme {plan.scheme!r} is not one of {', '.join(SCHEMES)}")
+        raise UserError(
+            f"plan {plan.name}: scheme {plan.scheme!r} is not one of {', '.join(SCHEMES)}"
+        )
     if plan.sync not in SYNCS:
-        raise UserError(f"plan: sync {plan.sync!r} is not one of {', '.join(SYNCS)}")
+        raise UserError(f"plan {plan.name}: sync {plan.sync!r} is not one of {', '.join(SYNCS)}")
     if len(plan.grid) not in (1, 2):
-        raise UserError(f"plan: a grid has one or two axes, got {len(plan.grid)}")
-    check_shares("plan", plan.shares, plan.grid)
+        raise UserError(f"plan {plan.name}: a grid has one or two axes, got {len(plan.grid)}")
+    check_shares(f"plan {plan.name}", plan.shares, plan.grid)
     _check_stages(model, plan)
     if plan.scheme != "a" and model.fc_start == len(model.layers):
         raise UserError(
-            f"plan: scheme ({plan.scheme}) feeds fully connected layers in rounds, "
+            f"plan {plan.name}: scheme ({plan.scheme}) feeds fully connected layers in rounds, "
             f"and {model.name} has none; use scheme a"
         )
     for name, layer in plan.layers.items():
-        where = f"plan: layer {name}"
+        where = f"plan {plan.name}: layer {name}"
         if name != INPUT and name not in kinds:
             known = ", ".join(kinds)
             raise UserError(f"{where}: {model.name} has no such layer; it has {known}")
@@ -82,30 +84,34 @@ def _check_groups(model: Model, plan: Plan) -> None:
         if any(each.divides_inputs for each in rows(layer.kind, asked.split)):
             able = (a for a in letters(layer.kind) if not rows(layer.kind, a)[0].divides_inputs)
             raise UserError(
-                f"plan: layer {name}: a convolution in groups cannot divide its input channels; "
-                f"use split {one_of(tuple(able))}"
+                f"plan {plan.name}: layer {name}: a convolution in groups cannot divide its "
+                f"input channels; use split {one_of(tuple(able))}"
             )
 
 
 def _check_stages(model: Model, plan: Plan) -> None:
     """Raise UserError for stages, micro-batches or rounds that the network cannot run in."""
     if plan.order not in ORDERS:
-        raise UserError(f"plan: order {plan.order!r} is not one of {', '.join(ORDERS)}")
+        raise UserError(f"plan {plan.name}: order {plan.order!r} is not one of {', '.join(ORDERS)}")
     if plan.batch_norm not in NORMALISED:
         known = ", ".join(NORMALISED)
-        raise UserError(f"plan: batch_norm {plan.batch_norm!r} is not one of {known}")
+        raise UserError(f"plan {plan.name}: batch_norm {plan.batch_norm!r} is not one of {known}")
     if plan.micro_batches < 1:
-        raise UserError(f"plan: micro-batches must be at least 1, got {plan.micro_batches}")
+        raise UserError(
+            f"plan {plan.name}: micro-batches must be at least 1, got {plan.micro_batches}"
+        )
     names = [name for name, _ in model.layers]
     unknown = [name for name in plan.stages if name not in names[1:]]
     if unknown:
         raise UserError(
-            f"plan: stages: no stage can begin at {unknown[0]!r}; expected layers of {model.name} "
-            f"after the first, out of {', '.join(names[1:])}"
+            f"plan {plan.name}: stages: no stage can begin at {unknown[0]!r}; expected "
+            f"layers of {model.name} after the first, out of {', '.join(names[1:])}"
         )
     starts = [names.index(name) for name in plan.stages]
     if starts != sorted(set(starts)):
-        raise UserError(f"plan: stages {', '.join(plan.stages)} are not in the network's order")
+        raise UserError(
+            f"plan {plan.name}: stages {', '.join(plan.stages)} are not in the network's order"
+        )
     parted = {}
     if plan.micro_batches > 1 and plan.batch_norm == "batch":
         parted["micro-batches above 1"] = 0, "micro-batches 1, or batch-norm micro for theirs"
@@ -115,8 +121,8 @@ def _check_stages(model: Model, plan: Plan) -> None:
         for (name, layer), shape in list(zip(model.layers, model.fed, strict=True))[start:]:
             if name not in model.frozen and any(layer.batch_sums(shape)):
                 raise UserError(
-                    f"plan: layer {name} normalises over the whole batch, which {what} would cut "
-                    f"up; use {remedy}"
+                    f"plan {plan.name}: layer {name} normalises over the whole batch, which "
+                    f"{what} would cut up; use {remedy}"
                 )
 
 

@@ -80,7 +80,7 @@ class Network:
             w = layer.params(self.model.fed[index]).get("w")
             what = f"{name}.w of shape {w.shape}" if w else f"the channels of layer {name}"
             raise UserError(
-                f"plan: {what} cannot be shared: {error}; "
+                f"plan {self.layouts.plan.name}: {what} cannot be shared: {error}; "
                 "give the ranks that shall stay idle a share of 0"
             ) from None
 

@@ -11,11 +11,12 @@ from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from mpicnn.division.plan import LayerPlan, Plan, Shares, equal_shares
-from mpicnn.division.presets import preset
+from mpicnn.division.presets import BRANCHES, PRESETS, preset
 from mpicnn.division.stages import cut
 from mpicnn.division.strategy import all_letters
 from mpicnn.documents import read_toml
 from mpicnn.errors import UserError
+from mpicnn.text import one_of
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
@@ -193,6 +194,11 @@ def _check(where: str, found: Mapping[str, Any], known: Mapping[str, type]) -> N
 
 def _check_items(where: str, found: Mapping[str, Any]) -> None:
     """Check the entries of the lists that a file's table holds."""
+    known = (*PRESETS, BRANCHES)
+    if found.get("preset", "data") not in known:
+        raise UserError(
+            f"plan {where}: preset = {short(found['preset'])}, expected {one_of(known)}"
+        )
     if not all(type(n) is int and n > 0 for n in found.get("grid", [])):
         raise UserError(
             f"plan {where}: grid = {short(found['grid'])}, expected whole numbers above 0"

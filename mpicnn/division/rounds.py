@@ -69,8 +69,8 @@ def write_rounds(body: Segment, head: range, learn: Mapping[str, Slot] | None) -
     crossing = model.crossing(head.start)
     if len(crossing) > 1:
         raise UserError(
-            f"plan: scheme ({plan.scheme}) needs a stage that begins where one layer alone feeds "
-            f"those behind, unlike {first}; use scheme a or another stage"
+            f"plan {plan.name}: scheme ({plan.scheme}) needs a stage that begins where one "
+            f"layer alone feeds those behind, unlike {first}; use scheme a or another stage"
         )
     (entry,) = crossing
     held = body.values[entry]
@@ -78,9 +78,9 @@ def write_rounds(body: Segment, head: range, learn: Mapping[str, Slot] | None) -
     shared = all(row.shares_batch for row in division.rows)
     if plan.scheme != "a" and not shared and head.start > model.fc_start:
         raise UserError(
-            f"plan: scheme ({plan.scheme}) needs all fully connected layers in one stage, but the "
-            f"last begins at {first}; begin it at {model.layers[model.fc_start][0]} or before, or "
-            "use scheme a"
+            f"plan {plan.name}: scheme ({plan.scheme}) needs all fully connected layers in one "
+            f"stage, but the last begins at {first}; begin it at "
+            f"{model.layers[model.fc_start][0]} or before, or use scheme a"
         )
     gradient = body.network.slot()
     found = [

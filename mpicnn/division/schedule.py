@@ -65,8 +65,8 @@ def parts(plan: Plan, division: LayerDivision, layout: Layout, count: int) -> li
         return [Part(np.stack([0 * rows, rows]), np.arange(count), layout)]
     if not all(row.shares_batch for row in division.rows):
         raise UserError(
-            f"plan: scheme ({plan.scheme}) needs the layers before the fully connected ones "
-            "divided by the batch; use split n for them or scheme a"
+            f"plan {plan.name}: scheme ({plan.scheme}) needs the layers before the fully connected "
+            "ones divided by the batch; use split n for them or scheme a"
         )
     each = _by_round(plan, rows)
     found = (_part(plan.grid, starts, each[..., k : k + 2]) for k in range(plan.grid[-1]))
