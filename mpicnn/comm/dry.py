@@ -44,7 +44,7 @@ class DryMesh(Mesh):
         return Group(place, self.engine, lambda comm: _DryWire(comm, self))
 
     def fill(self, y: Array, x: Array | None) -> Request:
-        """Fill what arrives with what is sent, as often as it takes; with zeros if that is nothing.
+        """Fill the array that receives by repeating what is sent; with zeros if that is nothing.
 
         Returns a request that has ended.
         """

@@ -38,7 +38,7 @@ class Line:
         self._kept: deque[tuple[Any, Any]] = deque()
 
     def ask(self, passage: Passage) -> Passage:
-        """Begin a passage as soon as those before it have begun and its data is there."""
+        """Queue a collective: it begins once those before it have begun and its data is there."""
         with self._lock:
             self._asked.append(passage)
             self.advance()

@@ -17,7 +17,7 @@ ORIENTATION = (274, 3, 1)  # its tag, type (16 bits) and number of values
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """Return a PNG or TIFF file with what its pixels need alone; None for what is neither.
+    """Return a PNG or TIFF file without all that its pixels do not need; None for other files.
 
     Raises struct.error where the file is too short. Other formats need no help: Pillow passes over
     damaged metadata in them.

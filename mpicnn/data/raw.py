@@ -1,4 +1,4 @@
-"""The bytes of an image file, as HDF5 reads them through Python: looked at before it sees them.
+"""Read image files for HDF5, and refuse a kind of damage that it would never return from.
 
 HDF5 (2.0 and before) never returns from a damaged heap, the place of texts of variable length:
 it goes on from object to object, and one that takes no room leads to itself. Heaps have no

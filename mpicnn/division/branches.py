@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def branches(model: Model) -> list[list[list[int]]]:
-    """Return the indices of the layers of all branches, place by place where there are several.
+    """Return the branches at each place where a network branches, as indices of their layers.
 
     Between two neighbouring places where the network is one value wide, layers hang together that
     feed one another without the last one, which joins them. Several such groups are branches.

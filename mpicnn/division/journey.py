@@ -1,4 +1,4 @@
-"""The way of one array over hops, from slot to slot."""
+"""Write the operations that carry one array over several hops, one hop after the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpicnn.division.operations import Operation, Slot, Start, Wait
 
 @dataclass
 class Journey:
-    """Follow an array over `hops` for layer `name`, each from one of `slots` to the next.
+    """Carry an array over `hops` for layer `name`, each from one of `slots` to the next.
 
     `ended` counts the hops that have been waited for. A hop begins as soon as the one before it has
     ended, but the first, with which a journey begins.
@@ -24,17 +24,17 @@ class Journey:
     ended: int = 0
 
     def begin(self) -> Iterator[Operation]:
-        """Yield what starts the first hop."""
+        """Yield the start of the first hop."""
         self.ended = 0
         yield self._start()
 
     def advance(self) -> Iterator[Operation]:
-        """Yield what leaves the last hop alone under way."""
+        """Yield what ends all hops but the last, and starts that one."""
         while self.ended < len(self.hops) - 1:
             yield from self._end_hop()
 
     def end(self) -> Iterator[Operation]:
-        """Yield what is left of the journey: nothing once it has ended."""
+        """Yield what ends all hops: nothing once they have ended."""
         while self.ended < len(self.hops):
             yield from self._end_hop()
 

@@ -1,7 +1,7 @@
-"""Find out which operation is the last to read each slot, and which may write over what it reads.
+"""Free arrays behind their last reader, and let operations write over what nobody reads later.
 
-What matters is memory, not slots: several slots may hold views of one array. Slots that may do so
-at any time are taken for one group.
+Several slots may hold views of one array. Slots that may do so at any time form a group, and the
+array of a group is in use as long as any of them is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mpicnn.division.operations import (
 
 
 def reads(op: Operation) -> tuple[Slot, ...]:
-    """Return the slots that an operation looks at."""
+    """Return the slots whose arrays an operation reads."""
     match op:
         case Start() | Loss() | Rows() | Send():
             return (op.x,)
@@ -51,7 +51,7 @@ def reads(op: Operation) -> tuple[Slot, ...]:
 
 
 def writes(op: Operation) -> tuple[Slot, ...]:
-    """Return the slots that an operation fills, or that something is on its way to from then on."""
+    """Return the slots that an operation fills, at once or when what it begins has arrived."""
     match op:
         case Forward():
             return (op.y,) if op.saved is None else (op.y, op.saved)
@@ -65,7 +65,7 @@ def writes(op: Operation) -> tuple[Slot, ...]:
 
 
 def with_frees(ops: Iterable[Operation], kept: set[Slot]) -> tuple[Operation, ...]:
-    """Return operations with a Free behind the last one that deals with each slot not `kept`."""
+    """Return the operations, with a Free behind the last use of every slot that is not `kept`."""
     listed = list(ops)
     done: dict[int, list[Slot]] = {}
     for slot, at in _last_uses(listed).items():
@@ -80,7 +80,7 @@ def with_frees(ops: Iterable[Operation], kept: set[Slot]) -> tuple[Operation, ..
 
 
 def with_overwriting(ops: Iterable[Operation], kept: set[Slot]) -> list[Operation]:
-    """Return operations that write over what they are the last to read, where they can.
+    """Return the operations, told to write results over inputs that nobody reads later.
 
     `kept` are slots whose arrays others hold.
     """
@@ -148,9 +148,9 @@ class _Groups:
 
 
 def views(op: Operation) -> Iterator[tuple[Slot, Slot]]:
-    """Yield slots that an operation fills with what may be a view, and what it is a view of.
+    """Yield (y, x) for each slot y that an operation fills with what may be a view of slot x.
 
-    Where one is written over another, only the first is read from then on: that is no view.
+    Where y is written over x, x is not read from then on: that is no view.
     """
     match op:
         case Start() if op.hop.keeps:

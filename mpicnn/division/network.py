@@ -1,4 +1,4 @@
-"""How the values of a network lie, and what their readers want of them."""
+"""The layout of every value of a network, and the layouts in which layers want to read it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Value(NamedTuple):
-    """Hold how a value lies: its whole shape, its layout, and its slot."""
+    """Hold the whole shape of a value, its layout, and its slot."""
 
     shape: Shape
     layout: Layout
@@ -27,14 +27,14 @@ class Value(NamedTuple):
 
 
 class Lying(NamedTuple):
-    """Hold how a layer wants what it reads, and its output, which has no slot yet."""
+    """Hold the layouts in which a layer reads its inputs, and its output, which has no slot yet."""
 
     x: tuple[Layout, ...]
     y: Value
 
 
 class Reader(NamedTuple):
-    """Hold what layer `name`, or the loss, wants of a value."""
+    """Hold the layout in which layer `name`, or the loss, reads a value."""
 
     name: str
     layout: Layout
@@ -62,7 +62,7 @@ class Network:
         return next(self.numbers)
 
     def lie(self, values: dict[int, Value], index: int) -> Lying:
-        """Return how a layer's inputs are to lie, some layouts of `values` being known.
+        """Return the layouts of a layer's inputs and output, given those of `values`.
 
         Raises UserError where its channels are too few for the ranks that share them.
         """
@@ -85,7 +85,7 @@ class Network:
             ) from None
 
     def lie_all(self, values: dict[int, Value], indices: Iterable[int]) -> dict[int, Lying]:
-        """Return how some layers lie, one after another, where `values` are known."""
+        """Return what `lie` does for some layers in their order, given the layouts of `values`."""
         known, found = dict(values), {}
         for index in indices:
             found[index] = self.lie(known, index)
@@ -93,7 +93,7 @@ class Network:
         return found
 
     def loss(self, logits: Value) -> Reader:
-        """Return how the loss wants the logits."""
+        """Return the layout in which the loss reads the logits."""
         division = self.divisions[LOSS]
         if division.follows:
             return Reader(LOSS, logits.layout)

@@ -1,4 +1,4 @@
-"""Put the journeys of parameters and gradients between the operations that need and make them."""
+"""Insert what brings parameters from home to where layers use them, and gradients home."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ class Replicated:
 
     @property
     def dual(self) -> Partial:
+        """Return how the gradient of a tensor lies that is placed so."""
         return Partial()
 
     def box(self, shape: Shape, rank: int) -> Box:
@@ -39,6 +40,7 @@ class Partial:
 
     @property
     def dual(self) -> Replicated:
+        """Return how the gradient of a tensor lies that is placed so."""
         return Replicated()
 
     def box(self, shape: Shape, rank: int) -> Box:
@@ -65,6 +67,7 @@ class Split:
 
     @property
     def dual(self) -> Split:
+        """Return how the gradient of a tensor lies that is placed so."""
         return self
 
     @cached_property
@@ -138,7 +141,10 @@ def on_first(n: int, ranks: int) -> Bounds:
 
 
 def split_within(outer: Layout, dim: int, length: int, divide: Callable[[int], Bounds]) -> Split:
-    """Split a dimension along the axis behind `outer`: `divide` gives bounds of what is left."""
+    """Split a dimension along the axis behind those of `outer`, which may split it already.
+
+    Each part that they leave is divided anew: `divide` gives the bounds for a part's length.
+    """
     for placement in reversed(outer):
         if isinstance(placement, Split) and placement.dim == dim:
             parts = pairwise(placement.bounds)
@@ -148,7 +154,10 @@ def split_within(outer: Layout, dim: int, length: int, divide: Callable[[int], B
 
 
 def seen(layout: Layout, axis: int, coords: Sequence[int]) -> Placement:
-    """Return how a tensor lies along an axis as seen there: bounds count from what is left."""
+    """Return the placement along an axis as the ranks at `coords` of the earlier axes see it.
+
+    Bounds count from the beginning of the part that the earlier axes leave them.
+    """
     placement = layout[axis]
     if not isinstance(placement, Split):
         return placement
@@ -181,7 +190,7 @@ def region(shape: Shape, layout: Layout, coords: Sequence[int]) -> Box:
 
 
 def ranges(shape: Shape, layout: Layout, grid: Sequence[int], dim: int) -> Ranges:
-    """Return the range of a dimension that lies at every place: int64 (2, *grid).
+    """Return the range of a dimension that each place of the grid holds: int64 (2, *grid).
 
     Along axes that do not split it the array may have length 1.
     """
@@ -195,7 +204,7 @@ def ranges(shape: Shape, layout: Layout, grid: Sequence[int], dim: int) -> Range
 
 
 def counts_here(layout: Layout, coords: Sequence[int]) -> bool:
-    """Say whether the block at mesh `coords` counts where each part of a tensor shall count once.
+    """Say whether a sum over all ranks that takes every part once takes it at mesh `coords`.
 
     Of the ranks that hold the same block, the first one's does. Raises ValueError for a sum that
     is still to be made: it has no parts.

@@ -36,7 +36,7 @@ OWN: Layout = ()
 
 @dataclass
 class Contributions:
-    """Count what is still to be added to a gradient in one layout; `slot` is what is there."""
+    """Count what is still to be added to a gradient in one layout; `slot` holds the sum so far."""
 
     missing: int
     slot: Slot | None = None
@@ -84,7 +84,7 @@ class Segment:
         self.sums: dict[Key, Contributions] = {}
 
     def begin(self, value: int) -> None:
-        """Start a value's ways to all layouts in which it is wanted."""
+        """Start to carry a value to every other layout in which a layer reads it."""
         held = self.values[value]
         for reader in self.readers.get(value, []):
             hops = self._route(held, reader.layout)
@@ -107,7 +107,7 @@ class Segment:
         return way.slots[-1]
 
     def fetch(self, value: int, layout: Layout) -> Slot:
-        """Return the slot of a value as it is wanted, waiting where it is on its way."""
+        """Return the slot of a value in a layout, waiting for it where it is on its way."""
         copy = self.copies.get((value, layout))
         return self._arrive(copy) if copy else self.values[value].slot
 
@@ -128,7 +128,7 @@ class Segment:
             self.begin(index + 1)
 
     def lose(self) -> None:
-        """Write the loss, of logits that are there."""
+        """Write the loss of the logits, which have been computed."""
         last = len(self.model.layers)
         (reader,) = (reader for reader in self.readers[last] if reader.name == LOSS)
         x, dx = self.fetch(last, reader.layout), self.network.slot()
@@ -137,7 +137,7 @@ class Segment:
             self.contribute(last, reader.layout, dx)
 
     def contribute(self, value: int, layout: Layout, slot: Slot) -> None:
-        """Add an array to a value's gradient in the dual of the layout in which it was wanted.
+        """Add an array to the gradient of a value, in the dual of the layout in which it was read.
 
         What is complete in another layout than the value's own sets out.
         """

@@ -43,7 +43,7 @@ def layer_work(
 
 
 def whole_layer_work(layer: Layer, fed: Any) -> LayerWork:
-    """Return the work of an undivided layer on one example as it is fed it (`Model.fed`)."""
+    """Return the work of an undivided layer on one example, of the shape in `Model.fed`."""
     weights = {name: prod(p.shape) for name, p in layer.params(fed).items()}
     shapes = fed if layer.joins else (fed,)
     examples = [(1, *shape) for shape in shapes]

@@ -95,7 +95,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Loss:
-    """Say what a step takes beyond what all ranks need that share the work evenly, s.
+    """Say how long a step takes beyond the time that evenly shared work would take, s.
 
     `between` and `inside` are what the links cost: so much shorter is the step without them.
     `uneven` is the rest: what the rank that computes longest does beyond its part, by layer, and,

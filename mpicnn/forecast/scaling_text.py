@@ -28,7 +28,7 @@ MEASURED = ("nodes", "step_s")
 
 @dataclass(frozen=True)
 class Row:
-    """Hold a point, what it is beside the reference, and what a step took in earnest, if known.
+    """Hold a forecast, how it compares with the reference, and a measured step, s, if there is one.
 
     `speedup` is that of the images per second, `efficiency` the speed-up as a part of what the
     nodes' speeds allow.

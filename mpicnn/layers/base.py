@@ -89,12 +89,12 @@ class Layer:
     layer of several inputs: its methods take a tuple of shapes and a list of arrays in place of one
     `shape` and `x`, and return a list of gradients in place of `dx`.
 
-    From three more, programs know which memory is whose. `reads` names what the backward pass is
-    given beside dy and what forward made: "x", "y", both or neither. It may see nothing else of
-    them: what is not named is freed or written over. `views` names what may be a view of another
-    array's memory in training: "y" of x, "dx" of dy. `overwrites` says whether y is written over x,
-    and dx over dy, where `Context.over` allows it. What a layer says unless it says otherwise holds
-    for any that puts no other array than its own into `made`.
+    Three more tell programs which arrays they may free or write over. `reads` names what the
+    backward pass is given beside dy and what forward made: "x", "y", both or neither. It may see
+    nothing else of them: what is not named is freed or written over. `views` names what may be a
+    view of another array's memory in training: "y" of x, "dx" of dy. `overwrites` says whether y is
+    written over x, and dx over dy, where `Context.over` allows it. Their defaults are safe for
+    every layer whose `made` holds arrays of its own alone.
     """
 
     kind: ClassVar[str] = "channelwise"

@@ -32,7 +32,7 @@ class Dropout(Layer):
 
     @property
     def views(self) -> frozenset[str]:  # type: ignore[override]
-        """What is a view: nothing, unless nothing is dropped."""
+        """Return nothing where values are dropped: all is then computed anew."""
         return frozenset() if self.rate else super().views
 
     def made_bytes(self, x_shapes: Sequence[Shape], y_shape: Shape, itemsize: int) -> int:

@@ -168,7 +168,7 @@ class Model:
 
     @cached_property
     def narrow(self) -> tuple[bool, ...]:
-        """Say of every layer whether it and all behind read one value alone from before it."""
+        """Say of every layer whether it and those behind it read a single value from before it."""
         alive, found = 0, []
         ends = Counter(self.last_read)
         for at in range(len(self.layers)):

@@ -76,7 +76,7 @@ class Metrics:
             return []
 
     def write(self, row: MetricsRow) -> None:
-        """Add a row, but none of a test that was there when the run went on.
+        """Add a row, unless the file already had that test when the run was resumed.
 
         Raises UserError where that fails, as on a full disk.
         """
