@@ -211,6 +211,31 @@ def test_python_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("overwrites = 'made'", "layer own: overwrites 'made', expected True or False$"),
+        ("joins = 1", "layer own: joins 1, expected True or False$"),
+        ("kind = ['channelwise']", "layer own: kind .*, expected one of contraction, channel"),
+        ("reads = 'x'", "layer own: reads 'x', expected a set of none or more of x, y$"),
+        ("views = {'x'}", "layer own: views {'x'}, expected a set of none or more of dx, y$"),
+    ],
+)
+def test_attributes_that_programs_believe_are_checked(
+    attribute: str, message: str, tmp_path: Path
+) -> None:
+    path = write(
+        tmp_path / "mine.py",
+        "from mpicnn.layers import Flatten, Layer, Linear\n"
+        "class Own(Layer):\n"
+        f"    {attribute}\n"
+        "def model(input_shape, classes):\n"
+        "    return [('own', Own()), ('flatten', Flatten()), ('fc1', Linear(classes))]\n",
+    )
+    with expect_error(message):
+        load(str(path), (3, 5, 4), 7)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("def model(input_shape, classes)\n", "mine.py, line 1: SyntaxError: expected ':'$"),

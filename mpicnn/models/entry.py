@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any
@@ -63,6 +63,31 @@ TYPES: Mapping[str, type[Layer]] = MappingProxyType(
         "flatten": Flatten,
     }
 )
+
+
+KINDS = ("contraction", "channelwise", "examplewise")
+DECLARED: Mapping[str, frozenset[str]] = MappingProxyType(
+    {"reads": frozenset({"x", "y"}), "views": frozenset({"y", "dx"})}
+)
+"""What a layer may name in attributes that are sets."""
+
+
+def check_declared(layer: Layer, where: str) -> None:
+    """Raise UserError, which `where` opens, for attributes of a layer's class that say nothing.
+
+    Programs believe them: a wrong one would free or write over what is still read.
+    """
+    if layer.kind not in KINDS:
+        raise UserError(f"{where}: kind {layer.kind!r}, expected one of {', '.join(KINDS)}")
+    for name in ("convolves", "joins", "overwrites"):
+        value: Any = getattr(layer, name)
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: {name} {value!r}, expected True or False")
+    for name, able in DECLARED.items():
+        value = getattr(layer, name)
+        if not isinstance(value, Set) or not value <= able:
+            known = ", ".join(sorted(able))
+            raise UserError(f"{where}: {name} {value!r}, expected a set of none or more of {known}")
 
 
 def describe(name: str, layer: Layer) -> dict[str, Any]:

@@ -97,6 +97,7 @@ class Model:
         name, layer, *more = node
         asked = tuple(more[0]) if more and more[0] else ()
         where = f"network {self.name}, layer {name}"
+        entry.check_declared(layer, where)
         for other in asked:
             if other not in known:
                 raise UserError(f"{where}: reads {other!r}, expected the name of a layer before it")
