@@ -7,15 +7,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from mpicnn.division.layout import Layouts
-from mpicnn.division.operations import Slot
+from mpicnn.division.operations import Call, Slot
 from mpicnn.division.placement import Layout, Shape
 from mpicnn.division.plan import LOSS
 from mpicnn.division.propagation import LayerDivision
+from mpicnn.division.strategy import CHANNEL
 from mpicnn.errors import UserError
+from mpicnn.layers.activation import ReLU
+from mpicnn.layers.conv import Conv
+from mpicnn.layers.linear import Linear
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
+
+_NONE = np.zeros(0, np.int64)
 
 
 class Value(NamedTuple):
@@ -98,3 +106,48 @@ class Network:
         if division.follows:
             return Reader(LOSS, logits.layout)
         return Reader(LOSS, self.layouts.input_layout(logits.shape, division))
+
+    def call(
+        self, index: int, x_shapes: tuple[Shape, ...], lying: Lying, together: int, joined: bool
+    ) -> Call:
+        """Return a run of a layer by all ranks, on no examples yet, of `together` that are
+        normalised together."""
+        name, layer = self.model.layers[index]
+        division = self.divisions[name]
+        grid = self.layouts.plan.grid
+        return Call(
+            name=name,
+            layer=layer,
+            number=index,
+            x_shapes=x_shapes,
+            x_layouts=lying.x,
+            y_shape=lying.y.shape,
+            y_layout=lying.y.layout,
+            positions=_NONE,
+            channels=(0, lying.y.shape[CHANNEL]),
+            together=together,
+            weights=self.weights[name],
+            sum_axes=tuple(
+                a for a, row in enumerate(division.rows) if row.shares_batch and grid[a] > 1
+            ),
+            owners=tuple((a, row.owner) for a, row in enumerate(division.rows) if row.alone),
+            idle=False,
+            need_dx=any(self.model.learns[value] for value in self.model.sources[index]),
+            joined=joined,
+            frozen=division.frozen,
+        )
+
+
+def may_join(model: Model, at: int) -> bool:
+    """Say whether a layer is a contraction and the next a ReLU on its output, which nothing else
+    reads.
+
+    Classes derived from these may do something else.
+    """
+    return (
+        at + 1 < len(model.layers)
+        and type(model.layers[at][1]) in (Conv, Linear)
+        and type(model.layers[at + 1][1]) is ReLU
+        and model.sources[at + 1] == (at + 1,)
+        and model.readers[at + 1] == 1
+    )

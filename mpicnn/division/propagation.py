@@ -41,9 +41,9 @@ def propagate(model: Model, plan: Plan) -> dict[str, LayerDivision]:
     check_form(model, plan)
     values = [_input(model, plan)]
     for (name, layer), sources in zip(model.layers, model.sources, strict=True):
-        found = _divide(name, layer.kind, plan, values[sources[0]])
+        found = divide(name, layer.kind, plan, values[sources[0]])
         values.append(found._replace(frozen=name in model.frozen))
-    loss = _divide(LOSS, LOSS_KIND, plan, values[-1])
+    loss = divide(LOSS, LOSS_KIND, plan, values[-1])
     names = (INPUT, *(name for name, _ in model.layers), LOSS)
     return dict(zip(names, (*values, loss), strict=True))
 
@@ -61,7 +61,8 @@ def _input(model: Model, plan: Plan) -> LayerDivision:
     return LayerDivision(rows(INPUT_KIND, split), shares or plan.shares)
 
 
-def _divide(name: str, kind: str, plan: Plan, before: LayerDivision) -> LayerDivision:
+def divide(name: str, kind: str, plan: Plan, before: LayerDivision) -> LayerDivision:
+    """Return how a layer, or the loss, is divided, given the division of what it reads (first)."""
     if asked := plan.layers.get(name):
         return LayerDivision(rows(kind, asked.split), asked.shares or plan.shares, asked.home)
     able = () if kind == "contraction" else letters(kind)

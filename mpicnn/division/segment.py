@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mpicnn.division.journey import Journey
 from mpicnn.division.move import Hop
-from mpicnn.division.network import Network, Reader, Value
+from mpicnn.division.network import Network, Reader, Value, may_join
 from mpicnn.division.operations import (
     Accumulate,
     Backward,
@@ -25,10 +25,7 @@ from mpicnn.division.operations import (
 )
 from mpicnn.division.placement import Layout
 from mpicnn.division.plan import LOSS
-from mpicnn.division.strategy import CHANNEL
 from mpicnn.layers.activation import ReLU
-from mpicnn.layers.conv import Conv
-from mpicnn.layers.linear import Linear
 
 OWN: Layout = ()
 """Stands for the layout in which a value lies."""
@@ -199,44 +196,18 @@ class Segment:
                     self.contribute(value, layout, slot)
 
     def _call(self, index: int) -> Call:
-        name, layer = self.model.layers[index]
+        x_shapes = tuple(self.values[value].shape for value in self.model.sources[index])
         lying = self.lying[index]
-        rows = self.network.divisions[name].rows
-        grid = self.layouts.plan.grid
-        return Call(
-            name=name,
-            layer=layer,
-            number=index,
-            x_shapes=tuple(self.values[value].shape for value in self.model.sources[index]),
-            x_layouts=lying.x,
-            y_shape=lying.y.shape,
-            y_layout=lying.y.layout,
-            positions=self.positions,
-            channels=(0, lying.y.shape[CHANNEL]),
-            together=self.together,
-            weights=self.network.weights[name],
-            sum_axes=tuple(a for a, row in enumerate(rows) if row.shares_batch and grid[a] > 1),
-            owners=tuple((axis, row.owner) for axis, row in enumerate(rows) if row.alone),
-            idle=False,
-            need_dx=any(self.model.learns[value] for value in self.model.sources[index]),
-            joined=self._joined(index),
-            frozen=self.network.divisions[name].frozen,
-        )
+        call = self.network.call(index, x_shapes, lying, self.together, self._joined(index))
+        return call._replace(positions=self.positions)
 
     def _joined(self, index: int) -> bool:
-        """Say whether a layer is a contraction or the ReLU behind it that go forward in one pass.
-
-        Nothing else reads what is between them. Classes derived from these may do something else.
-        """
-        layers, sources = self.model.layers, self.model.sources
-        at = index - 1 if type(layers[index][1]) is ReLU else index
+        """Say whether a layer goes forward in one pass with the one before it, or behind it."""
+        at = index - 1 if type(self.model.layers[index][1]) is ReLU else index
         before, behind = self.lying.get(at), self.lying.get(at + 1)
         return (
             before is not None
             and behind is not None
-            and type(layers[at][1]) in (Conv, Linear)
-            and type(layers[at + 1][1]) is ReLU
-            and sources[at + 1] == (at + 1,)
-            and self.model.readers[at + 1] == 1
+            and may_join(self.model, at)
             and not self._route(before.y, behind.x[0])
         )

@@ -33,12 +33,14 @@ def durations(program: GlobalProgram, rates: Mapping[str, Times], itemsize: int)
     `rates` are figures of `machine.Device` for each place of the grid. A contraction takes its FLOP
     and its bytes one after the other, any other layer its bytes.
     """
-    rated = _Rated(program, rates, itemsize)
+    rated = Rated(program, rates, itemsize)
     found = [rated.operation(op) for op in program.ops]
     return [*found, rated.update(program.grads)]
 
 
-class _Rated:
+class Rated:
+    """Turn the work of a program's operations into seconds by rates, as `durations` does."""
+
     def __init__(self, program: GlobalProgram, rates: Mapping[str, Times], itemsize: int) -> None:
         self.program, self.rates = program, rates
         self.counter = Counter(program, itemsize)
@@ -47,16 +49,17 @@ class _Rated:
     def operation(self, op: Operation) -> Times:
         match op:
             case Forward():
-                return self._layer(op.call, self.counter.forward(op.call))
+                return self.layer(op.call, self.counter.forward(op.call))
             case Backward():
-                return self._layer(op.call, self.counter.backward(op.call))
+                return self.layer(op.call, self.counter.backward(op.call))
             case Loss() | Accumulate() | Store():
                 return self.rates["start"]
             case Update():
                 return self.update(op.grads)
         return self.nothing
 
-    def _layer(self, call: Call, work: Work) -> Times:
+    def layer(self, call: Call, work: Work) -> Times:
+        """Return how long the work of a layer's pass takes."""
         rate = self.rates["convolution" if call.layer.convolves else "linear"]
         some = np.broadcast_to(self.counter.items(call.y_shape, call.y_layout), rate.shape) > 0
         seconds: Any = work.flops / rate + work.bytes_touched / self.rates["memory"]

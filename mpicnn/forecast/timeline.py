@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import ceil, log2, prod
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpicnn.division.move import sum_sent
 from mpicnn.division.operations import (
     Backward,
     Call,
@@ -31,7 +30,7 @@ from mpicnn.division.program import GlobalProgram
 from mpicnn.forecast.cost import Counter
 from mpicnn.forecast.durations import Times, durations
 from mpicnn.forecast.machine import RATES, Machine
-from mpicnn.forecast.traffic import Arrival, Exchange, Traffic, carried
+from mpicnn.forecast.traffic import Arrival, Exchange, Traffic, batch_sums, carried, summed
 
 Number = tuple[int, bool]
 """What tells messages between stages apart: the value's number, and whether it goes back."""
@@ -183,7 +182,7 @@ class _Stage:
             case Start():
                 self._coming[op.y] = self._exchange(carried(self.counter, op.hop))
             case Sum():
-                self._coming[op.y] = self._exchange(self._summed(op))
+                self._coming[op.y] = self._exchange(summed(self.counter, op.names, op.axes))
             case Wait():
                 done = self._coming.pop(op.y)
                 self.until(op.name, "communication", np.maximum(self.clock + done.busy, done.at))
@@ -197,23 +196,14 @@ class _Stage:
 
         Their time does not depend on when in the pass they are made.
         """
-        work = self.counter.batch_sums(call, way)
-        taking_part = np.broadcast_to(work.messages, self.grid) > 0
+        what, taking_part = batch_sums(self.counter, call, way)
         if taking_part.any():
-            steps = sum(2 * ceil(log2(self.grid[axis])) for axis in call.sum_axes)
-            done = self._exchange(Exchange(call.sum_axes, work.bytes_sent, steps))
+            done = self._exchange(what)
             end = np.where(taking_part, np.maximum(self.clock + done.busy, done.at), self.clock)
             self.until(call.name, "communication", end)
 
     def _exchange(self, what: Exchange) -> Arrival:
         return self.traffic.collective(self.hosts, self.clock, what)
-
-    def _summed(self, op: Sum) -> Exchange:
-        """Return the sum of gradients over the ranks along some axes, one message."""
-        ranks = prod(self.grid[axis] for axis in op.axes)
-        items = sum(self.counter.here[name] for name in op.names)
-        volume = sum_sent(items * self.counter.itemsize, ranks)
-        return Exchange(op.axes, volume, 2 * ceil(log2(ranks)))
 
     def _send(self, op: Send) -> None:
         """Let a message set out to the neighbouring stage, where it is awaited by number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from math import ceil, log2, prod
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpicnn.division.move import Hop
+from mpicnn.division.move import Hop, sum_sent
+from mpicnn.division.operations import Call
 from mpicnn.forecast.cost import Counter
 from mpicnn.forecast.durations import Times
 from mpicnn.forecast.machine import Machine
@@ -61,6 +63,24 @@ def carried(counter: Counter, hop: Hop) -> Exchange:
     alone = (blocks > 0).sum(axis, keepdims=True) == 1
     twice = np.where(alone & (ranks > 2), 2, 1)
     return Exchange((axis,), twice * whole * (ranks - 1) / ranks, steps * int(twice.max()))
+
+
+def batch_sums(counter: Counter, call: Call, way: int) -> tuple[Exchange, NDArray[np.bool_]]:
+    """Return what a layer's sums over a divided batch exchange, forward (0) or back (1), and which
+    ranks take part."""
+    work = counter.batch_sums(call, way)
+    steps = sum(2 * ceil(log2(counter.grid[axis])) for axis in call.sum_axes)
+    taking_part = np.broadcast_to(work.messages, counter.grid) > 0
+    return Exchange(call.sum_axes, work.bytes_sent, steps), taking_part
+
+
+def summed(counter: Counter, names: Iterable[str], axes: tuple[int, ...]) -> Exchange:
+    """Return what the sum of parameters' gradients over the ranks along some axes exchanges, all in
+    one message."""
+    ranks = prod(counter.grid[axis] for axis in axes)
+    items = sum(counter.here[name] for name in names)
+    volume = sum_sent(items * counter.itemsize, ranks)
+    return Exchange(axes, volume, 2 * ceil(log2(ranks)))
 
 
 class Traffic:
