@@ -22,7 +22,7 @@ from mpicnn.division.propagation import check_batch
 from mpicnn.job.agreement import agree, broadcast_text
 from mpicnn.job.launch import launch
 from mpicnn.ops.interface import Backend
-from mpicnn.settings.groups import PlanChoice
+from mpicnn.settings.plan_groups import PlanChoice
 
 VARIANTS = ("eager", "channels-last", "compiled", "compiled-cl")
 TOLERANCE = 1e-4  # between the losses of both sides, absolute or relative

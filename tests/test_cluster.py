@@ -87,16 +87,16 @@ def test_speeds_are_drawn_by_node_within_their_range():
     device = Device(3e9, 2e9, 7e9, 1e-5)
     made = Cluster("x", (NodeClass("a", device, 2, count=1, vary=(low, high)),), Link())
     machine = made.machine(4000, seed=3)
-    factors = machine.rate("convolution") / 3e9
+    factors = machine.rates.convolution / 3e9
     assert low <= factors.min() < low + 0.05 and high - 0.05 < factors.max() <= high
     assert (factors[::2] == factors[1::2]).all(), "ranks of a node are alike"
     assert factors.mean() == pytest.approx((low + high) / 2, abs=0.02)
     # a normal distribution that is cut off at two deviations has 0.8796 of its deviation
     assert factors.std() == pytest.approx(0.8796 * (high - low) / 4, rel=0.05)
     for name, rate in (("linear", 2e9), ("memory", 7e9)):
-        np.testing.assert_allclose(machine.rate(name), factors * rate)
-    assert (machine.rate("start") == 1e-5).all()
-    assert (made.machine(9, seed=4).rate("convolution") != factors[:18] * 3e9).all()
+        np.testing.assert_allclose(getattr(machine.rates, name), factors * rate)
+    assert (machine.rates.start == 1e-5).all()
+    assert (made.machine(9, seed=4).rates.convolution != factors[:18] * 3e9).all()
 
 
 def test_nodes_that_do_not_vary_are_as_the_file_says():
@@ -106,7 +106,7 @@ def test_nodes_that_do_not_vary_are_as_the_file_says():
         machine, nodes = plain.machine(9, seed), plain.nodes(9)
         for name in RATES:
             expected = [getattr(n.device, name) for n in nodes for _ in range(n.ranks)]
-            np.testing.assert_array_equal(machine.rate(name), expected)
+            np.testing.assert_array_equal(getattr(machine.rates, name), expected)
 
 
 def test_a_machine_has_no_more_ranks_than_a_timeline_can_hold():

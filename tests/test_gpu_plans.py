@@ -21,7 +21,7 @@ from mpicnn.job.environment import environment
 from mpicnn.models import freeze
 from mpicnn.ops import _cuda_arrays
 from mpicnn.run.distributed import DistributedModel
-from mpicnn.settings.groups import PlanChoice
+from mpicnn.settings.plan_groups import PlanChoice
 from mpicnn.step.optimiser import Hyper, update
 
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)

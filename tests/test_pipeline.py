@@ -21,7 +21,7 @@ from mpicnn.forecast.cost import step_costs
 from mpicnn.forecast.table import plan_table
 from mpicnn.layers import AvgPool, BatchNorm, Linear
 from mpicnn.models import Model
-from mpicnn.settings.groups import PlanChoice
+from mpicnn.settings.plan_groups import PlanChoice
 
 PLAIN = network(normalised=False)
 

@@ -14,7 +14,7 @@ from mpicnn.division.propagation import check_batch, propagate
 from mpicnn.errors import UserError
 from mpicnn.forecast.cost import step_costs
 from mpicnn.forecast.table import plan_table
-from mpicnn.settings.groups import PlanChoice
+from mpicnn.settings.plan_groups import PlanChoice
 
 MODEL = models.load("cuda-convnet", (3, 32, 32), 10)
 

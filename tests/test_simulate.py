@@ -41,7 +41,7 @@ from mpicnn.models.zoo import made_for
 from mpicnn.settings.checks import node_counts, nodes_text
 from mpicnn.settings.choices import SimulatedShares
 from mpicnn.settings.definitions import parse
-from mpicnn.settings.groups import PlanChoice
+from mpicnn.settings.plan_groups import PlanChoice
 
 MODEL = models.load("alexnet-cifar", (3, 32, 32), 10)
 SHARES = get_args(SimulatedShares)

@@ -85,7 +85,7 @@ def test_a_run_stops_while_it_measures_speeds(
         time.sleep(0.1)
         pytest.fail("it measures on")
 
-    monkeypatch.setattr("mpicnn.devices.calibration.measure", measure)
+    monkeypatch.setattr("mpicnn.devices.measuring.measure", measure)
     settings = Settings(data=str(images), shares="measured", run_dir=str(tmp_path / "run"))
     with (
         Signals() as signals,

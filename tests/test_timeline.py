@@ -161,7 +161,7 @@ def test_no_step_is_shorter_than_its_busiest_rank():
         flops = np.concatenate(
             [sum(c.work.flops for c in step_costs(program, 8)) for program in programs]
         )
-        fastest = np.maximum(machine.rate("convolution"), machine.rate("linear"))
+        fastest = np.maximum(machine.rates.convolution, machine.rates.linear)
         assert found.seconds >= (flops / fastest).max(), f"seed {seed}"
 
 

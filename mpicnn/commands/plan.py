@@ -1,45 +1,142 @@
-"""Print how a plan divides a network, before any rank computes."""
+"""Print how plans divide a network, and what a step costs, before any rank computes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mpicnn import models
+from mpicnn.comm.mesh import Mesh
 from mpicnn.data.file import open_dataset
+from mpicnn.devices.calibration import Calibration, digest
 from mpicnn.devices.choice import choose_device
-from mpicnn.division.planfile import load_plan
 from mpicnn.division.propagation import check_batch
 from mpicnn.errors import UserError
+from mpicnn.forecast.clusterfile import load_cluster
+from mpicnn.forecast.machine import Machine
 from mpicnn.forecast.table import plan_table
-from mpicnn.job.agreement import agree
+from mpicnn.job.agreement import agree, from_root
 from mpicnn.job.environment import environment
 from mpicnn.job.output import say
-from mpicnn.run.setup import make_plan, read_settings
+from mpicnn.run.planning import named_plan, speeds
+from mpicnn.run.setup import read_settings
+from mpicnn.search.report import certificate, ranking, why
+from mpicnn.search.search import search, task_of
+from mpicnn.settings.checks import bytes_of
 from mpicnn.settings.command_settings import PlanSettings
+from mpicnn.settings.plan_groups import AUTO
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpicnn.division.plan import Plan
+    from mpicnn.models import Model
+
 
 def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
-    """Print the table of the plan that the settings describe. Collective."""
+    """Print the table of the plan that the settings describe, or of several. Collective."""
     settings = read_settings(comm, PlanSettings, argv)
     shape, classes = agree(comm, subject, settings)
     model = agree(comm, models.load, settings.model, shape, classes)
     model = agree(comm, models.freeze, model, settings.freeze)
-    ranks = settings.ranks or comm.size
-    if settings.shares == "measured":
-        if ranks != comm.size:
-            raise UserError(f"shares measured: start the {ranks} ranks that are to be measured")
-        device = choose_device(comm, settings, settings.precision, environment())
-        plan = make_plan(comm, device, model, settings, settings.batch, settings.precision)
+    times: list[float] = []
+    machine = None
+    if settings.shares == "measured" or (searching(settings) and not settings.machine):
+        measured = measure(comm, settings, model)
+        machine, times = measured.machine(), measured.per_example
+    elif settings.machine:
+        machine = agree(comm, machine_of, settings, model, settings.ranks)
+    from_root(comm, partial(show, settings, model, settings.ranks or comm.size, machine, times))
+
+
+def searching(settings: PlanSettings) -> bool:
+    """Say whether plans are looked for."""
+    return settings.plan == AUTO or settings.compare
+
+
+def measure(comm: MPI.Intracomm, settings: PlanSettings, model: Model) -> Calibration:
+    """Return what the ranks that run can do. Collective.
+
+    Raises UserError where they are not those to plan for.
+    """
+    if settings.ranks not in (0, comm.size):
+        raise UserError(
+            f"ranks {settings.ranks}: {comm.size} run; start as many as are to be measured, or "
+            "give machine, the file of a cluster or of a calibration"
+        )
+    device = choose_device(comm, settings, settings.precision, environment())
+    return speeds(Mesh(comm), device, model, settings, settings.batch, settings.precision)
+
+
+def machine_of(settings: PlanSettings, model: Model, ranks: int) -> Machine:
+    """Return the machine of a cluster's file, or of a calibration, with so many ranks.
+
+    Where the settings say neither nodes nor ranks, it is all that is counted there.
+    Raises UserError where there are not so many, and where a calibration is of another network.
+    """
+    path = settings.machine
+    if path.endswith(".toml"):
+        cluster = load_cluster(path)
+        nodes = settings.nodes or (cluster.sized(ranks) if ranks else cluster.counted)
+        if not nodes:
+            raise UserError(f"cluster {path}: its nodes are not counted; give nodes or ranks")
+        machine = cluster.machine(nodes)
     else:
-        plan = agree(comm, load_plan, settings, model, ranks)
-        agree(comm, check_batch, model, plan, settings.batch)
-    table = agree(comm, plan_table, model, plan, settings.batch, settings.precision)
-    if comm.rank == 0:
-        say(None, table, fd=1)
+        machine = _calibrated(path, settings, model)
+    if ranks not in (0, len(machine.devices)):
+        raise UserError(
+            f"ranks {ranks}: {path} has {len(machine.devices)}; leave one of the two out"
+        )
+    return machine
+
+
+def _calibrated(path: str, settings: PlanSettings, model: Model) -> Machine:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"machine {path}: cannot be read: {error}") from None
+    found = Calibration.from_json(text, path)
+    now = found.conditions
+    if now.network != digest(model) or now.precision != settings.precision:
+        raise UserError(
+            f"machine {path}: measured for {now.model}, {'x'.join(map(str, now.input_shape))}, "
+            f"{now.precision}, not for this network; measure it, or give a cluster's file"
+        )
+    return found.machine()
+
+
+def show(
+    settings: PlanSettings,
+    model: Model,
+    ranks: int,
+    machine: Machine | None,
+    times: Sequence[float],
+) -> str:
+    """Print what is asked for: plans in a ranking, and one in full."""
+    plan: Plan | None = None
+    if machine:
+        ranks = len(machine.devices)
+    if machine and searching(settings):
+        limit = np.full(ranks, bytes_of(settings.memory)) if settings.memory else None
+        task = task_of(model, settings, settings.batch, settings.precision, machine, limit)
+        found = search(task, settings.search_time)
+        told = certificate(found)
+        if settings.compare:
+            lines = [*ranking(found, task), "", why(found)]
+            say(None, "\n".join([*lines, f"{told[0].upper()}{told[1:]}."]), fd=1)
+        if settings.plan != AUTO:
+            return ""
+        plan = found.best.plan
+    if plan is None:
+        plan = named_plan(model, settings, ranks, times)
+        check_batch(model, plan, settings.batch)
+    table = plan_table(model, plan, settings.batch, settings.precision, machine)
+    say(None, table, fd=1)
+    return ""
 
 
 def subject(settings: PlanSettings) -> tuple[tuple[int, ...], int]:

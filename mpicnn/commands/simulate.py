@@ -32,7 +32,7 @@ from mpicnn.run.setup import read_settings
 from mpicnn.settings.checks import node_counts
 from mpicnn.settings.command_groups import SimulatedPlan
 from mpicnn.settings.command_settings import SimulateSettings
-from mpicnn.settings.groups import PlanChoice
+from mpicnn.settings.plan_groups import PlanChoice
 
 if TYPE_CHECKING:
     from mpi4py import MPI

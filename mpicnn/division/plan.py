@@ -65,6 +65,28 @@ class Plan:
     order: str = "1f1b"
     batch_norm: str = "batch"
 
+    def text(self, most: int = 64) -> str:
+        """Return the plan's name, what differs from its defaults, and its shares where unequal.
+
+        Of more than `most` shares it is only said that they are unequal.
+        """
+        words = [self.name]
+        if self.scheme != "a":
+            words.append(f"scheme ({self.scheme})")
+        if self.sync != "allreduce":
+            words.append(f"{self.sync} weights")
+        if len(self.grid) > 1:
+            words.append(f"grid {'x'.join(map(str, self.grid))}")
+        if self.stages:
+            words.append(f"{self.depth} stages from {', '.join(self.stages)} ({self.order})")
+        if self.micro_batches > 1:
+            words.append(f"{self.micro_batches} micro-batches")
+        for weights in self.shares:
+            if len(set(weights)) > 1:
+                parts = " + ".join(f"{100 * w / sum(weights):.1f}" for w in weights)
+                words.append(f"shares {parts} %" if len(weights) <= most else "unequal shares")
+        return ", ".join(words)
+
     @property
     def depth(self) -> int:
         """Return the number of pipeline stages."""

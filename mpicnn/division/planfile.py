@@ -20,7 +20,7 @@ from mpicnn.text import one_of
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
-    from mpicnn.settings.groups import PlanChoice
+    from mpicnn.settings.plan_groups import PlanChoice
 
 PARTS_PER_STAGE = 4
 """Micro-batches for each stage where none are asked for: a fifth of the time is then the filling
@@ -57,6 +57,11 @@ def load_plan(
     settings, and `speeds`, one weight for each rank of the last axis, before the settings' shares.
     Raises UserError for anything that is not so, or does not suit the number of ranks.
     """
+    if asked.plan == "auto":
+        raise UserError(
+            "plan auto is looked for when training starts and by mpicnn plan; here, name a preset "
+            "or FILE.toml"
+        )
     if not asked.plan.endswith(".toml"):
         return _divide({"preset": asked.plan}, asked, model, ranks, speeds)
     try:

@@ -89,6 +89,23 @@ class Cluster:
             hosts += [host] * node.ranks
         return Machine(tuple(devices), tuple(hosts), self.inside, self.between)
 
+    def sized(self, ranks: int) -> int:
+        """Return how many nodes have so many ranks together.
+
+        Raises UserError where no number of them does.
+        """
+        found = 0
+        for count in range(1, min(ranks, MOST_RANKS) + 1):
+            found = sum(node.ranks for node in self.nodes(count))
+            if found >= ranks:
+                break
+        if found != ranks:
+            raise UserError(
+                f"cluster {self.name}: no number of its nodes has {ranks} ranks; {count} have "
+                f"{found}"
+            )
+        return count
+
     def watts(self, count: int) -> float:
         """Return what the first `count` nodes take together, W; 0 where the file does not say."""
         return sum(node.watts for node in self.nodes(count))

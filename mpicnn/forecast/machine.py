@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from math import inf
-from typing import Any
+from math import inf, prod
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+Figures = NDArray[np.float64]
 
 RATES = ("convolution", "linear", "memory", "start")
 """The figures of a device on which the time of an operation depends."""
@@ -46,23 +49,60 @@ class Link:
         return steps * self.latency + volume / self.bandwidth
 
 
+class PassRate(NamedTuple):
+    """Say what a layer's pass was measured to take each rank: `start` s, and the rest at a `rate`.
+
+    That is in FLOP/s for a contraction and in bytes/s for any other layer.
+    """
+
+    start: Figures
+    rate: Figures
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Hold the figures of `Device` for every rank, and those measured of layers by their names.
+
+    The figures of a layer are those of its forward and its backward pass.
+    """
+
+    convolution: Figures
+    linear: Figures
+    memory: Figures
+    start: Figures
+    layers: Mapping[str, tuple[PassRate, PassRate]] = field(default_factory=dict)
+
+    def on(self, grid: tuple[int, ...], first: int = 0) -> Rates:
+        """Return the figures of the ranks from `first` on that form a grid, in its shape."""
+        here = slice(first, first + prod(grid))
+
+        def part(figures: Figures) -> Figures:
+            return figures[here].reshape(grid)
+
+        found = {name: part(getattr(self, name)) for name in RATES}
+        layers = {
+            name: (PassRate(*map(part, there)), PassRate(*map(part, back)))
+            for name, (there, back) in self.layers.items()
+        }
+        return Rates(**found, layers=layers)
+
+
 @dataclass(frozen=True)
 class Machine:
     """Describe the device of every rank, the number of its host, and the links.
 
     `inside` joins the ranks of a host, `between` the hosts: each of these has one link, which all
-    its ranks share.
+    its ranks share. `layers` are what was measured of layers on these very ranks, if anything was.
     """
 
     devices: tuple[Device, ...]
     hosts: tuple[int, ...]
     inside: Link
     between: Link
-
-    def rate(self, name: str) -> NDArray[np.float64]:
-        """Return one figure of every rank's device: (ranks,)."""
-        return self._rates[name]
+    layers: Mapping[str, tuple[PassRate, PassRate]] = field(default_factory=dict)
 
     @cached_property
-    def _rates(self) -> dict[str, NDArray[np.float64]]:
-        return {name: np.array([getattr(d, name) for d in self.devices]) for name in RATES}
+    def rates(self) -> Rates:
+        """Return the figures of all ranks: (ranks,) each."""
+        found = {name: np.array([getattr(d, name) for d in self.devices]) for name in RATES}
+        return Rates(**found, layers=self.layers)

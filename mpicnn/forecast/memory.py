@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from mpicnn.division.liveness import views
 from mpicnn.division.operations import (
     EXAMPLES,
@@ -23,8 +25,12 @@ from mpicnn.division.operations import (
     Sum,
     Wait,
 )
-from mpicnn.division.placement import Partial, Shape, Split, local_shape, volume
-from mpicnn.division.program import Program
+from mpicnn.division.placement import Partial, Shape, Split, coordinates, local_shape, volume
+from mpicnn.division.program import GlobalProgram, Program
+from mpicnn.forecast.cost import Counter
+
+KEPT = 2
+"""What stays of a parameter between steps: itself and its momentum."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,18 @@ def step_peak(program: Program, coords: Sequence[int], itemsize: int) -> Peak:
         if taken > most.bytes:
             most = Peak(taken, op)
     return most
+
+
+def rank_bytes(program: GlobalProgram, place: int, itemsize: int) -> float:
+    """Return the bytes of a rank's parameters, their momentum, and arrays at their peak.
+
+    `place` is its number in the grid. Images, and what MPI and libraries take, come on top.
+    """
+    coords = coordinates(place, program.grid)
+    counter = Counter(program, itemsize)
+    items = sum(counter.items(w.param.shape, w.home) for w in program.weights)
+    kept = np.broadcast_to(items, program.grid)[coords] * itemsize * KEPT
+    return float(kept + step_peak(program.at(coords), coords, itemsize).bytes)
 
 
 class _Memory:

@@ -12,7 +12,6 @@ import numpy as np
 from mpicnn.division.checks import check_form
 from mpicnn.division.compile import Options, compile_all
 from mpicnn.division.idle import leave_idle
-from mpicnn.division.placement import coordinates
 from mpicnn.division.plan import Plan
 from mpicnn.division.planfile import load_plan
 from mpicnn.division.presets import preset
@@ -20,23 +19,19 @@ from mpicnn.division.program import GlobalProgram
 from mpicnn.division.propagation import check_batch
 from mpicnn.errors import UserError
 from mpicnn.forecast.cluster import Cluster
-from mpicnn.forecast.cost import Counter
 from mpicnn.forecast.durations import Times, durations
-from mpicnn.forecast.machine import RATES, Link, Machine
-from mpicnn.forecast.memory import step_peak
+from mpicnn.forecast.machine import Link, Machine
+from mpicnn.forecast.memory import rank_bytes
 from mpicnn.forecast.timeline import Timeline, label, timeline
 from mpicnn.precision import dtype_of
 from mpicnn.settings.choices import SimulatedShares as Shares
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
-    from mpicnn.settings.groups import PlanChoice
+    from mpicnn.settings.plan_groups import PlanChoice
 
 MOST_EXAMPLES = 1 << 25
 """For larger batches the numbers of their examples alone take gigabytes."""
-
-KEPT = 2
-"""What stays of a parameter between steps: itself and its momentum."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +188,7 @@ class Simulation:
         if self.question.shares == "equal":
             return plan
         convolves = any(layer.convolves for _, layer in model.layers)
-        rates = machine.rate("convolution" if convolves else "linear")
+        rates = machine.rates.convolution if convolves else machine.rates.linear
         if self.question.shares == "speed":
             rates = self._power(machine)
         # a coordinate of the last axis is as fast as the slowest rank that has it
@@ -208,8 +203,7 @@ class Simulation:
 
     def _alone(self, machine: Machine) -> dict[str, Times]:
         """Return the seconds of each rank, (ranks,), for every layer if it did all the work."""
-        rates = {name: machine.rate(name) for name in RATES}
-        *took, update = durations(self._one, rates, self.itemsize)
+        *took, update = durations(self._one, machine.rates, self.itemsize)
         found: dict[str, Times] = {"update": update}
         for op, seconds in zip(self._one.ops, took, strict=True):
             name, _ = label(op)
@@ -231,7 +225,7 @@ class Simulation:
             return {}
         size = len(machine.devices) // plan.depth
         firsts: dict[tuple[float, int, int], int] = {}
-        for rank in np.argsort(-machine.rate("convolution"), kind="stable").tolist():
+        for rank in np.argsort(-machine.rates.convolution, kind="stable").tolist():
             node = classes[machine.hosts[rank]]
             firsts.setdefault((node.memory, node.ranks, rank // size), rank)
         found: dict[str, tuple[float, float]] = {}
@@ -239,18 +233,10 @@ class Simulation:
             node = classes[machine.hosts[rank]]
             if not node.memory:
                 continue
-            needed = node.ranks * self._held(programs[rank // size], rank % size)
+            needed = node.ranks * rank_bytes(programs[rank // size], rank % size, self.itemsize)
             if needed > max(node.memory, found.get(node.name, (0.0, 0.0))[0]):
                 found[node.name] = needed, node.memory
         return found
-
-    def _held(self, program: GlobalProgram, place: int) -> float:
-        """Return the bytes of a rank's parameters, their momentum, and arrays at their peak."""
-        coords = coordinates(place, program.grid)
-        counter = Counter(program, self.itemsize)
-        items = sum(counter.items(w.param.shape, w.home) for w in program.weights)
-        kept = np.broadcast_to(items, program.grid)[coords] * self.itemsize * KEPT
-        return float(kept + step_peak(program.at(coords), coords, self.itemsize).bytes)
 
 
 def closed(grid: str, ranks: int) -> str:

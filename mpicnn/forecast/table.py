@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
@@ -19,11 +19,13 @@ from mpicnn.division.program import GlobalProgram
 from mpicnn.division.propagation import LayerDivision, propagate
 from mpicnn.division.verify import check
 from mpicnn.forecast.cost import LayerCost, step_costs
+from mpicnn.forecast.machine import Machine
 from mpicnn.forecast.memory import step_peak
+from mpicnn.forecast.timeline import Timeline, timeline
 from mpicnn.models.freezing import frozen_text
 from mpicnn.models.model import layer_of
 from mpicnn.precision import dtype_of
-from mpicnn.text import align
+from mpicnn.text import align, figure
 
 if TYPE_CHECKING:
     from mpicnn.models import Model
@@ -31,16 +33,24 @@ if TYPE_CHECKING:
 RANKS_LISTED = 16
 
 
-def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32") -> str:
+def plan_table(
+    model: Model,
+    plan: Plan,
+    batch: int,
+    precision: str = "float32",
+    machine: Machine | None = None,
+) -> str:
     """Return the plan as text: a row per layer, a row per rank.
 
     Parameters are items; GFLOP and MB are of one training step, forward and backward, MB sent the
-    most that one rank sends, MB peak what `step_peak` counts.
+    most that one rank sends, MB peak what `step_peak` counts. With a `machine` there are the ms
+    that a layer takes, its moves included: the most of all ranks.
     """
     programs, itemsize = compile_all(model, plan, batch), dtype_of(precision).itemsize
     check(programs)
     costs = [step_costs(program, itemsize) for program in programs]
-    rows = _layer_rows(model, plan, batch, costs)
+    expected = timeline(programs, machine, itemsize) if machine else None
+    rows = _layer_rows(model, plan, batch, costs, expected)
     if plan.stages:
         rows = _with_stages(model, plan, rows)
     grid = " x ".join(map(str, (plan.depth, *plan.grid) if plan.stages else plan.grid))
@@ -55,23 +65,32 @@ def plan_table(model: Model, plan: Plan, batch: int, precision: str = "float32")
     if model.frozen:
         title += f", {frozen_text(model)} frozen"
     left = 4 if plan.stages else 3
-    return "\n".join(
-        [title, "", *_table(rows, left), "", *_table(_rank_rows(costs, programs, itemsize), 1)]
-    )
+    ranks = _rank_rows(costs, programs, itemsize, expected)
+    lines = [title, "", *_table(rows, left), "", *_table(ranks, 1)]
+    if expected:
+        speed = batch / expected.seconds
+        lines += ["", f"one step: {1e3 * expected.seconds:.4g} ms, {figure(speed)} images/s"]
+    return "\n".join(lines)
 
 
 def _layer_rows(
-    model: Model, plan: Plan, batch: int, costs: list[list[LayerCost]]
+    model: Model,
+    plan: Plan,
+    batch: int,
+    costs: list[list[LayerCost]],
+    expected: Timeline | None,
 ) -> list[tuple[str, ...]]:
-    """Return the head and a row for each layer, input and loss."""
+    """Return the head and a row for each layer, input and loss, and for what is of no layer."""
     divisions = propagate(model, plan)
     names = {cost.name for stage in costs for cost in stage} | {INPUT}
     order = [INPUT, *(name for name, _ in model.layers), LOSS]
-    rows: list[tuple[str, ...]] = [("layer", "split", "shares", "parameters", "GFLOP", "MB sent")]
+    head = ("layer", "split", "shares", "parameters", "GFLOP", "MB sent")
+    took = expected.by_layer() if expected else {}
+    rows: list[tuple[str, ...]] = [(*head, "ms") if expected else head]
     params: Counter[str] = Counter()
     for full, spec in model.param_specs().items():
         params[layer_of(full)] += prod(spec.shape)
-    for name in sorted(names, key=order.index):
+    for name in sorted((names | set(took)) & set(order), key=order.index):
         work = [cost.work for stage in costs for cost in stage if cost.name == name]
         flops = sum(w.flops.sum() for w in work)
         sent = max((w.bytes_sent.max() for w in work), default=0.0)
@@ -83,18 +102,32 @@ def _layer_rows(
                 _blank(params[name], f"{params[name]:,}"),
                 _blank(flops, f"{flops / 1e9:.3f}"),
                 _blank(sent, f"{sent / 1e6:.3f}"),
+                *_ms(took, name),
             )
         )
+    for name in (each for each in took if each not in order):
+        rows.append((name, *[""] * (len(head) - 1), *_ms(took, name)))
     return rows
 
 
+def _ms(took: Mapping[str, NDArray[np.float64]], name: str) -> tuple[str, ...]:
+    """Return what a layer takes the slowest rank, as a column where there is one."""
+    if not took:
+        return ()
+    most = took[name].max() if name in took else 0.0
+    return (_blank(most, f"{1e3 * most:.3f}"),)
+
+
 def _rank_rows(
-    costs: list[list[LayerCost]], programs: list[GlobalProgram], itemsize: int
+    costs: list[list[LayerCost]],
+    programs: list[GlobalProgram],
+    itemsize: int,
+    expected: Timeline | None,
 ) -> list[tuple[str, ...]]:
     """Return the head and a row for each rank, or for several that are alike."""
-    rows: list[tuple[str, ...]] = [
-        ("rank", "parameters", "GFLOP", "MB sent", "messages", "MB peak")
-    ]
+    head = ("rank", "parameters", "GFLOP", "MB sent", "messages", "MB peak")
+    kinds = expected.by_category() if expected else {}
+    rows: list[tuple[str, ...]] = [(*head, *(f"{kind} ms" for kind in kinds))]
     held = _by_rank([[cost.held for cost in stage] for stage in costs])
     flops, sent, messages = (
         _by_rank([[getattr(cost.work, what) for cost in stage] for stage in costs])
@@ -112,6 +145,7 @@ def _rank_rows(
                 f"{sent[rank] / 1e6:.3f}",
                 f"{messages[rank]:.0f}",
                 f"{peak.bytes / 1e6:.1f}",
+                *(f"{1e3 * each[rank]:.3f}" for each in kinds.values()),
             )
         )
     return rows

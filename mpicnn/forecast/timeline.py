@@ -29,7 +29,7 @@ from mpicnn.division.operations import (
 from mpicnn.division.program import GlobalProgram
 from mpicnn.forecast.cost import Counter
 from mpicnn.forecast.durations import Times, durations
-from mpicnn.forecast.machine import RATES, Machine
+from mpicnn.forecast.machine import Machine
 from mpicnn.forecast.traffic import Arrival, Exchange, Traffic, batch_sums, carried, summed
 
 Number = tuple[int, bool]
@@ -98,7 +98,7 @@ def timeline(
     for at, program in enumerate(programs):
         here = slice(at * prod(program.grid), (at + 1) * prod(program.grid))
         if measured is None:
-            rates = {name: machine.rate(name)[here].reshape(program.grid) for name in RATES}
+            rates = machine.rates.on(program.grid, here.start)
             took: Sequence[Times] = durations(program, rates, itemsize)
         else:
             took = measured[at]

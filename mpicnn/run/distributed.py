@@ -38,7 +38,7 @@ class DistributedModel:
     """Divide a network over a job's ranks by a plan: programs for any batch, state, checkpoints.
 
     `kept` are the sections of the state beside parameters and buffers, `loss` what training
-    lowers. Collective, as it makes the mesh.
+    lowers, `why` says what was found out of the plan. Collective, as it makes the mesh.
     """
 
     comm: MPI.Intracomm
@@ -53,6 +53,7 @@ class DistributedModel:
     kept: tuple[str, ...] = KEPT["sgd"]
     loss: SoftmaxCrossEntropy = PLAIN
     activity: Activity = field(default_factory=Activity)
+    why: str = ""
     ops: Backend = field(init=False)
     mesh: Mesh = field(init=False)
     executor: Executor = field(init=False)

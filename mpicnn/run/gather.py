@@ -19,7 +19,6 @@ from mpicnn.step.timing import CATEGORIES
 from mpicnn.text import counted, spans
 
 if TYPE_CHECKING:
-    from mpicnn.division.plan import Plan
     from mpicnn.run.starting import Start
     from mpicnn.run.trainer import Trainer
 
@@ -63,6 +62,8 @@ def first_lines(trainer: Trainer, directory: Path, start: Start | None = None) -
         more.append(("frozen", f"{frozen_text(model)}: {spans(model.frozen, model.weighted)}"))
     if start:
         notes.update(map(printable, start.notes))
+    if distributed.why:
+        more.append(("auto", distributed.why))
     if trainer.expected:
         more.append(("step", trainer.expected.text()))
     opening = Opening(
@@ -72,32 +73,12 @@ def first_lines(trainer: Trainer, directory: Path, start: Start | None = None) -
         model.name,
         sum(prod(spec.shape) for spec in model.param_specs().values()),
         f"{data.path}: {counts} images of {shape} in {len(data.classes)} classes",
-        f"{describe(distributed.plan)}, {trainer.steps} steps of batch {trainer.settings.batch}",
+        f"{distributed.plan.text()}, {trainer.steps} steps of batch {trainer.settings.batch}",
         f"{directory}{went_on}",
         sorted(notes),
         more,
     )
     return startup(opening)
-
-
-def describe(plan: Plan) -> str:
-    """Return a plan's name, what differs from its defaults, and its shares where unequal."""
-    words = [plan.name]
-    if plan.scheme != "a":
-        words.append(f"scheme ({plan.scheme})")
-    if plan.sync != "allreduce":
-        words.append(f"{plan.sync} weights")
-    if len(plan.grid) > 1:
-        words.append(f"grid {'x'.join(map(str, plan.grid))}")
-    if plan.stages:
-        words.append(f"{plan.depth} stages from {', '.join(plan.stages)} ({plan.order})")
-    if plan.micro_batches > 1:
-        words.append(f"{plan.micro_batches} micro-batches")
-    for weights in plan.shares:
-        if len(set(weights)) > 1:
-            parts = " + ".join(f"{100 * w / sum(weights):.1f}" for w in weights)
-            words.append(f"shares {parts} %")
-    return ", ".join(words)
 
 
 def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float) -> RunSummary:

@@ -30,7 +30,7 @@ from mpicnn.run.distributed import DistributedModel, outline
 from mpicnn.run.meta import check_meta
 from mpicnn.run.network_file import file_of, load_kept
 from mpicnn.settings.definitions import Settings
-from mpicnn.settings.groups import PlanChoice
+from mpicnn.settings.plan_groups import PlanChoice
 from mpicnn.step.state import kept_by
 
 if TYPE_CHECKING:

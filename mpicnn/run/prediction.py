@@ -12,21 +12,18 @@ from numpy.typing import NDArray
 
 from mpicnn.comm.dry import DryMesh
 from mpicnn.devices.links import measure_links
-from mpicnn.devices.ranks import gather_ranks
+from mpicnn.devices.ranks import gather_ranks, numbers
 from mpicnn.division.compile import compile_all
 from mpicnn.forecast.machine import Device, Machine
 from mpicnn.forecast.timeline import Timeline, timeline
-from mpicnn.step.dry import dry_step
-from mpicnn.step.interpreter import Batch, Tools
+from mpicnn.step.dry import dry_steps
+from mpicnn.step.interpreter import Tools
 from mpicnn.step.timing import CATEGORIES, StepTimer
 
 if TYPE_CHECKING:
     from mpicnn.division.program import GlobalProgram
     from mpicnn.run.distributed import DistributedModel
     from mpicnn.step.optimiser import Optimiser
-
-WARM, TIMED = 1, 3
-"""Steps before times are taken, and those that are timed."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def predict(distributed: DistributedModel, optimiser: Optimiser, batch: int) -> 
     totals = took.sum(axis=1)
     spread = float(np.abs(totals / totals.mean() - 1).max())
     measured = _by_stage(mesh.collect(means), programs)
-    hosts = _numbers([rank.host for rank in gather_ranks(mesh, distributed.device)])
+    hosts = numbers([rank.host for rank in gather_ranks(mesh, distributed.device)])
     inside, between = measure_links(mesh, hosts)
     machine = Machine((Device(inf, inf),) * mesh.world.size, tuple(hosts), inside, between)
     expected = timeline(programs, machine, distributed.dtype.itemsize, measured)
@@ -84,20 +81,12 @@ def _dry_steps(
     distributed: DistributedModel, optimiser: Optimiser, batch: int
 ) -> NDArray[np.float64]:
     """Return the seconds of every operation in some dry steps of this rank: (steps, ops + 1)."""
-    ops, program = distributed.ops, distributed.program(batch)
+    ops, program, model = distributed.ops, distributed.program(batch), distributed.model
     mesh = DryMesh(distributed.mesh)
     tools = Tools(mesh, ops, StepTimer(ops.Timer()), distributed.seed, distributed.loss)
-    rng = np.random.default_rng(0)
-    shape = (program.positions.size, *distributed.model.input_shape)
-    x = ops.upload(rng.standard_normal(shape).astype(distributed.dtype))
-    labels = rng.integers(0, distributed.model.shapes[-1][0], batch)
     apart = replace(optimiser, state=distributed.initial())
     distributed.mesh.collect(np.zeros(1))  # ranks of a host share its memory: all at once
-    found = [
-        dry_step(tools, program, apart, Batch(x, labels, step, train=True))
-        for step in range(WARM + TIMED)
-    ]
-    return np.array(found[WARM:])
+    return dry_steps(tools, program, apart, model.input_shape, model.classes, batch)
 
 
 def _by_stage(
@@ -109,9 +98,3 @@ def _by_stage(
         [stage[..., at] for at in range(len(program.ops) + 1)]
         for stage, program in zip(stages, programs, strict=True)
     ]
-
-
-def _numbers(names: Sequence[str]) -> list[int]:
-    """Return which of the different names, in order, each one is."""
-    order = {name: at for at, name in enumerate(dict.fromkeys(names))}
-    return [order[name] for name in names]

@@ -5,26 +5,18 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-
-import numpy as np
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.comm.pending import ProgressMode, threads_allowed
 from mpicnn.data.file import Dataset
 from mpicnn.data.layout import class_counts
-from mpicnn.devices import calibration
-from mpicnn.division.plan import Plan
-from mpicnn.division.planfile import load_plan
-from mpicnn.division.propagation import check_batch
-from mpicnn.errors import UserError, printable
-from mpicnn.job.agreement import agree, from_root
+from mpicnn.errors import UserError
+from mpicnn.job.agreement import from_root
 from mpicnn.job.environment import environment
 from mpicnn.layers.loss import SoftmaxCrossEntropy
-from mpicnn.run.directory import arguments_of, write_text
-from mpicnn.run.load import warn
+from mpicnn.run.directory import arguments_of
 from mpicnn.settings.definitions import Settings, parse, settings_of, split_command
 from mpicnn.settings.option import Options
 from mpicnn.step.optimiser import Hyper
@@ -33,9 +25,6 @@ from mpicnn.step.rates import RateSchedule, scale
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from mpicnn.devices.choice import Device
-    from mpicnn.models import Model
-    from mpicnn.settings.groups import PlanChoice
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
@@ -150,53 +139,3 @@ def hyper(settings: Settings, steps_per_epoch: int) -> Hyper:
         settings.nesterov, settings.beta1, settings.beta2, settings.eps, settings.trust,
         settings.clip, settings.ema,
     )  # fmt: skip
-
-
-def make_plan(
-    comm: MPI.Intracomm,
-    device: Device,
-    model: Model,
-    division: PlanChoice,
-    batch: int,
-    precision: str,
-) -> Plan:
-    """Return the plan that the settings ask for, after measuring speeds where they want them.
-
-    Collective. Raises UserError where the plan does not fit network, ranks or batch.
-    """
-    equal = replace(division, shares="equal") if division.shares == "measured" else division
-    plan = agree(comm, load_plan, equal, model, comm.size)
-    if division.shares == "measured":
-        found = speeds(Mesh(comm), device, model, division, batch, precision)
-        times = np.array([sum(row) for row in found.seconds]).reshape(-1, plan.grid[-1])
-        # A coordinate of the last axis is as fast as the slowest rank that has it.
-        measured = calibration.shares_of(times.max(axis=0).tolist())
-        plan = agree(comm, load_plan, equal, model, comm.size, measured)
-    agree(comm, check_batch, model, plan, batch)
-    return plan
-
-
-def speeds(
-    mesh: Mesh, device: Device, model: Model, division: PlanChoice, batch: int, precision: str
-) -> calibration.Calibration:
-    """Return the ranks' measured speeds: from their file where it holds, else measured and saved.
-
-    Collective. Raises UserError where the file is of another network, other ranks or devices, and
-    need not be measured anew.
-    """
-    comm, file = mesh.world.comm, division.calibration
-    now = calibration.conditions(mesh, device, model, precision)
-    if text := from_root(comm, calibration.kept, file):
-        found = agree(comm, calibration.reuse, text, file, now)
-        if isinstance(found, calibration.Calibration):
-            return found
-        if not division.recalibrate:
-            raise UserError(
-                f"calibration {file}: {found}; add --recalibrate to measure anew, or give another "
-                "name"
-            )
-        from_root(comm, warn, printable(f"calibration {file}: {found}; measured anew"))
-    measured = calibration.measure(mesh, device.ops, model, now, batch)
-    if file:
-        from_root(comm, write_text, Path(file), measured.to_json())
-    return measured

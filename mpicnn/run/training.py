@@ -33,6 +33,7 @@ from mpicnn.run.lock import RunLock
 from mpicnn.run.metrics import Metrics
 from mpicnn.run.network_file import file_to_run, keep, source_of
 from mpicnn.run.output import Output, append_lines
+from mpicnn.run.planning import make_plan
 from mpicnn.run.progress import ProgressDisplay, Reporter
 from mpicnn.run.resuming import (
     Meta,
@@ -43,11 +44,12 @@ from mpicnn.run.resuming import (
     open_data,
     saved_run,
 )
-from mpicnn.run.setup import make_plan, progress_of, training_loss
+from mpicnn.run.setup import progress_of, training_loss
 from mpicnn.run.summary import summary
 from mpicnn.run.testing import Score
 from mpicnn.run.trainer import Trainer
 from mpicnn.settings.definitions import Settings
+from mpicnn.settings.plan_groups import AUTO
 from mpicnn.step.state import kept_by
 from mpicnn.step.trace import merged
 
@@ -95,7 +97,7 @@ def train(
             check_data(comm, data, saved)
         model, source = open_model(comm, settings, data, saved)
         start = None if saved else first_weights(comm, settings, data, model)
-        measuring = settings.shares == "measured"
+        measuring = settings.shares == "measured" or settings.plan == AUTO
         with signals.at_once("while speeds were measured") if measuring else nullcontext():
             distributed = open_distributed(comm, settings, data, model, activity)
         directory = Path(from_root(comm, lambda: str(open_run(settings))))
@@ -170,13 +172,13 @@ def open_distributed(
     batch = min(settings.batch, len(data.split("train")))
     activity.begin("devices and plan", waits=True)
     device = choose_device(comm, settings, settings.precision, environment())
-    plan = make_plan(comm, device, model, settings, batch, settings.precision)
+    plan, told = make_plan(comm, device, model, settings, batch, settings.precision)
     distributed = DistributedModel(
         comm, device, model, plan, settings.precision, settings.seed,
         bucket=int(settings.bucket_mb * 1e6),
         progress=agree(comm, progress_of, comm, settings.progress_thread), activity=activity,
         by_round=settings.fc_update == "round", kept=kept_by(settings.optimiser, settings.ema),
-        loss=loss,
+        loss=loss, why=told,
     )  # fmt: skip
     if settings.fc_update == "round":
         agree(comm, check_rounds, distributed, batch)

@@ -175,6 +175,23 @@ def amount_text(value: object) -> str:
     return text
 
 
+SIZES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+
+
+def size_text(value: object) -> str:
+    """Return an amount of memory as text like "4GB", or nothing."""
+    text = str(value).replace(" ", "")
+    if text and not bytes_of(text):
+        raise ValueError("a number above 0 with its unit, like 4GB or 512MB")
+    return text
+
+
+def bytes_of(text: str) -> float:
+    """Return the bytes of a text like "4GB"; 0 where it says none."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(KB|MB|GB|TB)", text.upper(), re.ASCII)
+    return float(found[1]) * SIZES[found[2]] if found else 0.0
+
+
 def grid_text(value: object) -> str:
     """Return text like 2x4, one of whose lengths may be left out, or nothing."""
     text = str(value)

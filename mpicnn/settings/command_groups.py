@@ -17,8 +17,8 @@ from mpicnn.settings.checks import (
     splits_text,
 )
 from mpicnn.settings.choices import Normalised, Order, Scheme, SimulatedShares, Sync
-from mpicnn.settings.groups import PlanChoice
 from mpicnn.settings.option import Options, group, option
+from mpicnn.settings.plan_groups import PlanChoice
 
 
 @group
@@ -94,6 +94,14 @@ class Planned(Options):
         "", "shape of one image", "CxHxW", unset="that of data", check=extents("3x224x224")
     )
     classes: int = option(0, "number of classes", ge=0, unset="that of data")
+    machine: str = option(
+        "", "for which machine to forecast: a cluster's TOML file, or a calibration", "FILE",
+        unset="measured, where seconds are needed", check=path,
+    )  # fmt: skip
+    nodes: int = option(
+        0, "how many nodes of the cluster", "N", ge=0, le=10**6, unset="as the ranks need"
+    )
+    compare: bool = option(False, "list all presets and what plan auto finds, the fastest first")
 
 
 @group

@@ -31,10 +31,10 @@ from mpicnn.settings.groups import (
     Evaluation,
     Frozen,
     ModelChoice,
-    PlanChoice,
     Precision,
     Stalls,
 )
+from mpicnn.settings.plan_groups import Planning, check_auto
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +75,19 @@ class PredictSettings(Checkpoint, Predicted, Answered, Evaluation, DeviceChoice,
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings(
-    ModelChoice, DataChoice, Frozen, Planned, Batch, Precision, PlanChoice, DeviceChoice,
+    ModelChoice, DataChoice, Frozen, Planned, Batch, Precision, Planning, DeviceChoice,
 ):  # fmt: skip
     """Hold the settings of planning. It takes a training run's file and skips the rest of it."""
 
     purpose = "Show how a plan divides a network over ranks, and what a training step then costs."
     reads_file = True
+
+    def __post_init__(self) -> None:
+        check_auto(self)
+        if self.machine and self.shares == "measured":
+            raise UserError("machine: its speeds are known, none are measured; use plan auto")
+        if self.nodes and not self.machine:
+            raise UserError("nodes: needs machine, a cluster's file")
 
 
 @dataclass(frozen=True, kw_only=True)

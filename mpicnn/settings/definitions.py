@@ -25,7 +25,6 @@ from mpicnn.settings.groups import (
     Frozen,
     Length,
     ModelChoice,
-    PlanChoice,
     Precision,
     RunDirectory,
     Stalls,
@@ -34,6 +33,7 @@ from mpicnn.settings.groups import (
 from mpicnn.settings.learning import LossChoice, OptimiserChoice
 from mpicnn.settings.option import Options
 from mpicnn.settings.option import differences as differences
+from mpicnn.settings.plan_groups import AUTO, Planning, check_auto
 
 if TYPE_CHECKING:
     from mpicnn.settings.command_settings import EvaluateSettings, PlanSettings, PredictSettings
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Settings(
     ModelChoice, DataChoice, Start, Frozen, RunDirectory, Length, Batch, OptimiserChoice,
-    LossChoice, Precision, Augmentation, Evaluation, Choosing, PlanChoice, DeviceChoice, Display,
+    LossChoice, Precision, Augmentation, Evaluation, Choosing, Planning, DeviceChoice, Display,
     Stalls,
 ):  # fmt: skip
     """Hold the settings of a training run. Raises UserError where two do not fit together."""
@@ -51,6 +51,11 @@ class Settings(
     reads_file = True
 
     def __post_init__(self) -> None:
+        check_auto(self)
+        if self.plan == AUTO and self.fc_update == "round":
+            raise UserError(
+                "fc-update round: what is learnt depends on the plan; name one, not plan auto"
+            )
         if self.pad and not self.crop:
             raise UserError("pad needs crop: give crop, the size to cut from the padded images")
         if self.crop_area and not self.crop:

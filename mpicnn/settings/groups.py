@@ -11,15 +11,11 @@ from typing import Literal
 from mpicnn.precision import Name as PrecisionName
 from mpicnn.settings.checks import (
     devices_text,
-    extents,
     fractions,
     path,
     patterns_text,
     ratios,
-    shares_text,
-    stages_text,
 )
-from mpicnn.settings.choices import Normalised, Order, Scheme, Sync
 from mpicnn.settings.option import Options, group, option
 
 
@@ -180,54 +176,6 @@ class Evaluation(Options):
 
     heading = "evaluation"
     eval_batch: int = option(256, "images at once outside training, over all ranks", ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanChoice(Options):
-    """Say who computes what."""
-
-    heading = "how the work is divided over ranks"
-    plan: str = option(
-        "data",
-        "preset data, owt, filter, fc-output, fc-input, master-worker or branches, or FILE.toml",
-        "PLAN", check=path, names_file=lambda value: value.endswith(".toml"),
-    )  # fmt: skip
-    shares: str = option(
-        "equal", "share of the work per rank: equal, measured, or numbers like 2,1,1", "SHARES",
-        check=shares_text,
-    )  # fmt: skip
-    calibration: str = option(
-        "",
-        "file of the speeds for shares measured: read if it exists, else written",
-        "FILE",
-        unset="none",
-        check=path,
-        names_file=bool,
-    )
-    recalibrate: bool = option(False, "measure anew where the speeds in that file do not hold here")
-    grid: str = option(
-        "", "ranks as a data x model grid, like 2x4", "DxM", unset="one axis",
-        check=extents("2x4"),
-    )  # fmt: skip
-    stages: str = option(
-        "1", "pipeline stages: how many, or the layers at which they begin", "N|X,X",
-        check=stages_text,
-    )  # fmt: skip
-    micro_batches: int = option(
-        0, "parts into which a batch is cut", "N", ge=0, unset="1; 4 per stage of a pipeline"
-    )
-    order: Order = option("1f1b", "pipeline schedule of the micro-batches")
-    batch_norm: Normalised = option(
-        "batch", "what batch norm takes its statistics of: the whole batch, or each micro-batch"
-    )
-    scheme: Scheme = option(
-        "a", "how fully connected layers get the batch; a: at once; b, c: in rounds"
-    )
-    sync: Sync = option("allreduce", "how replicated weights are kept equal")
-    bucket_mb: float = option(1.0, "size of the messages that gradients are joined in, MB", gt=0)
-    progress_thread: Literal["auto", "on", "off"] = option(
-        "auto", "let a thread drive MPI while layers compute; auto: between several hosts"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

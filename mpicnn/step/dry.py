@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -11,9 +12,13 @@ from numpy.typing import NDArray
 from mpicnn.comm.dry import DryMesh
 from mpicnn.division.operations import Operation
 from mpicnn.division.program import Program
+from mpicnn.layers.base import Shape
 from mpicnn.step.interpreter import Batch, Interpreter, Tools
 from mpicnn.step.optimiser import Optimiser
 from mpicnn.step.state import Arrays
+
+WARM, TIMED = 1, 3
+"""Steps before times are taken, and those that are timed."""
 
 
 class _Timed(Interpreter):
@@ -50,3 +55,28 @@ def dry_step(
     optimiser.average()
     tools.ops.synchronize()
     return np.array([*run.took, perf_counter() - since])
+
+
+def dry_steps(
+    tools: Tools,
+    program: Program,
+    optimiser: Optimiser,
+    shape: Shape,
+    classes: int,
+    count: int,
+) -> NDArray[np.float64]:
+    """Return the seconds of every operation in `TIMED` steps on random images: (steps, ops + 1).
+
+    `shape` is that of an image, `count` the examples of a batch. See `dry_step`.
+    """
+    ops, rng = tools.ops, np.random.default_rng(0)
+    optimiser = replace(optimiser, steps=max(optimiser.steps, WARM + TIMED))
+    dtype = next(iter(optimiser.state.params.values())).dtype
+    images = rng.standard_normal((program.positions.size, *shape))
+    x = ops.upload(images.astype(dtype))
+    labels = rng.integers(0, classes, count)
+    found = [
+        dry_step(tools, program, optimiser, Batch(x, labels, step, train=True))
+        for step in range(WARM + TIMED)
+    ]
+    return np.array(found[WARM:])

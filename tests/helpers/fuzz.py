@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from mpicnn import models
-from mpicnn.devices.calibration import Calibration, Conditions, reuse
+from mpicnn.devices.calibration import Calibration, Conditions, Speed, reuse
 from mpicnn.devices.ranks import Rank
 from mpicnn.division.compile import compile_all
 from mpicnn.division.planfile import load_plan, plan_toml
 from mpicnn.division.propagation import check_batch
 from mpicnn.errors import UserError
 from mpicnn.forecast.clusterfile import load_cluster
+from mpicnn.forecast.machine import Link
 from mpicnn.models.entry import TYPES
 from mpicnn.settings.definitions import Settings, parse
-from mpicnn.settings.groups import PlanChoice
+from mpicnn.settings.plan_groups import PlanChoice
 
 MODEL = models.load("cuda-convnet", (3, 32, 32), 10)
 NOW = Conditions(
-    "default", "12ab", (1, 28, 28), "float32", "auto",
+    "default", "12ab", (1, 28, 28), "float32", "auto", "0.1.0",
     (Rank("a", "cpu", "native", 1), Rank("b", "cpu", "native", 2)),
 )  # fmt: skip
 ODD = [
@@ -159,7 +160,8 @@ def cluster_text(draw: random.Random) -> str:
 
 def calibration_text(draw: random.Random) -> str:
     """Return a file of measured speeds."""
-    made = Calibration(NOW, ("conv1",), ((0.5,), (0.25,)), "mpicnn 0.1.0")
+    speed = Speed((0.5,), (0.25,), 1.0, 1e-9, 0.0)
+    made = Calibration(NOW, ("conv1 forward",), (speed, speed), Link(), Link(), "mpicnn 0.1.0")
     table = json.loads(made.to_json())
     table["ranks"] = [draw.choice([row, row, odd(draw, row)]) for row in table["ranks"]]
     return spoiled(draw, json.dumps(draw.choice([table, odd(draw, table)])))

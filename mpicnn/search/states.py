@@ -1,0 +1,340 @@
+"""How values may lie in the middle of a network, and what each next layer can make of that."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mpicnn.division.network import Value, may_join
+from mpicnn.division.placement import Layout
+from mpicnn.division.plan import LOSS
+from mpicnn.division.propagation import LayerDivision, divide
+from mpicnn.division.schedule import parts
+from mpicnn.division.strategy import (
+    DEFAULT,
+    INPUT_KIND,
+    LOSS_KIND,
+    Row,
+    letters,
+    row,
+    rows,
+)
+from mpicnn.errors import UserError
+from mpicnn.search.prices import Divided, Load, Price, Prices, Way
+
+if TYPE_CHECKING:
+    from mpicnn.layers.base import Layer
+
+BATCH_GROUP, CHANNEL_GROUP, ALONE, _NONE = 0, 1, 2, -1
+GROUPS = 3
+
+Lie = int
+"""The number of a way in which a value lies."""
+Held = tuple[Lie, tuple[int, ...]]
+"""How a value lies, and the numbers of the layouts into which it has been carried."""
+
+
+class State(NamedTuple):
+    """Say how every value is held that is still read, in order, and which `group` of layers works:
+    one of those that `_group` tells apart."""
+
+    held: tuple[Held, ...]
+    group: int
+
+
+class Carried(NamedTuple):
+    """Hold a way, what tells it from others, whether nothing else is done meanwhile, and whether
+    ranks meet between the layer before and this one."""
+
+    key: Hashable
+    way: Way
+    alone: bool
+    meets: bool
+
+
+class Next(NamedTuple):
+    """Describe a step over one layer: the state behind it, the letters that the plan names for the
+    layer ("": none), and the number of its price."""
+
+    state: State
+    split: str
+    price: int
+
+
+class Lies(NamedTuple):
+    """Say how a value lies: the division of its layer, and each part of the batch that is computed
+    by itself."""
+
+    division: LayerDivision
+    values: tuple[Value, ...]
+
+
+class States:
+    """Find the states of a frame's plans, layer by layer, and price the steps between them."""
+
+    def __init__(self, prices: Prices) -> None:
+        self.prices = prices
+        self.model, self.frame = prices.model, prices.frame
+        self.plan = self.frame.plan
+        self.priced: list[Price] = []
+        self._lies: list[Lies] = []
+        self._numbers: dict[Hashable, int] = {}
+        self._layouts: dict[Hashable, int] = {}
+        self._made: dict[Hashable, tuple[Divided, Lie] | None] = {}
+        self._ways: dict[Hashable, Way | None] = {}
+        self._steps: dict[Hashable, int] = {}
+        self._options: dict[Hashable, list[tuple[str, LayerDivision]]] = {}
+        self._crossing = [
+            tuple(self.model.crossing(at)) for at in range(len(self.model.layers) + 1)
+        ]
+
+    @cached_property
+    def rounds_from(self) -> int:
+        """Return the first layer that runs in rounds; one behind the last where none does."""
+        return self.model.fc_start if self.frame.scheme != "a" else len(self.model.layers) + 1
+
+    @cached_property
+    def _overlapped(self) -> int:
+        """Return the last layer whose moves may travel while another round computes."""
+        if self.frame.scheme == "a":
+            return -1
+        weighted = (
+            at
+            for at in range(self.rounds_from, len(self.model.layers))
+            if self.model.layers[at][1].params(self.model.fed[at])
+        )
+        return next(weighted, len(self.model.layers))
+
+    def first(self) -> Iterator[tuple[State, str]]:
+        """Yield how the images may be read, and the letters that say so."""
+        shape = (self.prices.count, *self.model.input_shape)
+        for split in self._named(INPUT_KIND):
+            division = LayerDivision(rows(INPUT_KIND, split), self.frame.shares)
+            layout = self.prices.network.layouts.input_layout(shape, division)
+            yield State(((self._lie(division, (Value(shape, layout),)), ()),), _NONE), split
+
+    def _lie(self, division: LayerDivision, values: tuple[Value, ...]) -> Lie:
+        key = (division.rows, values)
+        if key not in self._numbers:
+            self._numbers[key] = len(self._lies)
+            self._lies.append(Lies(division, values))
+        return self._numbers[key]
+
+    def _named(self, kind: str, total: Sequence[bool] = ()) -> list[str]:
+        """Return the letters that a plan may name for a kind of layer.
+
+        The first of two axes divides the batch. Channels of a layer that is no contraction are
+        only divided anew where a pending sum, `total` by axis, is to be made anyway.
+        """
+        outer = DEFAULT * (len(self.frame.grid) - 1)
+        found = []
+        for letter in letters(kind):
+            each = row(kind, letter)
+            if each.alone:
+                if kind in ("contraction", INPUT_KIND):
+                    found.append(outer + each._replace(owner=self.frame.owner).name)
+            elif kind != "channelwise" or each.shares_batch or (total and total[-1]):
+                found.append(outer + letter)
+        return found
+
+    def options(
+        self, kind: str, name: str, lie: Lie, joins: bool = False
+    ) -> list[tuple[str, LayerDivision]]:
+        """Return the divisions of a layer that reads such a value (first), and their letters.
+
+        A layer that can work on a value as it lies does so: what comes next may carry its output
+        as well as its input. It is divided anew only where a pending sum is to be made, or where
+        it `joins` values that may lie otherwise.
+        """
+        key = (kind, lie, joins)
+        if key not in self._options:
+            self._options[key] = self._allowed(kind, name, lie, joins)
+        return self._options[key]
+
+    def _allowed(
+        self, kind: str, name: str, lie: Lie, joins: bool
+    ) -> list[tuple[str, LayerDivision]]:
+        before = self._lies[lie].division
+        total = [each.total for each in before.rows]
+        follows = divide(name, kind, self.plan, before)
+        if kind != "contraction" and follows.follows and not joins and not any(total):
+            return [("", follows)]
+        named = [
+            (split, LayerDivision(rows(kind, split), self.frame.shares))
+            for split in self._named(kind, total)
+        ]
+        if kind == "contraction":
+            return named
+        return [("", follows), *((s, d) for s, d in named if d.rows != follows.rows)]
+
+    def steps(self, index: int, state: State) -> Iterator[Next]:
+        """Yield the steps that a layer can make from a state; that behind the last is the loss."""
+        if index == len(self.model.layers):
+            yield from self._lose(index, state)
+            return
+        name, layer = self.model.layers[index]
+        if index == self.rounds_from:
+            found = self._in_rounds(state)
+            if found is None:
+                return
+            state = found
+        held = dict(zip(self._crossing[index], state.held, strict=True))
+        first = held[self.model.sources[index][0]][0]
+        for split, division in self.options(layer.kind, name, first, layer.joins):
+            if _undivided(layer, division.rows):
+                division = division._replace(frozen=name in self.model.frozen)
+                yield from self._step(index, state.group, held, split, division)
+
+    def _in_rounds(self, state: State) -> State | None:
+        """Return the state in which the head is fed part by part; None where it cannot be."""
+        if len(state.held) != 1:
+            return None
+        lies = self._lies[state.held[0][0]]
+        (value,) = lies.values
+        try:
+            found = parts(self.plan, lies.division, value.layout, value.shape[0])
+        except UserError:
+            return None
+        fed = tuple(Value((p.positions.size, *value.shape[1:]), p.entry) for p in found)
+        return State(((self._lie(lies.division, fed), ()),), state.group)
+
+    def _step(
+        self, index: int, group: int, held: dict[int, Held], split: str, division: LayerDivision
+    ) -> Iterator[Next]:
+        sources = self.model.sources[index]
+        made = self._divided(index, division, tuple(held[value][0] for value in sources))
+        if made is None:
+            return
+        divided, y = made
+        carried, paid = self._carried(index, sources, held, divided.wanted)
+        if group == _NONE or any(each.meets for each in carried):
+            group = self._group(division)
+        price = self._price(index, divided.price, group, carried)
+        after = tuple(
+            (y, ()) if value == index + 1 else (held[value][0], paid[value])
+            for value in self._crossing[index + 1]
+        )
+        yield Next(State(after, group), split, price)
+
+    def _group(self, division: LayerDivision) -> int:
+        """Return a number for layers that have the batch, the channels, or all on one rank.
+
+        Between neighbours of different groups all ranks wait for each other, if they are one row.
+        """
+        if len(self.frame.grid) > 1:
+            return 0
+        each = division.rows[0]
+        return ALONE if each.alone else BATCH_GROUP if each.shares_batch else CHANNEL_GROUP
+
+    def _divided(
+        self, index: int, division: LayerDivision, lies: tuple[Lie, ...]
+    ) -> tuple[Divided, Lie] | None:
+        near = self._near(index, lies[0], division)
+        key = (self._alike[index], division.rows, division.follows, lies, near)
+        if key not in self._made:
+            runs = zip(*(self._lies[lie].values for lie in lies), strict=True)
+            try:
+                divided = self.prices.layer(index, division, list(runs), near)
+            except UserError:
+                self._made[key] = None
+            else:
+                self._made[key] = divided, self._lie(division, divided.values)
+        return self._made[key]
+
+    def _near(self, index: int, lie: Lie, division: LayerDivision) -> bool:
+        """Say whether a layer is joined with the one before it: it takes what that gives as it
+        lies."""
+        if not index or index == self.rounds_from or not may_join(self.model, index - 1):
+            return False
+        layouts = self.prices.network.layouts
+        return division.follows or not any(
+            layouts.route(v.shape, v.layout, layouts.input_layout(v.shape, division))
+            for v in self._lies[lie].values
+        )
+
+    @cached_property
+    def _alike(self) -> list[int]:
+        """Return a number for each layer, the same for those that cost the same."""
+        model = self.model
+        numbers: dict[Hashable, int] = {}
+        found = []
+        for at, ((name, layer), sources) in enumerate(
+            zip(model.layers, model.sources, strict=True)
+        ):
+            learns = model.learns[at + 1], any(model.learns[value] for value in sources)
+            places = tuple(map(sources.index, sources))
+            known = layer if isinstance(layer, Hashable) else id(layer)
+            frozen = name in model.frozen
+            measured = name if name in self.prices.rates.layers else ""
+            joins = at and may_join(model, at - 1)
+            key = (known, measured, model.fed[at], *learns, places, frozen, joins)
+            found.append(numbers.setdefault(key, len(numbers)))
+        return found
+
+    def _carried(
+        self,
+        index: int,
+        sources: Sequence[int],
+        held: dict[int, Held],
+        wanted: Sequence[tuple[Layout, ...]],
+    ) -> tuple[list[Carried], dict[int, tuple[int, ...]]]:
+        """Return the ways by which what a layer reads has to be carried, and into which layouts
+        values have been carried then."""
+        found, paid = [], {value: had for value, (_, had) in held.items()}
+        for value, layouts in zip(sources, wanted, strict=True):
+            lie, back = held[value][0], self.model.learns[value]
+            number = self._layouts.setdefault(layouts, len(self._layouts))
+            key = (lie, number, back)
+            if key not in self._ways:
+                self._ways[key] = self.prices.way(self._lies[lie].values, layouts, back)
+            way = self._ways[key]
+            if way is not None and number not in paid[value]:
+                # what the layer before has made is wanted at once, if not in a round
+                before = value == index
+                alone = before and not self.rounds_from <= index <= self._overlapped
+                learns = back or not any(self.model.learns[: index + 1])
+                found.append(Carried((*key, alone), way, alone, before and way.meets and learns))
+                paid[value] = tuple(sorted((*paid[value], number)))
+        return found, paid
+
+    def _price(self, index: int, price: Price, group: int, carried: Sequence[Carried]) -> int:
+        """Return the number of the price of a layer of a group, and of the ways of its inputs."""
+        head = index >= self.rounds_from
+        key = (id(price), group, tuple(each.key for each in carried), head)
+        if key not in self._steps:
+            loads = price.loads.copy()
+            if carried:
+                busy = sum(each.way.busy for each in carried)
+                took = sum(each.way.took * each.alone for each in carried)
+                loads[Load.FORWARD] += np.maximum(took, busy)
+                loads[Load.RETURN] += sum(each.way.back * each.alone for each in carried)
+                loads[Load.LINK] += sum(each.way.link for each in carried)
+            if head:  # earlier rounds send before the last one goes back
+                loads[[Load.LINK, Load.FIRST, Load.LAST]] = 0
+            self._steps[key] = len(self.priced)
+            additive = price.additive + sum(each.way.additive for each in carried)
+            self.priced.append(Price(additive, loads, price.held, group))
+        return self._steps[key]
+
+    def _lose(self, end: int, state: State) -> Iterator[Next]:
+        """Yield the ways in which the loss takes the logits."""
+        ((lie, _),) = state.held
+        layouts = self.prices.network.layouts
+        ranks = self.prices.ranks
+        nothing = Price(0.0, np.zeros((len(Load), ranks)), np.zeros(ranks))
+        group = max(0, state.group)
+        for split, division in self.options(LOSS_KIND, LOSS, lie):
+            wanted = tuple(
+                v.layout if division.follows else layouts.input_layout(v.shape, division)
+                for v in self._lies[lie].values
+            )
+            carried, _ = self._carried(end, [end], {end: state.held[0]}, [wanted])
+            yield Next(State((), 0), split, self._price(end, nothing, group, carried))
+
+
+def _undivided(layer: Layer, divided: Sequence[Row]) -> bool:
+    """Say whether a layer can be divided so: one in groups keeps its input channels together."""
+    return getattr(layer, "groups", 1) == 1 or not any(each.divides_inputs for each in divided)
