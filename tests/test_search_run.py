@@ -121,10 +121,12 @@ def test_training_under_the_plan_that_is_found_is_that_of_one_rank(tmp_path):
     one = train(1, "--run-dir", tmp_path / "one", *options)
     file = tmp_path / "speeds.json"
     auto = train(
-        3, "--run-dir", tmp_path / "auto", "--plan", "auto", "--calibration", file, *options
-    )
+        3, "--run-dir", tmp_path / "auto", "--plan", "auto", "--verify", 2, "--calibration", file,
+        *options,
+    )  # fmt: skip
     assert one.code == auto.code == 0, auto.err
     assert "  auto   " in auto.out and " a step forecast" in auto.out
+    assert re.search(r"; 2 plans tried: [\d.]+ ms, number [12] of the forecast$", auto.out, re.M)
     losses = [
         [line.split("loss ")[1].split()[0] for line in job.out.splitlines() if " loss " in line]
         for job in (one, auto)

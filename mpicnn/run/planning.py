@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     from mpicnn.models import Model
 
 
+class Planned(NamedTuple):
+    """Hold the plans that a run may take, the first as it is forecast to be fastest, and what was
+    found out of it: "" where it was not looked for."""
+
+    plans: tuple[Plan, ...]
+    told: str = ""
+
+
 def make_plan(
     comm: MPI.Intracomm,
     device: Device,
@@ -41,8 +49,8 @@ def make_plan(
     division: Planning,
     batch: int,
     precision: str,
-) -> tuple[Plan, str]:
-    """Return the plan that the settings ask for, and a line about it where it was looked for.
+) -> Planned:
+    """Return the plan that the settings ask for, or those of several that are to be tried.
 
     Speeds are measured where that needs them. Collective. Raises UserError where the plan does not
     fit network, ranks or batch.
@@ -50,17 +58,20 @@ def make_plan(
     if division.plan != AUTO and division.shares != "measured":
         plan = agree(comm, named_plan, model, division, comm.size)
         agree(comm, check_batch, model, plan, batch)
-        return plan, ""
+        return Planned((plan,))
     mesh = Mesh(comm)
     found = speeds(mesh, device, model, division, batch, precision)
     if division.plan != AUTO:
         plan = agree(comm, named_plan, model, division, comm.size, found.per_example)
         agree(comm, check_batch, model, plan, batch)
-        return plan, ""
+        return Planned((plan,))
     limit = rank_memory(mesh, found.conditions.ranks, device, division.memory)
     look = partial(_look, model, division, batch, precision, found.machine(), limit)
-    text, told = json.loads(from_root(comm, look))
-    return parse_plan(text, "found", PlanChoice(), model, comm.size), told
+    texts, told = json.loads(from_root(comm, look))
+    asked = PlanChoice()
+    return Planned(
+        tuple(parse_plan(text, "found", asked, model, comm.size) for text in texts), told
+    )
 
 
 def named_plan(model: Model, division: PlanChoice, ranks: int, times: Sequence[float] = ()) -> Plan:
@@ -80,12 +91,13 @@ def named_plan(model: Model, division: PlanChoice, ranks: int, times: Sequence[f
 def _look(
     model: Model, division: Planning, batch: int, precision: str, machine: Machine, limit: Times
 ) -> str:
-    """Return the plan that is found, as TOML, and a line about it, as JSON."""
-    from mpicnn.search.report import summary  # most runs do without it, and start sooner
+    """Return the plans that are found, each as TOML, and a line about the best, as JSON."""
+    from mpicnn.search.report import summary, unlike  # most runs do without it, and start sooner
     from mpicnn.search.search import search, task_of
 
     found = search(task_of(model, division, batch, precision, machine, limit), division.search_time)
-    return json.dumps([plan_toml(found.best.plan), summary(found)])
+    best = list(unlike(found.candidates))[: max(1, division.verify)]
+    return json.dumps([[plan_toml(each.plan) for each in best], summary(found)])
 
 
 def rank_memory(mesh: Mesh, ranks: Sequence[Rank], device: Device, asked: str) -> Times:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,14 +17,18 @@ from mpicnn.devices.ranks import gather_ranks, numbers
 from mpicnn.division.compile import compile_all
 from mpicnn.forecast.machine import Device, Machine
 from mpicnn.forecast.timeline import Timeline, timeline
-from mpicnn.step.dry import dry_steps
+from mpicnn.step.dry import WARM, dry_steps
 from mpicnn.step.interpreter import Tools
+from mpicnn.step.optimiser import Hyper, Optimiser
 from mpicnn.step.timing import CATEGORIES, StepTimer
 
 if TYPE_CHECKING:
     from mpicnn.division.program import GlobalProgram
     from mpicnn.run.distributed import DistributedModel
-    from mpicnn.step.optimiser import Optimiser
+
+
+TRIED = 5
+"""Steps that are timed of a plan that is tried."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,27 @@ def predict(distributed: DistributedModel, optimiser: Optimiser, batch: int) -> 
     machine = Machine((Device(inf, inf),) * mesh.world.size, tuple(hosts), inside, between)
     expected = timeline(programs, machine, distributed.dtype.itemsize, measured)
     return Prediction(expected, float(mesh.collect(np.array([spread])).max()))
+
+
+def step_seconds(distributed: DistributedModel, batch: int) -> float:
+    """Return what a step really takes the slowest rank: a median of some, with random images, s.
+
+    Collective.
+    """
+    ops, model, program = distributed.ops, distributed.model, distributed.program(batch)
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((program.positions.size, *model.input_shape))
+    x, labels = ops.upload(images.astype(distributed.dtype)), rng.integers(0, model.classes, batch)
+    optimiser = Optimiser(
+        ops, distributed.initial(), model.param_specs(), Hyper(1e-3), WARM + TRIED
+    )
+    took = []
+    for step in range(WARM + TRIED):
+        since = perf_counter()
+        distributed.executor.step(program, optimiser, x, labels, step)
+        took.append(perf_counter() - since)
+    slowest = distributed.mesh.collect(np.array(took[WARM:])).max(axis=0)
+    return float(np.median(slowest))
 
 
 def _dry_steps(

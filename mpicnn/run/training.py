@@ -14,7 +14,6 @@ from mpicnn.checkpoint import Checkpoints
 from mpicnn.data.augment import augmentation
 from mpicnn.data.file import Dataset
 from mpicnn.data.verify import verify_sample
-from mpicnn.devices.choice import choose_device
 from mpicnn.division.planfile import plan_toml
 from mpicnn.errors import UserError
 from mpicnn.job.activity import Activity
@@ -26,14 +25,13 @@ from mpicnn.models import Model, freeze
 from mpicnn.models.entry import known
 from mpicnn.run.callback import Callback, NoCallback
 from mpicnn.run.directory import CHECKPOINTS, CONFIG, LOG, METRICS, PLAN, open_run, write_text
-from mpicnn.run.distributed import DistributedModel
+from mpicnn.run.dividing import open_distributed
 from mpicnn.run.gather import first_lines, gather_summary
 from mpicnn.run.load import warn
 from mpicnn.run.lock import RunLock
 from mpicnn.run.metrics import Metrics
 from mpicnn.run.network_file import file_to_run, keep, source_of
 from mpicnn.run.output import Output, append_lines
-from mpicnn.run.planning import make_plan
 from mpicnn.run.progress import ProgressDisplay, Reporter
 from mpicnn.run.resuming import (
     Meta,
@@ -44,13 +42,11 @@ from mpicnn.run.resuming import (
     open_data,
     saved_run,
 )
-from mpicnn.run.setup import progress_of, training_loss
 from mpicnn.run.summary import summary
 from mpicnn.run.testing import Score
 from mpicnn.run.trainer import Trainer
 from mpicnn.settings.definitions import Settings
 from mpicnn.settings.plan_groups import AUTO
-from mpicnn.step.state import kept_by
 from mpicnn.step.trace import merged
 
 if TYPE_CHECKING:
@@ -162,52 +158,6 @@ def first_weights(
     from mpicnn.run.starting import starting  # most runs do without it, and start sooner
 
     return starting(comm, settings.init, model, data.classes)
-
-
-def open_distributed(
-    comm: MPI.Intracomm, settings: Settings, data: Dataset, model: Model, activity: Activity
-) -> DistributedModel:
-    """Divide the network over the ranks as the settings say; `activity` follows it. Collective."""
-    loss = agree(comm, training_loss, settings, data)
-    batch = min(settings.batch, len(data.split("train")))
-    activity.begin("devices and plan", waits=True)
-    device = choose_device(comm, settings, settings.precision, environment())
-    plan, told = make_plan(comm, device, model, settings, batch, settings.precision)
-    distributed = DistributedModel(
-        comm, device, model, plan, settings.precision, settings.seed,
-        bucket=int(settings.bucket_mb * 1e6),
-        progress=agree(comm, progress_of, comm, settings.progress_thread), activity=activity,
-        by_round=settings.fc_update == "round", kept=kept_by(settings.optimiser, settings.ema),
-        loss=loss, why=told,
-    )  # fmt: skip
-    if settings.fc_update == "round":
-        agree(comm, check_rounds, distributed, batch)
-    distributed.verify({batch, len(data.split("train")) % batch or batch})
-    return distributed
-
-
-def check_rounds(distributed: DistributedModel, batch: int) -> None:
-    """Raise UserError unless a full batch is divided into the rounds that FC weights change in.
-
-    A rank without work has no round under scheme (b). Elsewhere a missing round is a mistake: the
-    rate was chosen for a K-th of the batch. Only the last pipeline stage has rounds and can tell.
-    """
-    plan, ranks = distributed.plan, distributed.plan.grid[-1]
-    if plan.micro_batches > 1:
-        raise UserError(
-            "fc-update round: FC weights change after every round of a whole batch; use "
-            "micro-batches 1"
-        )
-    if plan.scheme == "a":
-        raise UserError(
-            "fc-update round: scheme (a) has one round a step; use scheme b or c, or fc-update step"
-        )
-    rounds = len(list(distributed.program(batch).losses))
-    if plan.scheme == "c" and 0 < rounds < ranks:
-        raise UserError(
-            f"fc-update round: batch {batch} leaves {ranks - rounds} of the {ranks} rounds of "
-            "scheme (c) without examples; use a larger batch, fewer ranks or scheme b"
-        )
 
 
 def traced(settings: Settings) -> str:

@@ -72,6 +72,10 @@ class PlanSearch(Options):
         unset="its part of what the host has",
     )  # fmt: skip
     search_time: float = option(10.0, "plan auto: s to look for a plan, about", gt=0, le=86400)
+    verify: int = option(
+        0, "plan auto: time so many of the best plans for a few steps each, and keep the fastest",
+        "N", ge=0, le=100, unset="none",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
