@@ -76,16 +76,18 @@ def _check_split(where: str, split: str, kind: str, grid: Sequence[int]) -> None
 
 
 def _check_groups(model: Model, plan: Plan) -> None:
-    """Raise UserError where a convolution in groups is to divide its input channels."""
+    """Raise UserError where a layer in groups is to divide its inputs."""
     for name, layer in model.layers:
         asked = plan.layers.get(name)
         if asked is None or getattr(layer, "groups", 1) == 1:
             continue
         if any(each.divides_inputs for each in rows(layer.kind, asked.split)):
             able = (a for a in letters(layer.kind) if not rows(layer.kind, a)[0].divides_inputs)
+            kind = "convolution" if layer.convolves else "fully connected layer"
+            what = "input channels" if layer.convolves else "inputs"
             raise UserError(
-                f"plan {plan.name}: layer {name}: a convolution in groups cannot divide its "
-                f"input channels; use split {one_of(tuple(able))}"
+                f"plan {plan.name}: layer {name}: a {kind} in groups cannot divide its {what}; "
+                f"use split {one_of(tuple(able))}"
             )
 
 

@@ -84,8 +84,12 @@ def draw_model(rng, normalised):
             continue
         layers.append((f"layer{number}", layer))
     layers.append(("flat", Flatten()))
+    (features,) = Flatten().out_shape(shape)
     for number in range(int(rng.integers(0, 3))):
-        layers.append((f"fc{number}", Linear(int(rng.integers(2, 8)), bias=bool(rng.integers(2)))))
+        groups = int(rng.choice([g for g in (1, 1, 2, 3) if features % g == 0]))
+        features = groups * int(rng.integers(-(-2 // groups), 7 // groups + 1))
+        layer = Linear(features, bias=bool(rng.integers(2)), groups=groups)
+        layers.append((f"fc{number}", layer))
         if rng.random() < 0.7:
             layer = rng.choice([ReLU(), ReLU(), Dropout(0.3), *[BatchNorm()] * normalised])
             layers.append((f"behind{number}", layer))
@@ -132,7 +136,7 @@ def draw_graph(rng, normalised, most=14):
     y = put(Flatten(), put(Concat(), *ends) if len(ends) > 1 else ends[0])
     if rng.random() < 0.6:
         y = put(Linear(6), y)
-        y = put(Add(), y, put(ReLU(), put(Linear(6), y)))
+        y = put(Add(), y, put(ReLU(), put(Linear(6, groups=int(rng.choice([1, 1, 2, 3]))), y)))
     put(Linear(CLASSES), y)
     return Model("graph", image, tuple(layers))
 
