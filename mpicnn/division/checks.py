@@ -22,6 +22,7 @@ from mpicnn.errors import UserError
 from mpicnn.text import one_of
 
 if TYPE_CHECKING:
+    from mpicnn.layers.base import Layer
     from mpicnn.models import Model
 
 
@@ -75,19 +76,40 @@ def _check_split(where: str, split: str, kind: str, grid: Sequence[int]) -> None
             )
 
 
+def groups_of(layer: Layer) -> int:
+    """Return into how many groups that do not see each other a contraction's channels fall."""
+    return getattr(layer, "groups", 1) if layer.kind == "contraction" else 1
+
+
 def _check_groups(model: Model, plan: Plan) -> None:
-    """Raise UserError where a layer in groups is to divide its inputs."""
+    """Raise UserError where a layer in groups is to divide its inputs, or one without its groups.
+
+    Along two axes groups are divided once, and nothing else of the channels.
+    """
     for name, layer in model.layers:
-        asked = plan.layers.get(name)
-        if asked is None or getattr(layer, "groups", 1) == 1:
+        if name not in plan.layers or layer.kind != "contraction":
             continue
-        if any(each.divides_inputs for each in rows(layer.kind, asked.split)):
-            able = (a for a in letters(layer.kind) if not rows(layer.kind, a)[0].divides_inputs)
-            kind = "convolution" if layer.convolves else "fully connected layer"
+        divided = rows(layer.kind, plan.layers[name].split)
+        able = [row(layer.kind, letter) for letter in letters(layer.kind)]
+        kind = "convolution" if layer.convolves else "fully connected layer"
+        where = f"plan {plan.name}: layer {name}: a {kind}"
+        if groups_of(layer) == 1:
+            if any(each.grouped for each in divided):
+                known = one_of(tuple(each.letter for each in able if not each.grouped))
+                raise UserError(f"{where} of one group cannot divide groups; use split {known}")
+            continue
+        if any(each.divides_inputs for each in divided):
             what = "input channels" if layer.convolves else "inputs"
+            known = one_of(tuple(each.letter for each in able if not each.divides_inputs))
+            raise UserError(f"{where} in groups cannot divide its {what}; use split {known}")
+        if (
+            any(each.grouped for each in divided)
+            and sum(each.divides_channels for each in divided) > 1
+        ):
+            known = one_of(tuple(each.letter for each in able if not each.divides_channels))
             raise UserError(
-                f"plan {plan.name}: layer {name}: a {kind} in groups cannot divide its {what}; "
-                f"use split {one_of(tuple(able))}"
+                f"{where} that divides its groups along one axis cannot divide channels along the "
+                f"other; use {known} there"
             )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
-from mpicnn.layers._fields import check_init, check_positive
+from mpicnn.layers._fields import check_init, check_positive, first_group
 from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape
 from mpicnn.ops.interface import Backend
 
@@ -21,8 +21,8 @@ class Linear(Layer):
     larger systems). `init` is how w starts (see `Param`). Raises UserError for values that make no
     layer.
 
-    Locally w may be some of the rows (outputs `ctx.channels`, with all of x's inputs), or, with one
-    group, the columns that belong to the local x.
+    Locally w may be some of the rows (outputs `ctx.channels`, with all of x's inputs, or with those
+    of their groups), or, with one group, the columns that belong to the local x.
     """
 
     kind: ClassVar[str] = "contraction"
@@ -65,7 +65,7 @@ class Linear(Layer):
         if self.groups == 1:
             return ops.linear(x, w, b, ctx.joined), None
         y = ops.xp.empty((x.shape[0], w.shape[0]), x.dtype)
-        for o, c in self._blocks(x, ctx):
+        for o, c in self._blocks(x, w, ctx):
             y[:, o] = ops.linear(x[:, c], w[o], None if b is None else b[o], ctx.joined)
         return y, None
 
@@ -74,7 +74,7 @@ class Linear(Layer):
     ) -> tuple[Array | None, dict[str, Array]]:
         grads = {}
         if ctx.need_dw:
-            grads["w"] = self._dw(ops, tape.x, dy, ctx)
+            grads["w"] = self._dw(ops, tape.x, dy, p["w"], ctx)
             if "b" in p:
                 grads["b"] = ops.bias_grad(dy)
         if not ctx.need_dx:
@@ -82,25 +82,27 @@ class Linear(Layer):
         if self.groups == 1:
             return ops.linear_dx(dy, p["w"]), grads
         dx = ops.xp.zeros(tape.x.shape, dy.dtype)  # of groups whose outputs lie elsewhere
-        for o, c in self._blocks(tape.x, ctx):
+        for o, c in self._blocks(tape.x, p["w"], ctx):
             dx[:, c] = ops.linear_dx(dy[:, o], p["w"][o])
         return dx, grads
 
-    def _dw(self, ops: Backend, x: Array, dy: Array, ctx: Context) -> Array:
+    def _dw(self, ops: Backend, x: Array, dy: Array, w: Array, ctx: Context) -> Array:
         """Return the gradient of w, added in place to the sum of earlier ones if there is one."""
         total = ctx.sums.get("w")
         if self.groups == 1:
             return ops.linear_dw(x, dy, total)
         if total is None:
-            total = ops.xp.zeros((dy.shape[1], x.shape[1] // self.groups), x.dtype)
-        for o, c in self._blocks(x, ctx):
+            total = ops.xp.zeros(w.shape, x.dtype)
+        for o, c in self._blocks(x, w, ctx):
             ops.linear_dw(x[:, c], dy[:, o], total[o])
         return total
 
-    def _blocks(self, x: Array, ctx: Context) -> Iterator[tuple[slice, slice]]:
+    def _blocks(self, x: Array, w: Array, ctx: Context) -> Iterator[tuple[slice, slice]]:
         """Yield, for every group with outputs here, its local rows of w and its columns of x."""
-        per_o, per_c = self.o // self.groups, x.shape[1] // self.groups
+        per_o, per_c = self.o // self.groups, w.shape[1]
         lo, hi = ctx.channels
+        begin = first_group(x.shape[1], per_c, self.groups, lo // per_o)
         for group in range(lo // per_o, -(-hi // per_o)):
             start, stop = max(lo, group * per_o), min(hi, (group + 1) * per_o)
-            yield slice(start - lo, stop - lo), slice(group * per_c, (group + 1) * per_c)
+            c = (group - begin) * per_c
+            yield slice(start - lo, stop - lo), slice(c, c + per_c)
