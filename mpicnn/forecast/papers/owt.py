@@ -187,9 +187,10 @@ WAYS = {
     "(c)": Way(scheme="c"),
     "(c), rows of 8": Way(scheme="c", row=SERVER),
     "(c), rows of 8, groups 8": Way(scheme="c", row=SERVER, groups=8),
+    "the same, groups apart": Way(scheme="c", row=SERVER, groups=8, apart=True),
 }
 """What is compared on more GPUs. Rows of 8 are a grid of two levels: rows divide the batch, the
-eight GPUs of each divide fully connected layers."""
+eight GPUs of each divide fully connected layers. Groups apart: each GPU of a row has one."""
 
 
 @lru_cache
@@ -236,7 +237,7 @@ def schemes_table() -> Table:
 def servers_table() -> Table:
     """Return ways on servers of eight that share one link to the others."""
     rows = []
-    for label in ("data", "(c)", "(c), rows of 8", "(c), rows of 8, groups 8"):
+    for label in ("data", *tuple(WAYS)[3:]):
         ups = [
             SERVER * n * alone() / seconds(SERVER * n, WAYS[label], servers(n)) for n in (2, 4, 8)
         ]
@@ -259,23 +260,31 @@ def groups_table() -> Table:
         specs = network(groups).param_specs()
         held = sum(prod(spec.shape) for spec in specs.values())
         weights = sum(prod(specs[f"{name}.w"].shape) for name in RESTRICTED)
-        ways = (Way("data", groups=groups), Way(scheme="c", groups=groups))
-        rows.append(
-            (
-                f"{groups}", f"{held / 1e6:.1f}", f"{2e-6 * weights:.1f}",
-                *(f"{megabytes(SERVER, way):.0f}" for way in ways),
-                *(f"{speedup(gpus, way):.2f}" for gpus in (8, 64) for way in ways),
-            )
-        )  # fmt: skip
-    head = ("groups", "M parameters", "MFLOP", "data: MB", "(c): MB")
+        ways = [
+            Way("data", groups=groups),
+            Way(scheme="c", row=SERVER, groups=groups),
+            Way(scheme="c", row=SERVER, groups=groups, apart=True),
+        ]
+        able = [way for way in ways if not way.apart or groups >= SERVER]
+        cells = [f"{megabytes(SERVER, way):.0f}" for way in able] + ["-"] * (3 - len(able))
+        for gpus in (8, 64):
+            cells += [f"{speedup(gpus, way):.2f}" for way in able] + ["-"] * (3 - len(able))
+        rows.append((f"{groups}", f"{held / 1e6:.1f}", f"{2e-6 * weights:.1f}", *cells))
+    of = ("data", "(c)", "apart")
     return Table(
-        "Restricted connectivity, the other closing idea: fc6 and fc7 in groups",
-        (*head, *(f"{way}: {gpus}" for gpus in (8, 64) for way in ("data", "(c)"))),
+        "Restricted connectivity, the other closing idea: fc6 and fc7 in groups, rows of 8 GPUs",
+        (
+            "groups", "M parameters", "MFLOP", *(f"MB {way}" for way in of),
+            *(f"{gpus} {way}" for gpus in (8, 64) for way in of),
+        ),
         tuple(rows),
         (
             "MFLOP are those of fc6 and fc7 for one image, forward; MB the most that one of 8 GPUs "
             "sends in a step; then speed-ups on 8 and 64 GPUs over one GPU with the whole network. "
-            "Weights, and under plan data their gradients, shrink with the groups. Under OWT's "
-            "schemes activities are sent, and these stay as many.",
+            "Weights, and under plan data their gradients, shrink with the groups. Under (c) "
+            "activities are sent, which stay as many, unless each GPU has groups of its own "
+            "(letter g of a plan): then it gets the inputs of its own groups alone, nothing "
+            "travels between fc6 and fc7, and fc8 (letter c) adds up what is as long as the "
+            "classes. It is another network, which learns otherwise: only its cost is shown.",
         ),
-    )
+    )  # fmt: skip

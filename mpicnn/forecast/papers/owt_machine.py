@@ -11,6 +11,7 @@ import numpy as np
 
 from mpicnn import models
 from mpicnn.division.compile import Options, compile_all
+from mpicnn.division.plan import LayerPlan
 from mpicnn.division.presets import preset
 from mpicnn.division.program import GlobalProgram
 from mpicnn.forecast.cluster import Cluster
@@ -28,21 +29,22 @@ IMAGES, EPOCHS = 1_281_167, 90
 BATCH = 128
 """Examples of a step on each GPU."""
 FLOAT = 4
-RESTRICTED = ("fc6", "fc7")
-"""The fully connected layers that may be given groups; the last joins all of them."""
+RESTRICTED, LAST = ("fc6", "fc7"), "fc8"
+"""The fully connected layers that may be given groups, and that which joins all of them."""
 
 
 @dataclass(frozen=True)
 class Way:
     """Say how GPUs divide the work: the preset, OWT's scheme, whether fully connected weights
-    change `by_round`, how many GPUs a row of the grid has (0: all are one row), and the `groups`
-    of fully connected layers."""
+    change `by_round`, how many GPUs a row of the grid has (0: all are one row), the `groups` of
+    fully connected layers, and whether each GPU has groups of its own (`apart`)."""
 
     plan: str = "owt"
     scheme: str = "a"
     by_round: bool = False
     row: int = 0
     groups: int = 1
+    apart: bool = False
 
     def grid(self, gpus: int) -> tuple[int, ...]:
         """Return the grid of some GPUs."""
@@ -67,6 +69,11 @@ def programs(gpus: int, way: Way) -> Sequence[GlobalProgram]:
     """Return what the GPUs do in a step, weights divided between them (`sharded`)."""
     model = network(way.groups)
     plan = preset(way.plan, model, way.grid(gpus), scheme=way.scheme, sync="sharded")
+    if way.apart:
+        outer = "n" * (len(plan.grid) - 1)
+        own = {name: LayerPlan(outer + "g") for name in RESTRICTED}
+        # the last takes its inputs where they are: what is added up is as long as the classes
+        plan = replace(plan, layers={**plan.layers, **own, LAST: LayerPlan(outer + "c")})
     return compile_all(model, plan, BATCH * gpus, Options(by_round=way.by_round))
 
 
