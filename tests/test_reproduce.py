@@ -12,7 +12,8 @@ import pytest
 from mpicnn import models
 from mpicnn.commands.reproduce import reproduce
 from mpicnn.errors import UserError
-from mpicnn.forecast.papers import owt
+from mpicnn.forecast.papers import owt_results as results
+from mpicnn.forecast.papers import owt_schemes as schemes
 from mpicnn.forecast.papers.owt_machine import (
     BATCH,
     EPOCHS,
@@ -35,8 +36,8 @@ PNG = b"\x89PNG"
 
 def test_speedups_reported_are_ratios_of_the_hours():
     """To what rounding the hours to 0.01 and the speed-ups to 0.01 leaves."""
-    for row in owt.RESULTS:
-        assert owt.RESULTS[0].hours / row.hours == pytest.approx(row.speedup, abs=0.006)
+    for row in results.RESULTS:
+        assert results.RESULTS[0].hours / row.hours == pytest.approx(row.speedup, abs=0.006)
 
 
 def test_the_machine_is_as_fast_as_the_row_of_one_gpu():
@@ -46,45 +47,45 @@ def test_the_machine_is_as_fast_as_the_row_of_one_gpu():
 
 def test_one_bandwidth_closes_the_results():
     """Three rows by one number: 2 % is less than a tenth of what the file's links leave."""
-    for scheme in owt.SCHEMES:
-        assert owt.rms(owt.left(scheme, owt.fit(scheme))) < 0.02
-        assert np.abs(owt.left(scheme, 0.0)).max() > 0.18
-        near = owt.fit(scheme) * np.array([0.8, 1.25])
-        best = owt.rms(owt.left(scheme, owt.fit(scheme)))
-        assert all(owt.rms(owt.left(scheme, float(each))) > best for each in near)
-    assert owt.fit("c") / 1e9 == pytest.approx(1.1, abs=0.05)
+    for scheme in results.SCHEMES:
+        assert results.rms(results.left(scheme, results.fit(scheme))) < 0.02
+        assert np.abs(results.left(scheme, 0.0)).max() > 0.18
+        near = results.fit(scheme) * np.array([0.8, 1.25])
+        best = results.rms(results.left(scheme, results.fit(scheme)))
+        assert all(results.rms(results.left(scheme, float(each))) > best for each in near)
+    assert results.fit("c") / 1e9 == pytest.approx(1.1, abs=0.05)
 
 
 def test_variable_batches_are_forecast_with_it():
     """Nothing is fitted to these rows."""
-    for row in owt.RESULTS:
+    for row in results.RESULTS:
         if row.varies:
-            ours = owt.speedups("c", owt.fit("c"), True)[row.gpus]
+            ours = results.speedups("c", results.fit("c"), True)[row.gpus]
             assert ours == pytest.approx(row.speedup, rel=0.03), row
 
 
 def test_slower_links_make_no_scheme_faster():
-    for scheme in owt.SCHEMES:
-        ups = [owt.speedups(scheme, width, False)[8] for width in (5e8, 1e9, 4e9, 1e12)]
+    for scheme in results.SCHEMES:
+        ups = [results.speedups(scheme, width, False)[8] for width in (5e8, 1e9, 4e9, 1e12)]
         assert ups == sorted(ups)
 
 
 def test_rows_of_eight_are_one_row_up_to_eight_gpus():
-    for label, way in owt.WAYS.items():
+    for label, way in schemes.WAYS.items():
         flat = replace(way, row=0)
         for gpus in (1, 4, 8):
             assert megabytes(gpus, way) == megabytes(gpus, flat), label
-    row = owt.WAYS["(c), rows of 8"]
+    row = schemes.WAYS["(c), rows of 8"]
     assert row.grid(8) == (8,) and row.grid(16) == (2, 8)
     assert megabytes(16, row) < megabytes(16, Way(scheme="c"))
-    assert owt.speedup(16, row) > owt.speedup(16, Way(scheme="c"))
+    assert schemes.speedup(16, row) > schemes.speedup(16, Way(scheme="c"))
 
 
 def test_groups_leave_their_part_of_weights():
     """fc6 has 9,216 inputs and 4,096 outputs, fc7 4,096 of both; biases and the rest stay."""
     rest = 4096 * (9216 + 4096)
     whole = sum(int(np.prod(spec.shape)) for spec in network().param_specs().values())
-    for groups in owt.GROUPS:
+    for groups in schemes.GROUPS:
         model = network(groups)
         held = sum(int(np.prod(spec.shape)) for spec in model.param_specs().values())
         assert whole - held == rest - rest // groups
@@ -105,7 +106,18 @@ def test_groups_that_lie_apart_send_their_own_inputs_alone():
     assert megabytes(8, apart) == pytest.approx((inputs + sums + weights) / 1e6, rel=0.001)
     activities = 2 * floats * 7 * (features + 2 * hidden)
     assert megabytes(8, together) == pytest.approx((activities + weights) / 1e6, rel=0.01)
-    assert owt.speedup(8, apart) > owt.speedup(8, together)
+    assert schemes.speedup(8, apart) > schemes.speedup(8, together)
+
+
+def test_plan_data_needs_its_messages_beside_the_convolutions():
+    """Then it is ahead of the schemes; where they travel alone, these are ahead on few GPUs."""
+    found = schemes.on_many()
+    at = dict(zip(schemes.GPUS, range(7), strict=True))
+    alone, beside, c = (found[label] for label in (schemes.AFTERWARDS, "data", "(c)"))
+    assert alone[at[1]] == pytest.approx(1)
+    for gpus in (2, 4, 8, 16):
+        assert alone[at[gpus]] < c[at[gpus]] < beside[at[gpus]]
+    assert c[at[32]] < alone[at[32]] < beside[at[32]]
 
 
 def test_servers_share_a_link():
