@@ -125,7 +125,8 @@ def _link_notes() -> tuple[str, ...]:
         f"{law.alone(LARGEST, STATED) / HOUR:.0f} h by the fit to table 4 below, with "
         f"{law.rate(STATED) / 1e6:.0f} MFLOP/s in convolutions: 5 Mbit/s cannot be. At 5 MB/s it "
         f"takes {law.alone(LARGEST, MEANT) / HOUR:.0f} h with {law.rate(MEANT) / 1e9:.1f} GFLOP/s, "
-        "which is slow, but possible.",
+        "which is slow, but possible. Equation 2 is of the way forward; if as much travels back, "
+        "all of it takes twice as long.",
     )
 
 
