@@ -115,7 +115,7 @@ def _module(entry: Mapping[str, Any], shape: Any, overwrites: bool) -> nn.Module
     match kind:
         case "conv":
             return nn.Conv2d(shape[0], found.pop("o"), found.pop("kernel"), **found)
-        case "linear":
+        case "linear" if found.pop("groups") == 1:
             return nn.Linear(shape[0], found.pop("o"), **found)
         case "maxpool":
             return nn.MaxPool2d(found.pop("kernel"), **found)

@@ -39,6 +39,8 @@ LAYERS = [
     (Conv(2, 3, 2, (1, 0, 0, 2)), (2, 5, 4)),
     (Linear(5), (7,)),
     (Linear(1, bias=False), (3,)),
+    (Linear(6, groups=3), (9,)),
+    (Linear(4, bias=False, groups=4), (8,)),
     (MaxPool(3, 2, 1), (3, 6, 5)),
     (MaxPool(2, ceil_mode=True), (3, 5, 4)),
     (MaxPool(2, 1, 1, dilation=(2, 3)), (2, 5, 6)),
@@ -327,6 +329,8 @@ def test_starting_values():
     assert (conv["w"].init, conv["w"].fan_in, conv["b"].init) == (0.01, 12, "zeros")
     linear = Linear(5, init="xavier").params((7,))
     assert (linear["w"].init, linear["w"].fan_in) == ("xavier", 7)
+    grouped = Linear(6, groups=3).params((9,))["w"]
+    assert (grouped.shape, grouped.fan_in) == ((6, 3), 3)
     assert {name: b.init for name, b in BatchNorm().buffers((3,)).items()} == {
         "mean": "zeros",
         "var": "ones",
@@ -360,6 +364,9 @@ def test_pairs_and_numbers_are_the_same_layer():
         (lambda: Conv(5, 3, init="random"), "Conv: init"),
         (lambda: Linear("10"), "Linear: o"),
         (lambda: Linear(10, init=-0.1), "Linear: init"),
+        (lambda: Linear(10, groups=0), "Linear: groups is 0"),
+        (lambda: Linear(10, groups=3), "10 outputs do not divide into 3 groups"),
+        (lambda: Linear(10, groups=5).out_shape((7,)), "7 inputs do not divide into 5 groups"),
         (lambda: MaxPool(3, padding=2), "MaxPool: padding"),
         (lambda: MaxPool(3, padding=(1, 1, 0, 2)), "MaxPool: padding"),
         (lambda: MaxPool(3, dilation=0), "MaxPool: dilation"),

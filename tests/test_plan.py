@@ -126,6 +126,15 @@ def test_groups_cannot_divide_their_inputs():
     plan = Plan((2,), equal_shares((2,)), {"conv2": LayerPlan("c")})
     with pytest.raises(UserError, match="layer conv2: a convolution in groups"):
         compile(model, plan, 2)
+    model = models.Model("blocks", (6,), (("fc1", models.entry.Linear(4, groups=2)),))
+    for split in "noc":
+        plan = Plan((2,), equal_shares((2,)), {"fc1": LayerPlan(split)})
+        if split != "c":
+            compile(model, plan, 2)
+            continue
+        line = "layer fc1: a fully connected layer in groups cannot divide its inputs; use split n"
+        with pytest.raises(UserError, match=line):
+            compile(model, plan, 2)
 
 
 def test_costs_add_up_over_the_ranks():

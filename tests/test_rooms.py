@@ -21,8 +21,9 @@ sys.meta_path.insert(0, Blocked())
 from importlib import import_module
 from pathlib import Path
 for room in ("division", "forecast"):
-    for file in Path(import_module(f"mpicnn.{room}").__file__).parent.glob("*.py"):
-        import_module(f"mpicnn.{room}.{file.stem}")
+    root = Path(import_module(f"mpicnn.{room}").__file__).parent
+    for file in root.rglob("*.py"):
+        import_module(".".join(("mpicnn", room, *file.relative_to(root).with_suffix("").parts)))
 from mpicnn import models
 from mpicnn.division.presets import preset
 from mpicnn.forecast.table import plan_table

@@ -42,7 +42,8 @@ def console() -> NoReturn:
     """Run the command that the first argument names: the console script `mpicnn`."""
     sys.argv[0] = "mpicnn"
     word = sys.argv[1] if len(sys.argv) > 1 else ""
-    if word in ("train", "evaluate", "predict", "plan", "simulate", "report", "data"):
+    known = ("train", "evaluate", "predict", "plan", "simulate", "reproduce", "report", "data")
+    if word in known:
         del sys.argv[1]
         start(word)
     start("unknown")

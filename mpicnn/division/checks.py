@@ -17,11 +17,12 @@ from mpicnn.division.plan import (
     Plan,
     Shares,
 )
-from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters, names, row, rows
+from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, Row, letters, names, row, rows
 from mpicnn.errors import UserError
 from mpicnn.text import one_of
 
 if TYPE_CHECKING:
+    from mpicnn.layers.base import Layer
     from mpicnn.models import Model
 
 
@@ -75,18 +76,46 @@ def _check_split(where: str, split: str, kind: str, grid: Sequence[int]) -> None
             )
 
 
+def groups_of(layer: Layer) -> int:
+    """Return into how many groups that do not see each other a contraction's channels fall."""
+    return getattr(layer, "groups", 1) if layer.kind == "contraction" else 1
+
+
+def keeps_groups(layer: Layer, divided: Sequence[Row]) -> bool:
+    """Say whether a layer can be divided so, as its groups are: whole, or all on every rank.
+
+    Along two axes groups are divided once, and nothing else of the channels.
+    """
+    grouped = any(each.grouped for each in divided)
+    if groups_of(layer) == 1:
+        return not grouped
+    once = sum(each.divides_channels for each in divided) <= 1
+    return not any(each.divides_inputs for each in divided) and (once or not grouped)
+
+
 def _check_groups(model: Model, plan: Plan) -> None:
-    """Raise UserError where a convolution in groups is to divide its input channels."""
+    """Raise UserError where a layer's groups do not allow its letters."""
     for name, layer in model.layers:
-        asked = plan.layers.get(name)
-        if asked is None or getattr(layer, "groups", 1) == 1:
+        if name not in plan.layers or layer.kind != "contraction":
             continue
-        if any(each.divides_inputs for each in rows(layer.kind, asked.split)):
-            able = (a for a in letters(layer.kind) if not rows(layer.kind, a)[0].divides_inputs)
-            raise UserError(
-                f"plan {plan.name}: layer {name}: a convolution in groups cannot divide its "
-                f"input channels; use split {one_of(tuple(able))}"
-            )
+        divided = rows(layer.kind, plan.layers[name].split)
+        if keeps_groups(layer, divided):
+            continue
+        able = [row(layer.kind, letter) for letter in letters(layer.kind)]
+        kind = "convolution" if layer.convolves else "fully connected layer"
+        where = f"plan {plan.name}: layer {name}: a {kind}"
+        if groups_of(layer) == 1:
+            known = one_of(tuple(each.letter for each in able if not each.grouped))
+            raise UserError(f"{where} of one group cannot divide groups; use split {known}")
+        if any(each.divides_inputs for each in divided):
+            what = "input channels" if layer.convolves else "inputs"
+            known = one_of(tuple(each.letter for each in able if not each.divides_inputs))
+            raise UserError(f"{where} in groups cannot divide its {what}; use split {known}")
+        known = one_of(tuple(each.letter for each in able if not each.divides_channels))
+        raise UserError(
+            f"{where} that divides its groups along one axis cannot divide channels along the "
+            f"other; use {known} there"
+        )
 
 
 def _check_stages(model: Model, plan: Plan) -> None:

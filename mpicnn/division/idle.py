@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mpicnn.division.checks import groups_of
 from mpicnn.division.plan import INPUT, LOSS, Plan, Shares
 from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, Row, rows
 
@@ -37,21 +38,22 @@ def leave_idle(model: Model, plan: Plan, batch: int) -> tuple[Plan, dict[str, in
         layers[name] = layer if shares == asked else replace(layer, shares=shares)
     # what no letter is given for follows, or divides the batch
     by_batch = rows(INPUT_KIND, "n" * len(plan.grid))
-    examples = _limited(by_batch, plan.shares, batch, (0, 0))
+    examples = _limited(by_batch, plan.shares, batch, (0, 0, 1))
     return replace(plan, layers=layers, shares=examples), idle
 
 
-def _channels(model: Model) -> dict[str, tuple[int, int]]:
-    """Return the numbers of every layer's input and output channels."""
-    found = {INPUT: (model.input_shape[0],) * 2, LOSS: (model.classes,) * 2}
-    for (name, _), fed, shape in zip(model.layers, model.fed, model.shapes[1:], strict=True):
+def _channels(model: Model) -> dict[str, tuple[int, int, int]]:
+    """Return the numbers of every layer's input and output channels, and of its groups."""
+    images, classes = model.input_shape[0], model.classes
+    found = {INPUT: (images, images, 1), LOSS: (classes, classes, 1)}
+    for (name, layer), fed, shape in zip(model.layers, model.fed, model.shapes[1:], strict=True):
         first = fed[0] if isinstance(fed[0], tuple) else fed
-        found[name] = first[0], shape[0]
+        found[name] = first[0], shape[0], groups_of(layer)
     return found
 
 
 def _limited(
-    divided: Sequence[Row], asked: Sequence[Shares], batch: int, channels: tuple[int, int]
+    divided: Sequence[Row], asked: Sequence[Shares], batch: int, channels: tuple[int, int, int]
 ) -> tuple[Shares, ...]:
     """Return the shares of each axis, no more of them above 0 than there are items."""
     found: list[Shares] = []

@@ -22,7 +22,7 @@ from mpicnn.division.placement import (
 from mpicnn.division.plan import Plan, Shares
 from mpicnn.division.program import WeightLayout
 from mpicnn.division.propagation import LayerDivision
-from mpicnn.division.strategy import CHANNEL, Row
+from mpicnn.division.strategy import CHANNEL, IN, Row
 from mpicnn.layers.base import Param
 
 
@@ -42,7 +42,7 @@ class Layouts:
         """
         found: Layout = ()
         for row, shares in zip(division.rows, division.shares, strict=True):
-            found += (self._place(shape, row, row.x, shares, found),)
+            found += (self._place(shape, row, row.x, shares, found, division.groups),)
         return found
 
     def output_layout(self, x: Layout, y_shape: Shape, division: LayerDivision) -> Layout:
@@ -56,14 +56,20 @@ class Layouts:
             if row.total and self.plan.grid[axis] > 1:
                 placement = Partial()
             elif row.y != row.x:
-                placement = self._place(y_shape, row, row.y, shares, found)
+                placement = self._place(y_shape, row, row.y, shares, found, division.groups)
             elif isinstance(placement, Split) and placement.dim == CHANNEL:
                 placement = Split(CHANNEL, _scaled(placement.bounds, y_shape[CHANNEL]))
             found += (placement,)
         return found
 
     def _place(
-        self, shape: Shape, row: Row, dim: int | None, shares: Shares, outer: Layout
+        self,
+        shape: Shape,
+        row: Row,
+        dim: int | None,
+        shares: Shares,
+        outer: Layout,
+        groups: int = 1,
     ) -> Placement:
         """Return how a row places a tensor along the axis behind those of `outer`."""
         ranks = self.plan.grid[len(outer)]
@@ -71,6 +77,9 @@ class Layouts:
             return Replicated()
         if row.alone:
             divide: Callable[[int], Bounds] = partial(on_rank, ranks=ranks, owner=row.owner)
+        elif row.grouped:
+            whole = weighted_bounds(groups, shares, row.least)
+            divide = partial(_scaled, whole)
         else:
             divide = partial(weighted_bounds, weights=shares, least=row.least)
         return split_within(outer, dim, shape[dim], divide)
@@ -94,7 +103,7 @@ class Layouts:
                 held += (split_within(held, 0, param.shape[0], partial(on_first, ranks=ranks)),)
                 use += (Partial(),)
                 continue
-            channels = x[axis] if row.x == CHANNEL else y[axis]
+            channels = x[axis] if row.w == IN else y[axis]
             dim = 0 if vector else row.w
             held += (self._hold(row, dim, param.shape, held, channels),)
             use += (self._hold(row, dim, param.shape, use, channels),)
@@ -181,6 +190,9 @@ def _splits(placement: Placement, dims: set[int]) -> bool:
 
 
 def _scaled(bounds: Bounds, length: int) -> Bounds:
-    """Return channel bounds where every channel has become `length / bounds[-1]` features."""
-    each = length // max(1, bounds[-1])
-    return bounds if each == 1 else tuple(b * each for b in bounds)
+    """Return bounds where all of it has another length: of every part as many times more or less.
+
+    So a channel becomes its features (flatten), a group its channels.
+    """
+    whole = bounds[-1]
+    return bounds if whole in (0, length) else tuple(b * length // whole for b in bounds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from mpicnn.division.checks import check_form
+from mpicnn.division.checks import check_form, groups_of
 from mpicnn.division.plan import INPUT, LOSS, Plan, Shares
 from mpicnn.division.strategy import DEFAULT, INPUT_KIND, LOSS_KIND, Row, letters, rows
 from mpicnn.errors import UserError
@@ -17,6 +17,7 @@ class LayerDivision(NamedTuple):
     """Say how a layer is divided: a row and shares for each mesh axis, and its weights' home.
 
     `follows` marks a layer that takes its input as it lies, `frozen` one that does not learn.
+    `groups` are those of its channels that do not see each other.
     """
 
     rows: tuple[Row, ...]
@@ -24,6 +25,7 @@ class LayerDivision(NamedTuple):
     home: str = "use"
     follows: bool = False
     frozen: bool = False
+    groups: int = 1
 
     @property
     def split(self) -> str:
@@ -42,7 +44,8 @@ def propagate(model: Model, plan: Plan) -> dict[str, LayerDivision]:
     values = [_input(model, plan)]
     for (name, layer), sources in zip(model.layers, model.sources, strict=True):
         found = divide(name, layer.kind, plan, values[sources[0]])
-        values.append(found._replace(frozen=name in model.frozen))
+        groups = groups_of(layer)
+        values.append(found._replace(frozen=name in model.frozen, groups=groups))
     loss = divide(LOSS, LOSS_KIND, plan, values[-1])
     names = (INPUT, *(name for name, _ in model.layers), LOSS)
     return dict(zip(names, (*values, loss), strict=True))

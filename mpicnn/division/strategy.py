@@ -8,12 +8,13 @@ letter | divides               | known as
 n      | the batch             | data parallelism
 o      | the output channels   | filter parallelism (Marques), FC split by output (survey)
 c      | the input channels    | channel parallelism, FC split by input (survey)
+g      | the groups            | restricted connectivity (OWT's closing idea), towers (survey)
 m      | nothing               | all of the layer on the first rank: the master (Marques, alg. 1)
 m@k    | nothing               | all of the layer on rank k of the axis: a branch (survey)
 r      | nothing               | all of the input on every rank
 
 What else the package wants to know of a letter, it asks its row: no letter stands elsewhere, but
-in the presets, which are plans.
+in plans: the presets, and those of the papers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Row(NamedTuple):
 
     `x`, `w` and `y` are the dimensions along which these are split; None is replicated. `total`
     marks that y is a pending sum, so that one rank alone may add the bias. `alone` leaves
-    everything on one rank, the `owner`.
+    everything on one rank, the `owner`. `grouped` divides whole groups of a layer's channels, so
+    that no rank needs an input of another's outputs.
     """
 
     letter: str
@@ -41,6 +43,7 @@ class Row(NamedTuple):
     total: bool = False
     alone: bool = False
     owner: int = 0
+    grouped: bool = False
 
     @property
     def name(self) -> str:
@@ -67,6 +70,11 @@ class Row(NamedTuple):
         return self.total
 
     @property
+    def divides_channels(self) -> bool:
+        """Say whether the ranks divide channels of the input or of the output between them."""
+        return not self.alone and CHANNEL in (self.x, self.y)
+
+    @property
     def least(self) -> int:
         """Return how many items a rank with a share gets at least.
 
@@ -89,8 +97,10 @@ class Row(NamedTuple):
         alike = (self.named(r.letter) for r in rows if (r.y, r.alone) == (self.x, self.alone))
         return next(alike, next(r.letter for r in rows if r.y is None))
 
-    def length(self, batch: int, channels_in: int, channels_out: int) -> int:
-        """Return the length of the index that the shares divide: examples or channels."""
+    def length(self, batch: int, channels_in: int, channels_out: int, groups: int = 1) -> int:
+        """Return the length of the index that the shares divide: examples, channels or groups."""
+        if self.grouped:
+            return groups
         if self.x == CHANNEL:
             return channels_in
         return channels_out if self.y == CHANNEL else batch
@@ -107,6 +117,7 @@ _ROWS: dict[str, dict[str, Row]] = {
         _BY_BATCH,
         Row("o", x=None, w=OUT, y=CHANNEL),
         Row("c", x=CHANNEL, w=IN, y=None, total=True),
+        Row("g", x=CHANNEL, w=OUT, y=CHANNEL, grouped=True),
         _ON_FIRST,
     ),
     "channelwise": _table(_BY_BATCH, Row("c", x=CHANNEL, w=OUT, y=CHANNEL), _ON_FIRST),

@@ -183,7 +183,7 @@ def _shares(model: Model, division: LayerDivision, name: str, batch: int) -> str
     """Return how many items of the divided index every rank of each axis has."""
     parts = []
     for row, weights in zip(division.rows, division.shares, strict=True):
-        length = row.length(batch, *_channels(model, name))
+        length = row.length(batch, *_channels(model, name), division.groups)
         if row.alone:
             parts.append(f"{length} on {f'rank {row.owner}' if row.owner else 'the first'}")
         elif row.divides:

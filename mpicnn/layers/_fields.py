@@ -105,6 +105,14 @@ def check_init(layer: object, init: str | float) -> None:
         )
 
 
+def first_group(channels: int, each: int, groups: int, of_outputs: int) -> int:
+    """Return the group that the local channels of x begin with, `each` of which makes a group.
+
+    They are those of all groups, or of those alone whose outputs are here, from `of_outputs` on.
+    """
+    return 0 if channels == each * groups else of_outputs
+
+
 def check_image(layer: object, shape: tuple[int, ...]) -> None:
     """Raise UserError unless `shape` is that of an image, (c, h, w)."""
     if len(shape) != 3:

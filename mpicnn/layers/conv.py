@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
-from mpicnn.layers._fields import PairField, check_image, check_init, check_positive
+from mpicnn.layers._fields import PairField, check_image, check_init, check_positive, first_group
 from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape
 from mpicnn.ops.interface import Backend
 from mpicnn.ops.window import Window
@@ -23,8 +23,9 @@ class Conv(Layer):
     `init` is how w starts (see `Param`). Raises UserError for values that
     make no convolution.
 
-    Locally w may be a part of the whole: some rows (output channels `ctx.channels`, all of x's
-    channels), or, with one group, the columns that belong to the channels of the local x.
+    Locally w may be a part of the whole: some rows (output channels `ctx.channels`, with all of x's
+    channels, or with those of their groups), or, with one group, the columns that belong to the
+    channels of the local x.
     """
 
     kind: ClassVar[str] = "contraction"
@@ -80,6 +81,9 @@ class Conv(Layer):
             )
             for o, c, groups in self._segments(x, w, ctx)
         ]
+        if not parts:  # no output of any group is here, and perhaps none of x's channels
+            size = self._window.conv_shape(x.shape[2:], self.kernel)
+            return ops.xp.empty((x.shape[0], 0, *size), x.dtype), None
         return parts[0] if len(parts) == 1 else ops.xp.concatenate(parts, axis=1), None
 
     def backward(
@@ -93,7 +97,7 @@ class Conv(Layer):
                 ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, self._window.grouped(groups))
                 for o, c, groups in segments
             ]
-            grads["w"] = dws[0] if len(dws) == 1 else ops.xp.concatenate(dws)
+            grads["w"] = dws[0] if len(dws) == 1 else ops.xp.concatenate(dws or [w])
             if "b" in p:
                 grads["b"] = ops.bias_grad(dy)
         if not ctx.need_dx:
@@ -115,20 +119,18 @@ class Conv(Layer):
         """Yield local rows of w, the channels of x that they read, and their number of groups.
 
         A range of output channels may begin and end inside a group: then there is a part of a
-        group, some whole groups and another part.
+        group, some whole groups and another part. An empty range of a layer in groups has none.
         """
         if self.groups == 1:
             yield slice(0, w.shape[0]), slice(0, x.shape[1]), 1
             return
-        per_o, per_c = self.o // self.groups, x.shape[1] // self.groups
+        per_o, per_c = self.o // self.groups, w.shape[1]
         lo, hi = ctx.channels
+        begin = first_group(x.shape[1], per_c, self.groups, lo // per_o)
         cuts = (lo, -(-lo // per_o) * per_o, hi // per_o * per_o, hi)
         spans = list(pairwise(sorted({cut for cut in cuts if lo <= cut <= hi})))
-        for start, stop in spans or [(lo, hi)]:
-            first = min(start // per_o, self.groups - 1)
+        for start, stop in spans:
+            first = start // per_o
             groups = max(1, (stop - start) // per_o)
-            yield (
-                slice(start - lo, stop - lo),
-                slice(first * per_c, (first + groups) * per_c),
-                groups,
-            )
+            c = (first - begin) * per_c
+            yield slice(start - lo, stop - lo), slice(c, c + groups * per_c), groups

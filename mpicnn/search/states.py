@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mpicnn.division.checks import groups_of, keeps_groups
 from mpicnn.division.network import Value, may_join
 from mpicnn.division.placement import Layout
 from mpicnn.division.plan import LOSS
@@ -17,7 +18,6 @@ from mpicnn.division.strategy import (
     DEFAULT,
     INPUT_KIND,
     LOSS_KIND,
-    Row,
     letters,
     row,
     rows,
@@ -26,7 +26,7 @@ from mpicnn.errors import UserError
 from mpicnn.search.prices import Divided, Load, Price, Prices, Way
 
 if TYPE_CHECKING:
-    from mpicnn.layers.base import Layer
+    pass
 
 BATCH_GROUP, CHANNEL_GROUP, ALONE, _NONE = 0, 1, 2, -1
 GROUPS = 3
@@ -184,8 +184,9 @@ class States:
         held = dict(zip(self._crossing[index], state.held, strict=True))
         first = held[self.model.sources[index][0]][0]
         for split, division in self.options(layer.kind, name, first, layer.joins):
-            if _undivided(layer, division.rows):
-                division = division._replace(frozen=name in self.model.frozen)
+            if keeps_groups(layer, division.rows):
+                frozen, groups = name in self.model.frozen, groups_of(layer)
+                division = division._replace(frozen=frozen, groups=groups)
                 yield from self._step(index, state.group, held, split, division)
 
     def _in_rounds(self, state: State) -> State | None:
@@ -296,7 +297,9 @@ class States:
                 before = value == index
                 alone = before and not self.rounds_from <= index <= self._overlapped
                 learns = back or not any(self.model.learns[: index + 1])
-                found.append(Carried((*key, alone), way, alone, before and way.meets and learns))
+                # in rounds, ranks that meet for one may have computed for the next
+                meets = before and way.meets and learns and index < self.rounds_from
+                found.append(Carried((*key, alone), way, alone, meets))
                 paid[value] = tuple(sorted((*paid[value], number)))
         return found, paid
 
@@ -333,8 +336,3 @@ class States:
             )
             carried, _ = self._carried(end, [end], {end: state.held[0]}, [wanted])
             yield Next(State((), 0), split, self._price(end, nothing, group, carried))
-
-
-def _undivided(layer: Layer, divided: Sequence[Row]) -> bool:
-    """Say whether a layer can be divided so: one in groups keeps its input channels together."""
-    return getattr(layer, "groups", 1) == 1 or not any(each.divides_inputs for each in divided)

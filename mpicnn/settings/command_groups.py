@@ -16,7 +16,7 @@ from mpicnn.settings.checks import (
     path,
     splits_text,
 )
-from mpicnn.settings.choices import Normalised, Order, Scheme, SimulatedShares, Sync
+from mpicnn.settings.choices import Normalised, Order, Paper, Scheme, SimulatedShares, Sync
 from mpicnn.settings.option import Options, group, option
 from mpicnn.settings.plan_groups import PlanChoice
 
@@ -179,6 +179,30 @@ class Rows(Options):
     out: str = option("", "write the rows as CSV", "FILE.csv", unset="none", check=path)
     plot: str = option("", "draw them", "FILE.png", unset="none", check=path)
     overwrite: bool = option(False, "replace these files if they exist")
+
+
+@group
+class Replayed(Options):
+    """Say whose tables are replayed."""
+
+    heading = "what to replay"
+    paper: Paper = option(
+        None, "whose tables: those of Marques et al. 2017 or of Krizhevsky 2014 (OWT), or, as the "
+        "survey has it, what holds of all networks that have a name", "PAPER", positional=True,
+    )  # fmt: skip
+    model: str = option(
+        "", "network whose layers survey lists, one that has a name", "MODEL", unset="none"
+    )
+    seed: int = option(0, "seed of the speeds of nodes that marques draws", ge=0)
+
+
+@group
+class Drawing(Options):
+    """Say where a picture is written."""
+
+    heading = "answers"
+    plot: str = option("", "draw curves", "FILE.png", unset="none", check=path)
+    overwrite: bool = option(False, "replace that file if it exists")
 
 
 @group

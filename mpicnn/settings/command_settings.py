@@ -11,12 +11,14 @@ from mpicnn.settings.command_groups import (
     Checkpoint,
     ClassNames,
     ClusterChoice,
+    Drawing,
     Drawn,
     Evaluated,
     FolderImages,
     ImageFile,
     Planned,
     Predicted,
+    Replayed,
     Rows,
     Run,
     Simulated,
@@ -99,10 +101,27 @@ class SimulateSettings(
     purpose = "Forecast a training step on more and more nodes of a cluster that need not be there."
 
     def __post_init__(self) -> None:
-        for name, ending in (("out", ".csv"), ("plot", ".png")):
-            value = getattr(self, name)
-            if value and not value.lower().endswith(ending):
-                raise UserError(f"{name} {value}: expected a name that ends in {ending}")
+        check_ending("out", self.out, ".csv")
+        check_ending("plot", self.plot, ".png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceSettings(Replayed, Drawing):
+    """Hold what is replayed. Raises UserError for a file of an unknown format, and for a network
+    where none is asked about."""
+
+    purpose = "Replay the tables of a paper: its figures, ours, and what closes the difference."
+
+    def __post_init__(self) -> None:
+        check_ending("plot", self.plot, ".png")
+        if self.model and self.paper != "survey":
+            raise UserError(f"model {self.model}: {self.paper} has its own networks; use survey")
+
+
+def check_ending(name: str, value: str, ending: str) -> None:
+    """Raise UserError for the name of a file, if it is given, that ends otherwise."""
+    if value and not value.lower().endswith(ending):
+        raise UserError(f"{name} {value}: expected a name that ends in {ending}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "predict": "PredictSettings",
         "plan": "PlanSettings",
         "simulate": "SimulateSettings",
+        "reproduce": "ReproduceSettings",
         "report": "ReportSettings",
         "data info": "InfoSettings",
         "data verify": "VerifySettings",

@@ -10,12 +10,13 @@ from plan_cases import bytes_sent, whole
 
 from mpicnn.comm.mesh import Mesh
 from mpicnn.division.branches import branches
+from mpicnn.division.checks import groups_of
 from mpicnn.division.compile import Options, compile, compile_all
 from mpicnn.division.placement import region
 from mpicnn.division.plan import INPUT, LOSS, LayerPlan, Plan
 from mpicnn.division.presets import BRANCHES, PRESETS, preset
 from mpicnn.division.propagation import check_batch
-from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters
+from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters, row
 from mpicnn.division.verify import check
 from mpicnn.errors import UserError
 from mpicnn.layers import (
@@ -84,8 +85,12 @@ def draw_model(rng, normalised):
             continue
         layers.append((f"layer{number}", layer))
     layers.append(("flat", Flatten()))
+    (features,) = Flatten().out_shape(shape)
     for number in range(int(rng.integers(0, 3))):
-        layers.append((f"fc{number}", Linear(int(rng.integers(2, 8)), bias=bool(rng.integers(2)))))
+        groups = int(rng.choice([g for g in (1, 1, 2, 3) if features % g == 0]))
+        features = groups * int(rng.integers(-(-2 // groups), 7 // groups + 1))
+        layer = Linear(features, bias=bool(rng.integers(2)), groups=groups)
+        layers.append((f"fc{number}", layer))
         if rng.random() < 0.7:
             layer = rng.choice([ReLU(), ReLU(), Dropout(0.3), *[BatchNorm()] * normalised])
             layers.append((f"behind{number}", layer))
@@ -132,7 +137,7 @@ def draw_graph(rng, normalised, most=14):
     y = put(Flatten(), put(Concat(), *ends) if len(ends) > 1 else ends[0])
     if rng.random() < 0.6:
         y = put(Linear(6), y)
-        y = put(Add(), y, put(ReLU(), put(Linear(6), y)))
+        y = put(Add(), y, put(ReLU(), put(Linear(6, groups=int(rng.choice([1, 1, 2, 3]))), y)))
     put(Linear(CLASSES), y)
     return Model("graph", image, tuple(layers))
 
@@ -186,9 +191,10 @@ def draw_plan(rng, model, cut):
     start = preset(name, model, grid, shares, scheme, str(rng.choice(["allreduce", "sharded"])))
     layers = dict(start.layers)
     kinds = {n: layer.kind for n, layer in model.layers} | {INPUT: INPUT_KIND, LOSS: LOSS_KIND}
+    groups = {n: groups_of(layer) for n, layer in model.layers}
     for layer, kind in kinds.items():
-        if rng.random() < 0.25:
-            split = "".join(_letter(rng, kind, ranks) for ranks in grid)
+        if rng.random() < (0.25 if groups.get(layer, 1) == 1 else 0.5):
+            split = "".join(_letter(rng, kind, ranks, groups.get(layer, 1)) for ranks in grid)
             own = tuple(_shares(rng, n) for n in grid) if rng.random() < 0.5 else None
             layers[layer] = LayerPlan(split, own, str(rng.choice(["use", "use", "first"])))
     order = str(rng.choice(["1f1b", "gpipe"]))
@@ -197,8 +203,16 @@ def draw_plan(rng, model, cut):
     return Plan(grid, shares, layers, scheme, start.sync, name, stages, parts, order, normalised)
 
 
-def _letter(rng, kind, ranks):
-    letter = str(rng.choice(letters(kind)))
+def _letter(rng, kind, ranks, groups):
+    """Mostly a letter that a layer of so many groups can be divided by, now and then another."""
+    able = letters(kind)
+    if rng.random() < 0.95:
+        able = [
+            name for name in able
+            if not row(kind, name).grouped or groups > 1
+            if not row(kind, name).divides_inputs or groups == 1
+        ]  # fmt: skip
+    letter = str(rng.choice(able))
     return f"{letter}@{rng.integers(ranks)}" if letter == "m" and rng.random() < 0.6 else letter
 
 
