@@ -1,10 +1,10 @@
-"""How values may lie in the middle of a network, and what each next layer can make of that."""
+"""Find what each layer can make of how values are held before it, and what that costs."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,29 +12,22 @@ from mpicnn.division.checks import groups_of, keeps_groups
 from mpicnn.division.network import Value, may_join
 from mpicnn.division.placement import Layout
 from mpicnn.division.plan import LOSS
-from mpicnn.division.propagation import LayerDivision, divide
+from mpicnn.division.propagation import LayerDivision
 from mpicnn.division.schedule import parts
 from mpicnn.division.strategy import (
-    DEFAULT,
     INPUT_KIND,
     LOSS_KIND,
-    letters,
-    row,
     rows,
 )
 from mpicnn.errors import UserError
+from mpicnn.search.choices import Choices
 from mpicnn.search.prices import Divided, Load, Price, Prices, Way
-
-if TYPE_CHECKING:
-    pass
 
 BATCH_GROUP, CHANNEL_GROUP, ALONE, _NONE = 0, 1, 2, -1
 GROUPS = 3
 
-Lie = int
-"""The number of a way in which a value lies."""
-Held = tuple[Lie, tuple[int, ...]]
-"""How a value lies, and the numbers of the layouts into which it has been carried."""
+Held = tuple[int, tuple[int, ...]]
+"""The number of the form of a value, and those of the layouts into which it has been carried."""
 
 
 class State(NamedTuple):
@@ -64,14 +57,6 @@ class Next(NamedTuple):
     price: int
 
 
-class Lies(NamedTuple):
-    """Say how a value lies: the division of its layer, and each part of the batch that is computed
-    by itself."""
-
-    division: LayerDivision
-    values: tuple[Value, ...]
-
-
 class States:
     """Find the states of a frame's plans, layer by layer, and price the steps between them."""
 
@@ -80,13 +65,11 @@ class States:
         self.model, self.frame = prices.model, prices.frame
         self.plan = self.frame.plan
         self.priced: list[Price] = []
-        self._lies: list[Lies] = []
-        self._numbers: dict[Hashable, int] = {}
+        self.choices = Choices(self.frame)
         self._layouts: dict[Hashable, int] = {}
-        self._made: dict[Hashable, tuple[Divided, Lie] | None] = {}
+        self._made: dict[Hashable, tuple[Divided, int] | None] = {}
         self._ways: dict[Hashable, Way | None] = {}
         self._steps: dict[Hashable, int] = {}
-        self._options: dict[Hashable, list[tuple[str, LayerDivision]]] = {}
         self._crossing = [
             tuple(self.model.crossing(at)) for at in range(len(self.model.layers) + 1)
         ]
@@ -111,64 +94,13 @@ class States:
     def first(self) -> Iterator[tuple[State, str]]:
         """Yield how the images may be read, and the letters that say so."""
         shape = (self.prices.count, *self.model.input_shape)
-        for split in self._named(INPUT_KIND):
+        for split in self.choices.named(INPUT_KIND):
             division = LayerDivision(rows(INPUT_KIND, split), self.frame.shares)
             layout = self.prices.network.layouts.input_layout(shape, division)
-            yield State(((self._lie(division, (Value(shape, layout),)), ()),), _NONE), split
-
-    def _lie(self, division: LayerDivision, values: tuple[Value, ...]) -> Lie:
-        key = (division.rows, values)
-        if key not in self._numbers:
-            self._numbers[key] = len(self._lies)
-            self._lies.append(Lies(division, values))
-        return self._numbers[key]
-
-    def _named(self, kind: str, total: Sequence[bool] = ()) -> list[str]:
-        """Return the letters that a plan may name for a kind of layer.
-
-        The first of two axes divides the batch. Channels of a layer that is no contraction are
-        only divided anew where a pending sum, `total` by axis, is to be made anyway.
-        """
-        outer = DEFAULT * (len(self.frame.grid) - 1)
-        found = []
-        for letter in letters(kind):
-            each = row(kind, letter)
-            if each.alone:
-                if kind in ("contraction", INPUT_KIND):
-                    found.append(outer + each._replace(owner=self.frame.owner).name)
-            elif kind != "channelwise" or each.shares_batch or (total and total[-1]):
-                found.append(outer + letter)
-        return found
-
-    def options(
-        self, kind: str, name: str, lie: Lie, joins: bool = False
-    ) -> list[tuple[str, LayerDivision]]:
-        """Return the divisions of a layer that reads such a value (first), and their letters.
-
-        A layer that can work on a value as it lies does so: what comes next may carry its output
-        as well as its input. It is divided anew only where a pending sum is to be made, or where
-        it `joins` values that may lie otherwise.
-        """
-        key = (kind, lie, joins)
-        if key not in self._options:
-            self._options[key] = self._allowed(kind, name, lie, joins)
-        return self._options[key]
-
-    def _allowed(
-        self, kind: str, name: str, lie: Lie, joins: bool
-    ) -> list[tuple[str, LayerDivision]]:
-        before = self._lies[lie].division
-        total = [each.total for each in before.rows]
-        follows = divide(name, kind, self.plan, before)
-        if kind != "contraction" and follows.follows and not joins and not any(total):
-            return [("", follows)]
-        named = [
-            (split, LayerDivision(rows(kind, split), self.frame.shares))
-            for split in self._named(kind, total)
-        ]
-        if kind == "contraction":
-            return named
-        return [("", follows), *((s, d) for s, d in named if d.rows != follows.rows)]
+            yield (
+                State(((self.choices.number(division, (Value(shape, layout),)), ()),), _NONE),
+                split,
+            )
 
     def steps(self, index: int, state: State) -> Iterator[Next]:
         """Yield the steps that a layer can make from a state; that behind the last is the loss."""
@@ -183,7 +115,7 @@ class States:
             state = found
         held = dict(zip(self._crossing[index], state.held, strict=True))
         first = held[self.model.sources[index][0]][0]
-        for split, division in self.options(layer.kind, name, first, layer.joins):
+        for split, division in self.choices.options(layer.kind, name, first, layer.joins):
             if keeps_groups(layer, division.rows):
                 frozen, groups = name in self.model.frozen, groups_of(layer)
                 division = division._replace(frozen=frozen, groups=groups)
@@ -193,14 +125,14 @@ class States:
         """Return the state in which the head is fed part by part; None where it cannot be."""
         if len(state.held) != 1:
             return None
-        lies = self._lies[state.held[0][0]]
-        (value,) = lies.values
+        held = self.choices[state.held[0][0]]
+        (value,) = held.values
         try:
-            found = parts(self.plan, lies.division, value.layout, value.shape[0])
+            found = parts(self.plan, held.division, value.layout, value.shape[0])
         except UserError:
             return None
         fed = tuple(Value((p.positions.size, *value.shape[1:]), p.entry) for p in found)
-        return State(((self._lie(lies.division, fed), ()),), state.group)
+        return State(((self.choices.number(held.division, fed), ()),), state.group)
 
     def _step(
         self, index: int, group: int, held: dict[int, Held], split: str, division: LayerDivision
@@ -231,21 +163,21 @@ class States:
         return ALONE if each.alone else BATCH_GROUP if each.shares_batch else CHANNEL_GROUP
 
     def _divided(
-        self, index: int, division: LayerDivision, lies: tuple[Lie, ...]
-    ) -> tuple[Divided, Lie] | None:
-        near = self._near(index, lies[0], division)
-        key = (self._alike[index], division.rows, division.follows, lies, near)
+        self, index: int, division: LayerDivision, forms: tuple[int, ...]
+    ) -> tuple[Divided, int] | None:
+        near = self._near(index, forms[0], division)
+        key = (self._alike[index], division.rows, division.follows, forms, near)
         if key not in self._made:
-            runs = zip(*(self._lies[lie].values for lie in lies), strict=True)
+            runs = zip(*(self.choices[form].values for form in forms), strict=True)
             try:
                 divided = self.prices.layer(index, division, list(runs), near)
             except UserError:
                 self._made[key] = None
             else:
-                self._made[key] = divided, self._lie(division, divided.values)
+                self._made[key] = divided, self.choices.number(division, divided.values)
         return self._made[key]
 
-    def _near(self, index: int, lie: Lie, division: LayerDivision) -> bool:
+    def _near(self, index: int, form: int, division: LayerDivision) -> bool:
         """Say whether a layer is joined with the one before it: it takes what that gives as it
         lies."""
         if not index or index == self.rounds_from or not may_join(self.model, index - 1):
@@ -253,7 +185,7 @@ class States:
         layouts = self.prices.network.layouts
         return division.follows or not any(
             layouts.route(v.shape, v.layout, layouts.input_layout(v.shape, division))
-            for v in self._lies[lie].values
+            for v in self.choices[form].values
         )
 
     @cached_property
@@ -286,11 +218,11 @@ class States:
         values have been carried then."""
         found, paid = [], {value: had for value, (_, had) in held.items()}
         for value, layouts in zip(sources, wanted, strict=True):
-            lie, back = held[value][0], self.model.learns[value]
+            form, back = held[value][0], self.model.learns[value]
             number = self._layouts.setdefault(layouts, len(self._layouts))
-            key = (lie, number, back)
+            key = (form, number, back)
             if key not in self._ways:
-                self._ways[key] = self.prices.way(self._lies[lie].values, layouts, back)
+                self._ways[key] = self.prices.way(self.choices[form].values, layouts, back)
             way = self._ways[key]
             if way is not None and number not in paid[value]:
                 # what the layer before has made is wanted at once, if not in a round
@@ -324,15 +256,15 @@ class States:
 
     def _lose(self, end: int, state: State) -> Iterator[Next]:
         """Yield the ways in which the loss takes the logits."""
-        ((lie, _),) = state.held
+        ((form, _),) = state.held
         layouts = self.prices.network.layouts
         ranks = self.prices.ranks
         nothing = Price(0.0, np.zeros((len(Load), ranks)), np.zeros(ranks))
         group = max(0, state.group)
-        for split, division in self.options(LOSS_KIND, LOSS, lie):
+        for split, division in self.choices.options(LOSS_KIND, LOSS, form):
             wanted = tuple(
                 v.layout if division.follows else layouts.input_layout(v.shape, division)
-                for v in self._lies[lie].values
+                for v in self.choices[form].values
             )
             carried, _ = self._carried(end, [end], {end: state.held[0]}, [wanted])
             yield Next(State((), 0), split, self._price(end, nothing, group, carried))
