@@ -20,7 +20,16 @@ from mpicnn.run.directory import write_text
 from mpicnn.run.metrics import COLUMNS, Metrics, MetricsRow, plot_run, read_rows
 from mpicnn.run.output import Output, write_lines
 from mpicnn.run.progress import ProgressDisplay, Reporter, duration, figure
-from mpicnn.run.summary import Forecast, Memory, Opening, RunSummary, TimeSplit, startup, summary
+from mpicnn.run.summary import (
+    Forecast,
+    Memory,
+    Opening,
+    RunSummary,
+    TimeSplit,
+    startup,
+    summary,
+    where_time_went,
+)
 from mpicnn.run.testing import Score
 
 SIZES = {"train": 80, "validation": 20, "test": 50}
@@ -396,6 +405,35 @@ def test_a_forecast_is_that_of_the_slowest_rank() -> None:
         OUTCOME, splits=OUTCOME.splits[:1], forecast=replace(forecast, splits=expected[:1])
     )
     assert "other           10.00   10.0    900.00" in summary(alone).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("splits", "remedies", "told"),
+    [
+        (
+            [TimeSplit(0.06, 0.03, 0.01), TimeSplit(0.02, 0.07, 0.01)],
+            ["--shares measured", "--plan auto"],
+            "20 % of the ranks' time is waiting for rank 1: try --shares measured or --plan auto",
+        ),
+        (
+            [TimeSplit(0.06, 0.03, 0.01), TimeSplit(0.02, 0.07, 0.01)],
+            [],
+            "20 % of the ranks' time is waiting for rank 1",
+        ),
+        (
+            [TimeSplit(0.07, 0.02, 0.01), TimeSplit(0.06, 0.03, 0.01)],
+            ["--plan auto"],
+            "60 % of a step is communication, even on rank 1: try --plan auto",
+        ),
+        ([TimeSplit(0.03, 0.06, 0.01), TimeSplit(0.02, 0.07, 0.01)], ["--plan auto"], ""),
+        ([TimeSplit(0.0, 0.06, 0.01)], ["--plan auto"], ""),
+        ([TimeSplit(0, 0, 0)] * 2, ["--plan auto"], ""),
+    ],
+)
+def test_what_is_lost_is_told_with_what_may_help(splits, remedies, told) -> None:
+    assert where_time_went(splits, remedies) == told
+    lines = summary(replace(OUTCOME, splits=splits, remedies=remedies)).splitlines()
+    assert lines.count(told or "no such line") == bool(told)
 
 
 def test_summary_tables_fit_80_columns_and_ascii() -> None:

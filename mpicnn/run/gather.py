@@ -15,12 +15,14 @@ from mpicnn.job.environment import environment
 from mpicnn.job.launcher import command
 from mpicnn.models.freezing import frozen_text
 from mpicnn.run.summary import Forecast, Memory, Opening, RunSummary, TimeSplit, startup
+from mpicnn.settings.plan_groups import AUTO
 from mpicnn.step.timing import CATEGORIES
 from mpicnn.text import counted, spans
 
 if TYPE_CHECKING:
     from mpicnn.run.starting import Start
     from mpicnn.run.trainer import Trainer
+    from mpicnn.settings.definitions import Settings
 
 
 UNFORESEEN = ("data", "norms", "progress")
@@ -63,7 +65,7 @@ def first_lines(trainer: Trainer, directory: Path, start: Start | None = None) -
     if start:
         notes.update(map(printable, start.notes))
     if distributed.why:
-        more.append(("auto", distributed.why))
+        more.append((AUTO, distributed.why))
     if trainer.expected:
         more.append(("step", trainer.expected.text()))
     opening = Opening(
@@ -110,7 +112,16 @@ def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float
         notes=notes,
         more="--patience MORE" if early else RunSummary.more,
         forecast=_forecast(trainer, steps),
+        remedies=remedies(trainer.settings),
     )
+
+
+def remedies(settings: Settings) -> list[str]:
+    """Return the options that divide the work by what ranks can do, and that a run has not."""
+    if settings.plan == AUTO:
+        return []
+    measured = ["--shares measured"] if settings.shares == "equal" else []
+    return measured if settings.fc_update == "round" else [*measured, "--plan auto"]
 
 
 def _forecast(trainer: Trainer, steps: int) -> Forecast | None:

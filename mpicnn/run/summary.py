@@ -87,6 +87,10 @@ class TimeSplit:
         return self.communication + self.convolution + self.other
 
 
+HALF, MUCH = 0.5, 0.15
+"""Parts of the time from which on messages, and waiting, are worth a sentence."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Say what one rank holds, bytes.
@@ -123,7 +127,8 @@ class RunSummary:
     `seconds`, which include tests and checkpoints. `test` is missing where none was made; `tested`
     says on which images, and of which step's network where it is not the last one. `notes` are
     lines about what was chosen; `more` is the option that lets the run go on.
-    `launcher` is what stands before `python` in commands, like "mpirun -n 4".
+    `launcher` is what stands before `python` in commands, like "mpirun -n 4". `remedies` are the
+    options that may help where ranks wait, those that the run has not.
     """
 
     run_dir: str
@@ -138,6 +143,7 @@ class RunSummary:
     notes: Sequence[str] = ()
     more: str = "--epochs MORE"
     forecast: Forecast | None = None
+    remedies: Sequence[str] = ()
 
 
 def summary(run: RunSummary) -> str:
@@ -153,6 +159,8 @@ def summary(run: RunSummary) -> str:
         lines.append(f"{split}: {run.test.text()}{of}")
     if run.splits:
         lines += ["", *_time_table(run.splits, run.forecast.splits if run.forecast else ())]
+    if told := where_time_went(run.splits, run.remedies):
+        lines.append(told)
     if run.splits and run.forecast:
         lines += ["", *_layer_table(run.forecast, _slowest(run.splits))]
     if run.memory:
@@ -191,6 +199,26 @@ def _time_table(splits: Sequence[TimeSplit], forecast: Sequence[TimeSplit]) -> l
             for at, row in enumerate(rows)
         ]
     return align(rows)
+
+
+def where_time_went(splits: Sequence[TimeSplit], remedies: Sequence[str]) -> str:
+    """Return in a sentence what is lost to waiting or to messages where that is much; else "".
+
+    The slowest rank waits for nobody, so what it communicates is messages; what the others do
+    beyond that is waiting for it.
+    """
+    if len(splits) < 2 or not sum(split.total for split in splits):
+        return ""
+    slowest = _slowest(splits)
+    sent = splits[slowest].communication / splits[slowest].total
+    lost = sum(split.communication for split in splits) / sum(split.total for split in splits)
+    if sent > HALF:
+        told = f"{100 * sent:.0f} % of a step is communication, even on rank {slowest}"
+    elif lost - sent > MUCH:
+        told = f"{100 * (lost - sent):.0f} % of the ranks' time is waiting for rank {slowest}"
+    else:
+        return ""
+    return f"{told}: try {' or '.join(remedies)}" if remedies else told
 
 
 def _slowest(splits: Sequence[TimeSplit]) -> int:
