@@ -81,6 +81,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "plan": "PlanSettings",
         "simulate": "SimulateSettings",
         "report": "ReportSettings",
+        "export": "ExportSettings",
+        "import": "ImportSettings",
         "data info": "InfoSettings",
         "data verify": "VerifySettings",
         "data prepare folder": "FolderSettings",
