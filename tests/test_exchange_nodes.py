@@ -13,7 +13,8 @@ import pytest
 from exchange_cases import answers
 
 from mpicnn.errors import UserError
-from mpicnn.exchange.onnx_in import OPERATORS, from_onnx
+from mpicnn.exchange.onnx_in import from_onnx
+from mpicnn.exchange.table import OPERATORS
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'mpicnn[onnx]'")
 

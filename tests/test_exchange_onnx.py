@@ -14,8 +14,9 @@ from exchange_cases import answers, draw, error, images, run, weights
 from mpicnn import layers as kinds
 from mpicnn.errors import UserError
 from mpicnn.exchange.network import Network, Pixels
-from mpicnn.exchange.onnx_in import OPERATORS, from_onnx
+from mpicnn.exchange.onnx_in import from_onnx
 from mpicnn.exchange.onnx_out import WRITERS, to_onnx
+from mpicnn.exchange.table import OPERATORS
 from mpicnn.models import Model
 from mpicnn.models.entry import TYPES
 
@@ -140,6 +141,21 @@ def set_op(index: int, op: str) -> Callable[[Any], None]:
         del model.graph.node[index].attribute[:]
 
     return change
+
+
+def as_function(model: Any) -> None:
+    """Make a function of the file's own of the second node, as some exporters do of modules."""
+    helper, node = onnx.helper, model.graph.node[1]
+    inner = helper.make_node(node.op_type, ["x"], ["y"], "inner")
+    opsets = [helper.make_opsetid("", 21)]
+    model.functions.append(helper.make_function("own", "Part", ["x"], ["y"], [inner], opsets))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    node.op_type, node.domain = "Part", "own"
+
+
+def test_functions_of_a_file_are_written_out(tmp_path: Path) -> None:
+    network = from_onnx(edited(tmp_path, as_function), "net")
+    assert [type(layer) for _, layer in network.model.layers][:2] == [kinds.Conv, kinds.ReLU]
 
 
 def another_output(model: Any) -> None:

@@ -50,7 +50,11 @@ def last_alone(builder: Builder, node: Node, values: Values) -> Out:
 def cast(builder: Builder, node: Node, values: Values) -> Value:
     """Return what is read: all numbers are float32 here."""
     FLOAT, HALF, DOUBLE, BFLOAT = 1, 10, 11, 16  # noqa: N806  (TensorProto's)
-    if node.get("to") not in (FLOAT, HALF, DOUBLE, BFLOAT):
+    if node.op == "CastLike":
+        floats = not isinstance(values[1], np.ndarray) or values[1].dtype.kind == "f"
+    else:
+        floats = node.get("to") in (FLOAT, HALF, DOUBLE, BFLOAT)
+    if not floats:
         raise node.refuse("to another type than a floating-point one")
     return passed(builder, node, values)
 

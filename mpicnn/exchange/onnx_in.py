@@ -10,101 +10,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from mpicnn import layers as kinds
 from mpicnn.errors import UserError
-from mpicnn.exchange import arithmetic, operators, shapes
-from mpicnn.exchange.arithmetic import Reader, plain
 from mpicnn.exchange.network import Network, check_arrays, read_metadata
 from mpicnn.exchange.packages import needed
-from mpicnn.exchange.values import Builder, Lost, Node, Out, Value
+from mpicnn.exchange.table import OPERATORS
+from mpicnn.exchange.values import Affine, Builder, Lost, Node, Out, Value
 from mpicnn.models.model import IMAGES, Model
 
 OLDEST_OPSET = 7
 _FREE_BATCH = 1_000_003
 """Stands for any number of examples in the shapes that a graph computes: no other size is this."""
 _SHOWN = 4
-
-
-@dataclass(frozen=True)
-class Operator:
-    """Say how an operator is read, and in words what it becomes and what of it is refused."""
-
-    read: Reader
-    becomes: str
-    refused: str = ""
-
-
-_ACTIVATION = "as it is"
-OPERATORS: Mapping[str, Operator] = MappingProxyType(
-    {
-        "Conv": Operator(
-            operators.conv, "`conv`; with `auto_pad` too", "other than two spatial axes"
-        ),
-        "Gemm": Operator(operators.gemm, "`linear`", "`transA`; a matrix that is no constant"),
-        "MatMul": Operator(
-            operators.matmul, "`linear`; `Add` behind it: its bias", "a matrix that is no constant"
-        ),
-        "BatchNormalization": Operator(operators.batch_norm, "`batchnorm`", "`training_mode`"),
-        "GroupNormalization": Operator(operators.group_norm, "`groupnorm`"),
-        "InstanceNormalization": Operator(
-            operators.instance_norm, "`groupnorm`, a group per channel or as `Reshape` says"
-        ),
-        "LRN": Operator(operators.lrn, "`lrn`", "even sizes"),
-        "MaxPool": Operator(operators.max_pool, "`maxpool`", "`Indices`"),
-        "AveragePool": Operator(operators.avg_pool, "`avgpool`", "dilation"),
-        "GlobalAveragePool": Operator(operators.global_mean, "`globalavgpool`"),
-        "GlobalMaxPool": Operator(operators.global_max, "`maxpool` of the image's size"),
-        "ReduceMean": Operator(
-            shapes.mean, "`globalavgpool`, `flatten`", "other axes than height and width"
-        ),
-        "Relu": Operator(plain(kinds.ReLU()), "`relu`"),
-        "Clip": Operator(arithmetic.clip, "`relu6`, `relu`", "other bounds"),
-        "LeakyRelu": Operator(arithmetic.leaky_relu, "`leakyrelu`", "slopes below 0"),
-        "PRelu": Operator(arithmetic.leaky_relu, "`leakyrelu`", "slopes that differ"),
-        "Sigmoid": Operator(
-            plain(kinds.Sigmoid()), "`sigmoid`; with `Mul` of what it reads, `silu`"
-        ),
-        "Tanh": Operator(plain(kinds.Tanh()), "`tanh`"),
-        "HardSwish": Operator(plain(kinds.HardSwish()), "`hardswish`"),
-        "HardSigmoid": Operator(
-            arithmetic.hard_sigmoid, "with `Mul`, `hardswish`", "any other use: no layer does it"
-        ),
-        "Gelu": Operator(arithmetic.gelu, "`gelu`", "`approximate` by tanh"),
-        "Erf": Operator(arithmetic.erf, "with `Div`, `Add`, `Mul`, `gelu`", "any other use"),
-        "Add": Operator(
-            arithmetic.total, "`add`; of a constant per channel, into the layer before it",
-            "broadcasting; constants where no layer can take them",
-        ),
-        "Sum": Operator(arithmetic.total, "`add`", "broadcasting"),
-        "Sub": Operator(arithmetic.difference, "of a constant per channel: as `Add`", "else"),
-        "Mul": Operator(
-            arithmetic.product, "`multiply`; of a constant per channel: as `Add`",
-            "gates other than (n, c, 1, 1)",
-        ),
-        "Div": Operator(arithmetic.quotient, "by a constant per channel: as `Add`", "else"),
-        "Concat": Operator(shapes.concat, "`concat`", "other axes than that of channels"),
-        "Flatten": Operator(shapes.flatten, "`flatten`", "`axis` other than 1"),
-        "Reshape": Operator(
-            shapes.reshape, "`flatten`; groups for `InstanceNormalization`", "other shapes"
-        ),
-        "Squeeze": Operator(shapes.squeeze, "`flatten` of images of 1 x 1", "other axes"),
-        "Pad": Operator(
-            shapes.pad, "padding of the `Conv` or `AveragePool` behind it",
-            "other than zeros around images",
-        ),
-        "Dropout": Operator(arithmetic.dropout, "`dropout`"),
-        "Identity": Operator(arithmetic.passed, "nothing"),
-        "Cast": Operator(arithmetic.cast, "nothing", "to whole numbers"),
-        "Softmax": Operator(arithmetic.last_alone, "nothing, at the end", "elsewhere"),
-        "LogSoftmax": Operator(arithmetic.last_alone, "nothing, at the end", "elsewhere"),
-    }
-)  # fmt: skip
-"""All operators that are read; any other is refused by name."""
 
 
 def from_onnx(path: Path, name: str, size: Sequence[int] | None = None) -> Network:
@@ -129,7 +50,9 @@ def _loaded(onnx: Any, path: Path) -> Any:
     try:
         onnx.checker.check_model(str(path))
         made = onnx.load(str(path))
-        return onnx.inliner.inline_local_functions(made) if made.functions else made
+        if made.functions:
+            made = needed("onnx.inliner", "ONNX files").inline_local_functions(made)
+        return made
     except Exception as error:  # onnx, protobuf and NumPy each have their own
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path}: not a valid ONNX file: {reason}") from None
@@ -147,7 +70,7 @@ def _network(onnx: Any, made: Any, name: str, size: Sequence[int] | None) -> Net
         raise UserError(f"gives {len(graph.output)} outputs, expected one; export one alone")
     output, own = graph.output[0].name, made.producer_name == "mpicnn"
     nodes = [_node(onnx, each) for each in graph.node]
-    readers = Counter(read for node in nodes for read in node.inputs)
+    readers = Counter(read for node in nodes for read in _numbers_read(node))
     readers[output] += 1
     builder = Builder(shape, readers, batch, output, own=own)
     values[images] = Out(IMAGES, shape)
@@ -158,6 +81,11 @@ def _network(onnx: Any, made: Any, name: str, size: Sequence[int] | None) -> Net
         graph.name if own else name,
         {p.key: p.value for p in made.metadata_props},
     )
+
+
+def _numbers_read(node: Node) -> Sequence[str]:
+    """Return what a node reads the numbers of: not what it asks for shape or type alone."""
+    return {"Shape": (), "CastLike": node.inputs[:1]}.get(node.op, node.inputs)
 
 
 def _images(
@@ -228,11 +156,12 @@ class _Reading:
             raise UserError("; ".join(list(kept)[:_SHOWN]) + more)
 
     def _one(self, node: Node) -> Any:
-        inputs = [self.values[name] if name else None for name in node.inputs]
+        inputs = [self.builder.known(self.values[name]) if name else None for name in node.inputs]
         if any(isinstance(value, Lost) for value in inputs):
             return Lost()
-        if node.op == "Shape" and isinstance(inputs[0], Out):
-            return self._shape(node, inputs[0])
+        first = inputs[0] if inputs else None
+        if node.op == "Shape" and isinstance(first, Out | Affine):
+            return self._shape(node, first if isinstance(first, Out) else first.base)
         if all(value is None or isinstance(value, np.ndarray) for value in inputs):
             return self._computed(node, inputs)
         if node.op not in OPERATORS:
@@ -241,7 +170,9 @@ class _Reading:
             )
         found = OPERATORS[node.op].read(self.builder, node, inputs)
         for name, value in zip(node.inputs, inputs, strict=True):
-            if value is found:  # another name of the same
+            value = self.builder.known(value)
+            if value is found or (isinstance(value, Out) and value == found):
+                # another name of the same: who reads either, reads both
                 self.builder.readers[node.outputs[0]] += self.builder.readers[name] - 1
         return found
 

@@ -148,42 +148,38 @@ def group_norm(builder: Builder, node: Node, values: Sequence[Value | None]) -> 
     """Group normalisation, with a factor for each channel or, before opset 21, for each group."""
     assert values[0] is not None
     out = builder.settle(values[0])
-    scale, shift = (constant(node, values, at, what) for at, what in ((1, "scale"), (2, "bias")))
-    groups = int(node.get("num_groups"))
-    return _grouped(builder, node, out, groups, (scale, shift), node.inputs[1])
+    factors = constant(node, values, 1, "scale"), constant(node, values, 2, "bias")
+    layer = kinds.GroupNorm(int(node.get("num_groups")), node.number("epsilon", 1e-5))
+    return _grouped(builder, node, out, layer, factors)
 
 
 def instance_norm(builder: Builder, node: Node, values: Sequence[Value | None]) -> Value:
     """Group normalisation of one channel each, or, behind a Reshape, of the groups that it made."""
     assert values[0] is not None
-    scale, shift = (constant(node, values, at, what) for at, what in ((1, "scale"), (2, "B")))
-    value = values[0]
+    factors = constant(node, values, 1, "scale"), constant(node, values, 2, "B")
+    eps, value = node.number("epsilon", 1e-5), values[0]
     if isinstance(value, Grouped) and value.eps is None:
-        eps = node.number("epsilon", 1e-5)
-        return replace(value, node=node, eps=eps, scale=scale, shift=shift)
+        return replace(value, node=node, eps=eps, factors=factors)
     out = builder.settle(value)
-    return _grouped(builder, node, out, out.shape[0], (scale, shift), node.inputs[1])
+    return _grouped(builder, node, out, kinds.GroupNorm(out.shape[0], eps), factors)
 
 
 def regrouped(builder: Builder, value: Grouped) -> Out:
     """Return group normalisation after the Reshape that ends it."""
-    assert value.scale is not None and value.shift is not None
-    arrays = value.scale, value.shift
-    return _grouped(builder, value.node, value.base, value.groups, arrays, "", value.eps)
+    assert value.eps is not None and value.factors is not None
+    layer = kinds.GroupNorm(value.groups, value.eps)
+    return _grouped(builder, value.node, value.base, layer, value.factors)
 
 
 def _grouped(
-    builder: Builder, node: Node, out: Out, groups: int, arrays: tuple[Array, Array],
-    weight: str, eps: float | None = None,
-) -> Out:  # fmt: skip
-    c = out.shape[0]
-    if c % groups:
-        raise node.refuse(f"{c} channels do not divide into {groups} groups")
+    builder: Builder, node: Node, out: Out, layer: kinds.GroupNorm, factors: tuple[Array, Array]
+) -> Out:
+    """Add group normalisation; `factors`, gamma and beta, are for each channel or each group."""
+    each = out.shape[0] // layer.groups
     gamma, beta = (
-        np.repeat(each, c // groups) if each.shape == (groups,) else each for each in arrays
+        np.repeat(array, each) if array.shape == (layer.groups,) else array for array in factors
     )
-    layer = kinds.GroupNorm(groups, node.number("epsilon", 1e-5) if eps is None else eps)
-    return builder.put(node, layer, [out], {"gamma": gamma, "beta": beta}, weight)
+    return builder.put(node, layer, [out], {"gamma": gamma, "beta": beta}, node.inputs[1])
 
 
 def lrn(builder: Builder, node: Node, values: Sequence[Value | None]) -> Out:

@@ -59,8 +59,7 @@ class Grouped:
     groups: int
     node: Node
     eps: float | None = None
-    scale: Array | None = None
-    shift: Array | None = None
+    factors: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +197,10 @@ class Builder:
     def lone(self, name: str) -> bool:
         """Say whether one node alone reads a value of the graph."""
         return self.readers[name] == 1
+
+    def known(self, value: Value | None) -> Value | None:
+        """Return a value, or what a layer gives where the value has become part of it."""
+        return self.settled[id(value)][1] if id(value) in self.settled else value
 
     def settle(self, value: Value) -> Out:
         """Return a value as what a layer gives.
