@@ -21,7 +21,7 @@ pytest.importorskip("onnx", reason="onnx is not installed: pip install 'mpicnn[o
 CLASSES = 7
 # name: the size of the images
 NETWORKS = {
-    "alexnet": 224, "vgg11_bn": 224, "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64,
+    "alexnet": 224, "vgg11_bn": 64, "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64,
     "densenet121": 64, "googlenet": 64, "mobilenet_v2": 64,
     "squeezenet1_0": 64, "squeezenet1_1": 64, "mnasnet0_5": 64, "efficientnet_b0": 64,
     "regnet_x_400mf": 64, "regnet_y_400mf": 64,
@@ -69,7 +69,10 @@ def build(torch: Any, vision: Any, name: str) -> Any:
     if name in ("alexnet", "vgg11_bn"):
         linear = torch.nn.Linear
         wide = [at for at, layer in enumerate(net.classifier) if isinstance(layer, linear)]
-        net.classifier[wide[0]] = linear(net.classifier[wide[0]].in_features, 32)
+        features = net.classifier[wide[0]].in_features
+        if name == "vgg11_bn":  # 224 pixels take long
+            net.avgpool, features = torch.nn.Identity(), 2048
+        net.classifier[wide[0]] = linear(features, 32)
         net.classifier[wide[1]] = linear(32, 32)
         net.classifier[wide[2]] = linear(32, CLASSES)
     return drawn(torch, net)

@@ -171,7 +171,8 @@ class _Reading:
         found = OPERATORS[node.op].read(self.builder, node, inputs)
         for name, value in zip(node.inputs, inputs, strict=True):
             value = self.builder.known(value)
-            if value is found or (isinstance(value, Out) and value == found):
+            again = isinstance(found, Out) and isinstance(value, Out) and found == value
+            if again or value is found:
                 # another name of the same: who reads either, reads both
                 self.builder.readers[node.outputs[0]] += self.builder.readers[name] - 1
         return found
