@@ -104,6 +104,14 @@ def test_what_is_exported_comes_back(
     assert len({score.partition("%, ")[0] for score in scores}) == 1
 
 
+def test_an_imported_network_has_no_data_of_its_own(first: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    exported(first, tmp_path / "net.safetensors")
+    imported(tmp_path / "net.safetensors", tmp_path / "theirs")
+    with pytest.raises(UserError, match="was imported, .* give --data FILE.h5"):
+        evaluate.main(SELF, ["evaluate", str(tmp_path / "theirs"), "--threads", "1"])
+
+
 def test_training_goes_on_with_an_imported_network(first: Path, tmp_path: Path) -> None:
     """For other classes: all layers but the last start with its weights."""
     pytest.importorskip("safetensors")

@@ -168,7 +168,10 @@ class _Reading:
             raise node.refuse(
                 "no layer of mpicnn does this; docs/user-guide.md lists the operators that are read"
             )
-        found = OPERATORS[node.op].read(self.builder, node, inputs)
+        try:
+            found = OPERATORS[node.op].read(self.builder, node, inputs)
+        except (ValueError, TypeError, IndexError, ArithmeticError) as error:
+            raise node.refuse(f"its settings or constants do not fit each other: {error}") from None
         for name, value in zip(node.inputs, inputs, strict=True):
             value = self.builder.known(value)
             again = isinstance(found, Out) and isinstance(value, Out) and found == value

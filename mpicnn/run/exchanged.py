@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from mpicnn.run.distributed import outline
 from mpicnn.run.load import described
 from mpicnn.run.meta import check_meta
 from mpicnn.run.network_file import file_of
+from mpicnn.run.resuming import NO_DATA
 from mpicnn.run.starting import sources_of
 from mpicnn.settings.definitions import Settings
 from mpicnn.step.state import kept_by
@@ -93,7 +93,7 @@ def save(network: Network, extras: Extras, out: Path) -> Path:
         "mean": list(extras.pixels.mean),
         "std": list(extras.pixels.std),
         "plan": plan_toml(preset("data", model, (1,))),
-        "data": hashlib.sha256(b"").hexdigest(),  # of no images
+        "data": NO_DATA,
     }
     check_meta(meta, out)
     try:
