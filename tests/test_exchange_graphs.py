@@ -11,6 +11,7 @@ from exchange_cases import answers, error, run
 
 from mpicnn.errors import UserError
 from mpicnn.exchange.onnx_in import from_onnx
+from mpicnn.exchange.pixels import IMAGENET, Pixels, assumed
 from mpicnn.layers import GroupNorm
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'mpicnn[onnx]'")
@@ -125,11 +126,27 @@ def test_what_graphs_begin_with_is_how_images_are_normalised(tmp_path: Path) -> 
     x = graph.conv(graph.node("Div", x, graph.constant(std.reshape(3, 1, 1))), 4, 3)
     path = graph.write(tmp_path / "net.onnx", graph.rows(x))
     network = from_onnx(path, "net")
-    assert network.pixels is not None
-    assert (network.pixels.mean, network.pixels.std) == (tuple(mean), tuple(std))
+    assert network.pixels is None
+    assert network.inside == Pixels(tuple(mean), tuple(std))
+    assert assumed(3, network.inside)[0] == Pixels((0.0,) * 3, (1.0,) * 3)
     pixels = rng.integers(0, 256, (2, *SHAPE)).astype(np.float32)
     normalised = (pixels - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)
     assert error(answers(network.model, network.arrays, normalised), run(path, pixels)) < 1e-5
+
+
+def test_how_images_are_normalised_for_a_graph_that_does_a_part_of_it() -> None:
+    ones, rng = np.asarray(IMAGENET.mean) / 255, np.random.default_rng(1)
+    of_one = Pixels(tuple(ones), tuple(np.asarray(IMAGENET.std) / 255))
+    twice = Pixels((0.07, 0.2, 0.42), (2.2, 2.2, 2.2))  # torchvision's GoogLeNet
+    bases = [assumed(3, inside)[0] for inside in (None, IMAGENET, of_one, twice)]
+    expected = IMAGENET, Pixels((0.0,) * 3, (1.0,) * 3), Pixels((0.0,) * 3, (255.0,) * 3), IMAGENET
+    assert tuple(bases) == expected
+    assert assumed(1, None)[0] == Pixels((0.0,), (255.0,))
+    assert bases[2].then(of_one).near(IMAGENET)
+    pixels, both = rng.random((4, 3)) * 255, bases[3].then(twice)
+    once = (pixels - IMAGENET.mean) / IMAGENET.std
+    again = (once - twice.mean) / twice.std
+    np.testing.assert_allclose((pixels - both.mean) / both.std, again)
 
 
 @pytest.mark.parametrize("seed", range(24))

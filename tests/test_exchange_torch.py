@@ -119,6 +119,21 @@ def test_torchvisions_networks_that_are_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_a_network_that_normalises_channel_by_channel(
+    torch: Any, vision: Any, tmp_path: Path
+) -> None:
+    """As the pretrained GoogLeNet does: its images are for another network's normalisation."""
+    net, x = build(torch, vision, "googlenet"), torch.randn(2, 3, 33, 33)
+    net.transform_input = True
+    network = from_onnx(export(torch, net, x, tmp_path / "net.onnx"), "net")
+    assert network.inside is not None
+    mean, std = (np.reshape(v, (-1, 1, 1)) for v in (network.inside.mean, network.inside.std))
+    with torch.no_grad():
+        expected = net(x).numpy()
+    found = answers(network.model, network.arrays, (x.numpy() - mean) / std)
+    assert error(found, expected) < 1e-5
+
+
 def test_batch_norm_stays_where_the_exporter_is_told_so(
     torch: Any, vision: Any, tmp_path: Path
 ) -> None:

@@ -9,8 +9,9 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from mpicnn.errors import UserError, escaped
-from mpicnn.exchange.network import Network, Pixels
+from mpicnn.exchange.network import Network
 from mpicnn.exchange.onnx_in import from_onnx
+from mpicnn.exchange.pixels import Pixels, assumed
 from mpicnn.exchange.tensors import from_tensors
 from mpicnn.job.agreement import from_root
 from mpicnn.job.output import say
@@ -21,9 +22,6 @@ from mpicnn.text import counted
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-IMAGENET = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-"""0.485, 0.456, 0.406 and 0.229, 0.224, 0.225 of pixels from 0 to 1: torchvision's, and others'."""
 
 
 def main(comm: MPI.Intracomm, argv: Sequence[str]) -> None:
@@ -77,15 +75,14 @@ def _pixels(network: Network, settings: ImportSettings) -> tuple[Pixels, str]:
         found, said = Pixels(settings.mean, settings.std), "as --mean and --std say"
     elif network.pixels is not None:
         found, said = network.pixels, "as the file says"
-    elif channels == len(IMAGENET.mean):
-        found, said = IMAGENET, "ImageNet's, as the file does not say; else give --mean and --std"
     else:
-        zeros, ones = (0.0,) * channels, (255.0,) * channels
-        found, said = Pixels(zeros, ones), "0 to 1, as the file does not say; or --mean and --std"
+        found, said = assumed(channels, network.inside)
     if len(found.mean) != channels:
         raise UserError(
             f"mean and std: {len(found.mean)} numbers, but images have {channels} channels"
         )
+    if network.inside is not None:
+        found, said = found.then(network.inside), f"{said}; with what the graph does itself"
     mean, std = (" ".join(f"{v:.6g}" for v in values) for values in (found.mean, found.std))
     return found, f"mean {mean}, std {std}: {said}"
 

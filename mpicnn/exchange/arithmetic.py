@@ -10,7 +10,7 @@ import numpy as np
 
 from mpicnn import layers as kinds
 from mpicnn.exchange.operators import constant
-from mpicnn.exchange.values import Affine, Builder, Node, Out, Term, Value, decimal
+from mpicnn.exchange.values import Affine, Builder, Channel, Node, Out, Term, Value, decimal
 from mpicnn.layers import Layer
 from mpicnn.ops.interface import Array
 
@@ -181,7 +181,7 @@ def _per_channel(node: Node, value: Value, number: Array) -> Array:
     base = value if isinstance(value, Out) else getattr(value, "base", None)
     if number.size == 1:
         return number.reshape(()).astype(np.float64)
-    if isinstance(base, Out):
+    if isinstance(base, Out) and not isinstance(value, Channel):
         c, axes = base.shape[0], len(base.shape)
         shape = (1,) * (axes + 1 - number.ndim) + number.shape
         if shape == (1, c, *(1,) * (axes - 1)):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mpicnn.errors import UserError
+from mpicnn.exchange.pixels import Pixels as Pixels
 from mpicnn.layers import Conv, Linear
 from mpicnn.models.model import Model
 from mpicnn.ops.interface import Array
@@ -17,33 +18,19 @@ Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Say how images become what a network takes: (pixel - mean) / std, pixels from 0 to 255.
-
-    `mean` and `std` have a number for each channel.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def near(self, other: Pixels) -> bool:
-        """Say whether both are the same but for the rounding of float32."""
-        pairs = (self.mean, other.mean), (self.std, other.std)
-        return all(len(a) == len(b) and np.allclose(a, b, 1e-5) for a, b in pairs)
-
-
-@dataclass(frozen=True)
 class Network:
     """Hold a network, and its parameters and buffers whole, by full name ("conv1.w").
 
     `classes` are the names of its outputs, `pixels` how its images are normalised; both are None
-    where a file does not say. `notes` are what was done that may not be meant.
+    where a file does not say. `inside` is what its graph itself began with: (x - mean) / std of
+    images x, however these were normalised. `notes` are what was done that may not be meant.
     """
 
     model: Model
     arrays: Arrays
     classes: tuple[str, ...] | None = None
     pixels: Pixels | None = None
+    inside: Pixels | None = None
     notes: Sequence[str] = field(default=())
 
 

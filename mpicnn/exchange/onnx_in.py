@@ -218,8 +218,8 @@ def _made(builder: Builder, end: Value, name: str, said: Mapping[str, str]) -> N
     }
     check_arrays(model, arrays, "the graph")
     classes, pixels = read_metadata(said, model.input_shape[0], model.classes)
-    if builder.pixels and not (
-        pixels and pixels.near(builder.pixels)
-    ):  # those said are not rounded
-        pixels = builder.pixels
-    return Network(model, arrays, classes, pixels, tuple(builder.notes))
+    inside = builder.pixels
+    if inside and pixels and pixels.near(inside):
+        inside = None  # the same, and what is said is not rounded
+    notes = tuple(builder.notes)
+    return Network(model, arrays, classes, pixels, inside, notes)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from mpicnn import layers as kinds
 from mpicnn.exchange.arithmetic import Values
 from mpicnn.exchange.operators import constant, global_mean, regrouped
-from mpicnn.exchange.values import Builder, Grouped, Node, Out, Padded, Value
+from mpicnn.exchange.values import Affine, Builder, Channel, Grouped, Node, Out, Padded, Value
 
 
-def concat(builder: Builder, node: Node, values: Values) -> Out:
-    """Channels one behind the other."""
+def concat(builder: Builder, node: Node, values: Values) -> Value:
+    """Channels one behind the other; all of one value, in their order, are that value again."""
+    channels = [value for value in values if isinstance(value, Channel)]
+    if channels and len(channels) == len(values) and node.get("axis") in (1, -3):
+        base, alone = channels[0].base, channels[0].readers == len(channels)
+        found = [(each.base, each.index, each.bare) for each in channels]
+        if found == [(base, index, False) for index in range(base.shape[0])]:
+            scale, shift = (
+                np.array(v) for v in zip(*((c.scale, c.shift) for c in channels), strict=True)
+            )
+            return Affine(base, scale, shift, alone, node)
     outs = [builder.settle(value) for value in values if value is not None]
     axes = len(outs[0].shape) + 1
     if node.get("axis") % axes != 1:
@@ -40,6 +50,27 @@ def pad(builder: Builder, node: Node, values: Values) -> Value:
     if number != 0 or len(pads) != 8 or any(pads[at] for at in (0, 1, 4, 5)) or min(pads) < 0:
         raise node.refuse("expected zeros above, below, left and right of images")
     return Padded(builder.settle(value), (pads[2], pads[6], pads[3], pads[7]), node)
+
+
+def gather(builder: Builder, node: Node, values: Values) -> Channel:
+    """One channel, for arithmetic of its own before all are put together again."""
+    assert values[0] is not None
+    out = builder.settle(values[0])
+    index = constant(node, values, 1, "index")
+    if node.get("axis", 0) % 4 != 1 or len(out.shape) != 3 or index.size != 1:
+        raise node.refuse("expected one channel of images")
+    place = int(index.reshape(())) % out.shape[0]
+    return Channel(out, place, 1.0, 0.0, builder.readers[node.inputs[0]], index.ndim == 0, node)
+
+
+def unsqueeze(builder: Builder, node: Node, values: Values) -> Channel:
+    """One channel with the axis that it had."""
+    value = values[0]
+    given = len(values) > 1 and values[1] is not None
+    axes = constant(node, values, 1, "axes").tolist() if given else list(node.get("axes", ()))
+    if not (isinstance(value, Channel) and value.bare and axes in ([1], [-3])):
+        raise node.refuse("expected one channel of images, which was an axis")
+    return replace(value, bare=False, node=node)
 
 
 def flatten(builder: Builder, node: Node, values: Values) -> Out:

@@ -68,6 +68,11 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         ),
         "Div": Operator(arithmetic.quotient, "by a constant per channel: as `Add`", "else"),
         "Concat": Operator(shapes.concat, "`concat`", "other axes than that of channels"),
+        "Gather": Operator(
+            shapes.gather, "with `Unsqueeze`, `Concat`: arithmetic on each channel of images",
+            "any other use",
+        ),
+        "Unsqueeze": Operator(shapes.unsqueeze, "with `Gather`", "any other use"),
         "Flatten": Operator(shapes.flatten, "`flatten`", "`axis` other than 1"),
         "Reshape": Operator(
             shapes.reshape, "`flatten`; groups for `InstanceNormalization`", "other shapes"

@@ -74,7 +74,7 @@ def from_tensors(path: Path, model: str = "", size: Sequence[int] | None = None)
         classes, pixels = read_metadata(held.said, channels, found.model.classes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return Network(found.model, arrays, classes, pixels, notes)
+    return Network(found.model, arrays, classes, pixels, notes=notes)
 
 
 def _described(held: _Held) -> Network:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpicnn.errors import UserError
-from mpicnn.exchange.network import Pixels
+from mpicnn.exchange.pixels import Pixels
 from mpicnn.layers import BatchNorm, Conv, GroupNorm, Layer, Linear, Param
 from mpicnn.models.model import IMAGES
 from mpicnn.ops.interface import Array
@@ -39,6 +39,22 @@ class Affine:
     scale: Array
     shift: Array
     alone: bool
+    node: Node
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One channel of `base`, times `scale` plus `shift`.
+
+    `readers` is how many read `base`; `bare` says that the channel is an axis no more.
+    """
+
+    base: Out
+    index: int
+    scale: float
+    shift: float
+    readers: int
+    bare: bool
     node: Node
 
 
@@ -80,7 +96,7 @@ class Lost:
     """What follows from a node that was refused: nothing more is said of it."""
 
 
-Value = Out | Affine | Padded | Grouped | Term | Lost | Array
+Value = Out | Affine | Channel | Padded | Grouped | Term | Lost | Array
 """A value that is not of the images is an array: a constant."""
 
 
@@ -214,7 +230,7 @@ class Builder:
             if id(value) not in self.settled:
                 self.settled[id(value)] = value, self._fold(value)
             return self.settled[id(value)][1]
-        if isinstance(value, Padded | Grouped | Term):
+        if isinstance(value, Channel | Padded | Grouped | Term):
             raise value.node.refuse("what it gives is not what a layer of mpicnn does")
         raise UserError("a constant where something of the images was expected")
 
@@ -246,8 +262,13 @@ class Builder:
         self.layers[name] = layer, reads
         return value.base
 
-    def affine(self, node: Node, value: Value, read: str, scale: Any, shift: Any) -> Affine:
+    def affine(
+        self, node: Node, value: Value, read: str, scale: Any, shift: Any
+    ) -> Affine | Channel:
         """Return value * scale + shift; `read` is the value's name in the graph."""
+        if isinstance(value, Channel):
+            shifted = value.shift * float(scale) + float(shift)
+            return replace(value, scale=value.scale * float(scale), shift=shifted, node=node)
         alone = self.lone(read)
         if isinstance(value, Affine) and alone:
             scales, shifts = value.scale * scale, value.shift * scale + shift
