@@ -13,11 +13,8 @@ from mpicnn.settings.command_groups import (
     ClusterChoice,
     Drawn,
     Evaluated,
-    Exported,
     FolderImages,
     ImageFile,
-    Imported,
-    ImportedNetwork,
     Planned,
     Predicted,
     Rows,
@@ -27,6 +24,7 @@ from mpicnn.settings.command_groups import (
     SourceAndTarget,
     Storage,
 )
+from mpicnn.settings.exchange_groups import Exported, Imported, ImportedNetwork
 from mpicnn.settings.groups import (
     Batch,
     DataChoice,
