@@ -5,11 +5,18 @@ from __future__ import annotations
 import faulthandler
 import sys
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any, NoReturn
 
 from mpicnn.job.limits import Limits
 from mpicnn.job.output import escape_what_cannot_be_shown
 from mpicnn.job.signals import Signals
+
+WORDS = (
+    "train", "evaluate", "predict", "plan", "simulate", "reproduce", "report", "export", "import",
+    "data",
+)  # fmt: skip
+"""The first words of all commands."""
 
 
 def start(name: str) -> NoReturn:
@@ -35,15 +42,15 @@ def _launch(name: str, *arguments: Any) -> NoReturn:
     from mpicnn.job.launch import launch
 
     faulthandler.cancel_dump_traceback_later()
-    launch(lambda comm: import_module(f"mpicnn.commands.{name}").main(comm, *arguments))
+    module = f"{name}_" if iskeyword(name) else name
+    launch(lambda comm: import_module(f"mpicnn.commands.{module}").main(comm, *arguments))
 
 
 def console() -> NoReturn:
     """Run the command that the first argument names: the console script `mpicnn`."""
     sys.argv[0] = "mpicnn"
     word = sys.argv[1] if len(sys.argv) > 1 else ""
-    known = ("train", "evaluate", "predict", "plan", "simulate", "reproduce", "report", "data")
-    if word in known:
+    if word in WORDS:
         del sys.argv[1]
         start(word)
     start("unknown")

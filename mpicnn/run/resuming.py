@@ -6,6 +6,7 @@ checkpoint. So files may move, and be called from another directory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -74,6 +75,10 @@ def open_data(path: str, recorded: bool) -> Dataset:
     return open_dataset(path)
 
 
+NO_DATA = hashlib.sha256().hexdigest()
+"""In place of the digest of a data set, in checkpoints of imported networks."""
+
+
 def recorded_data(checkpoint: Path, settings: Settings) -> str:
     """Return where the data set of a checkpoint with these settings lay, and still lies if known.
 
@@ -88,6 +93,11 @@ def recorded_data(checkpoint: Path, settings: Settings) -> str:
 
 def check_digest(data: Dataset, meta: Meta, otherwise: str) -> None:
     """Raise UserError, which ends in what to do `otherwise`, unless `data` is the set of a run."""
+    if meta["data"] == NO_DATA:
+        raise UserError(
+            "the network was imported, and no run has seen data with it: give --data FILE.h5 to "
+            "evaluate it, or begin a run by --init"
+        )
     if meta["data"] != data.digest:
         raise UserError(
             f"data {data.path}: not the data set that the run began with: its digest is "

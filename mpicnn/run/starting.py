@@ -90,7 +90,7 @@ def _choose(init: str, model: Model, classes: tuple[str, ...]) -> str:
         settings = check_meta(meta, path)
     except UserError as error:
         raise UserError(f"init: {error}") from None
-    sources = _sources(outline, bool(settings.ema))
+    sources = sources_of(outline, bool(settings.ema))
     there = _Weights(
         _by_layer(
             (str(layer.get("name")) for layer in meta["model"]),
@@ -134,7 +134,7 @@ def _file(init: str) -> Path:
     return found
 
 
-def _sources(outline: Outline, averaged: bool) -> dict[str, str]:
+def sources_of(outline: Outline, averaged: bool) -> dict[str, str]:
     """Return section and name in the file of what a network answers with, by name.
 
     Of what does not learn there is no mean.

@@ -128,6 +128,13 @@ def ratios(value: Sequence[float]) -> tuple[float, ...]:
     return tuple(value)
 
 
+def spreads(value: Sequence[float]) -> tuple[float, ...]:
+    """Return `value` as a tuple if its numbers are above 0."""
+    if not all(number > 0 for number in value):
+        raise ValueError("numbers above 0")
+    return tuple(value)
+
+
 def names_text(value: object) -> str:
     """Return class names joined by commas, none of them empty or twice, as text."""
     text = _joined(value)

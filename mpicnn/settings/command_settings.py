@@ -26,6 +26,7 @@ from mpicnn.settings.command_groups import (
     SourceAndTarget,
     Storage,
 )
+from mpicnn.settings.exchange_groups import Exported, Imported, ImportedNetwork
 from mpicnn.settings.groups import (
     Batch,
     DataChoice,
@@ -37,6 +38,7 @@ from mpicnn.settings.groups import (
     Stalls,
 )
 from mpicnn.settings.plan_groups import Planning, check_auto
+from mpicnn.text import one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,38 @@ class LoadSettings(Checkpoint, DeviceChoice):
     """Hold which trained network to load, and what ranks compute on."""
 
     purpose = "Load a trained network."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Checkpoint, Exported):
+    """Hold the settings of an export. Raises UserError for a file of an unknown format."""
+
+    purpose = "Write a trained network as ONNX, or its weights as safetensors."
+
+    def __post_init__(self) -> None:
+        if not self.file.lower().endswith((".onnx", ".safetensors")):
+            raise UserError(f"file {self.file}: expected a name that ends in .onnx or .safetensors")
+        if self.normalise and not self.file.lower().endswith(".onnx"):
+            raise UserError("normalise: a graph can do it, weights cannot; give FILE.onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings(Imported, ImportedNetwork):
+    """Hold the settings of an import. Raises UserError where two do not fit together."""
+
+    purpose = (
+        "Read a network of another program: for --model and --init of training, and for "
+        "evaluation and prediction."
+    )
+
+    def __post_init__(self) -> None:
+        endings = (".onnx", ".safetensors", ".pt", ".pth")
+        if not self.file.lower().endswith(endings):
+            raise UserError(f"file {self.file}: expected a name that ends in {one_of(endings)}")
+        if self.model and self.file.lower().endswith(".onnx"):
+            raise UserError("model: an ONNX file holds its network; leave --model out")
+        if len(self.mean) != len(self.std):
+            raise UserError("mean and std: give both, each a number for every channel")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "simulate": "SimulateSettings",
         "reproduce": "ReproduceSettings",
         "report": "ReportSettings",
+        "export": "ExportSettings",
+        "import": "ImportSettings",
         "data info": "InfoSettings",
         "data verify": "VerifySettings",
         "data prepare folder": "FolderSettings",
