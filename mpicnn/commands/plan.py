@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ def machine_of(settings: PlanSettings, model: Model, ranks: int) -> Machine:
         machine = _calibrated(path, settings, model)
     if ranks not in (0, len(machine.devices)):
         raise UserError(
-            f"ranks {ranks}: {path} has {len(machine.devices)}; leave one of the two out"
+            f"ranks {ranks}: {path} has {len(machine.devices)} ranks there; leave ranks out"
         )
     return machine
 
@@ -98,13 +99,17 @@ def _calibrated(path: str, settings: PlanSettings, model: Model) -> Machine:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"machine {path}: cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or "not text in UTF-8"
+        raise UserError(f"machine {path}: cannot be read: {reason}") from None
     found = Calibration.from_json(text, path)
-    now = found.conditions
-    if now.network != digest(model) or now.precision != settings.precision:
+    shape, precision = tuple(model.input_shape), settings.precision
+    now = replace(
+        found.conditions, model=model.name, network=digest(model), input_shape=shape,
+        precision=precision,
+    )  # fmt: skip
+    if told := found.conditions.difference(now):
         raise UserError(
-            f"machine {path}: measured for {now.model}, {'x'.join(map(str, now.input_shape))}, "
-            f"{now.precision}, not for this network; measure it, or give a cluster's file"
+            f"machine {path}: {told}; measure this network, or give the file of a cluster"
         )
     return found.machine()
 
