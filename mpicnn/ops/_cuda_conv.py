@@ -1,7 +1,8 @@
 """Convolve on the GPU by whatever is fastest for the shapes: an engine of cuDNN, or columns.
 
-The first call for some shapes tries up to `CANDIDATES` ways and waits for the GPU; later ones use
-what was fastest then. So two runs may add in a different order; within one run they never do.
+The first call for some shapes tries up to `CANDIDATES` engines, and columns, and waits for the GPU;
+later ones use what was fastest then. So two runs may add in a different order; within one run they
+never do.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import islice
+from math import inf
 from typing import Any
 
 import cupy
@@ -25,10 +27,15 @@ from mpicnn.ops.interface import Shape
 from mpicnn.ops.window import Window, inside
 
 CANDIDATES = 8
-_RUNS = 5  # that are timed together
-_AS_FAST = 1.05  # among the fastest up to this factor cuDNN's order decides
+# A trial: runs of each way that is left, turn by turn. The first turn is cold, for a way may load
+# its kernels from files then; one that takes `_LONG` is known well enough after the second.
+_TURNS = (1, 1, 4)
+_HOPELESS = 3.0  # times the best: such a way is in no further turn
+_LOADING = 0.5  # seconds that a cold run may take beyond that
+_LONG = 0.05
 # What an engine raises that promised too much; others remain.
 _REFUSALS = RuntimeError, ValueError, MemoryError
+_AS_FAST = 1.05  # among the fastest up to this factor cuDNN's order decides
 _KEPT = 4096  # convolutions, far more than a network has
 _COLUMNS: dict[str, Callable[..., None]] = {
     "forward": columns.forward,
@@ -122,11 +129,15 @@ def conv2d_methods(
 class Fastest:
     """The fastest of some ways to compute the same; the first call finds out which.
 
-    Ways have a name and are called `way(*operands, out)`, or with b and relu behind.
+    Ways have a name and are called `way(*operands, out)`, or with b and relu behind. The last one
+    is that which always works. `decided` is called once the others are out of use.
     """
 
-    def __init__(self, ways: Mapping[str, Callable[..., None]]) -> None:
+    def __init__(
+        self, ways: Mapping[str, Callable[..., None]], decided: Callable[[], object] = bool
+    ) -> None:
         self._ways = dict(ways)
+        self._decided = decided
 
     @property
     def name(self) -> str:
@@ -140,25 +151,34 @@ class Fastest:
         self._ways[self.name](*arguments)
 
     def _decide(self, arguments: Sequence[Any]) -> None:
-        seconds = {name: _seconds(way, arguments) for name, way in self._ways.items()}
-        enough = min(seconds.values()) * _AS_FAST
-        name = next(name for name, taken in seconds.items() if taken <= enough)
+        """Keep the fastest way. One that takes `_HOPELESS` times the best runs once or twice."""
+        left, beyond = dict(self._ways), _LOADING
+        for runs in _TURNS:
+            seconds = {name: _seconds(way, arguments, runs) for name, way in left.items()}
+            best = min(seconds.values())
+            left = {n: w for n, w in left.items() if seconds[n] <= _HOPELESS * best + beyond}
+            if len(left) == 1 or (not beyond and best >= _LONG):
+                break
+            beyond = 0.0
+        names = [name for name in left if seconds[name] <= _AS_FAST * best]
+        # where all fail, the error of the last one says why
+        name = names[0] if best < inf else next(reversed(self._ways))
         self._ways = {name: self._ways[name]}
+        self._decided()
 
 
-def _seconds(way: Callable[..., None], arguments: Sequence[Any]) -> float:
-    """Return how long one call takes on the GPU, infinity where it fails."""
+def _seconds(way: Callable[..., None], arguments: Sequence[Any], runs: int) -> float:
+    """Return how long one of some calls takes on the GPU, infinity where it fails."""
     begin, end = cupy.cuda.Event(), cupy.cuda.Event()
     try:
-        way(*arguments)
         begin.record()
-        for _ in range(_RUNS):
+        for _ in range(runs):
             way(*arguments)
         end.record()
         end.synchronize()
     except _REFUSALS:
-        return float("inf")
-    return float(cupy.cuda.get_elapsed_time(begin, end)) * 1e-3 / _RUNS
+        return inf
+    return float(cupy.cuda.get_elapsed_time(begin, end)) * 1e-3 / runs
 
 
 def _way(kind: str, shape: ConvShape, dtype: DTypeLike, bias: bool = False) -> Fastest:
@@ -167,7 +187,8 @@ def _way(kind: str, shape: ConvShape, dtype: DTypeLike, bias: bool = False) -> F
 
 @lru_cache(_KEPT)
 def _fastest(place: tuple[int, int, int], *what: Any) -> Fastest:
-    return Fastest(ways(_cudnn.library(*place), *what))
+    library = _cudnn.library(*place)
+    return Fastest(ways(library, *what), library.release if library else bool)
 
 
 def ways(

@@ -40,7 +40,7 @@ _EIGHT = 8  # engines for bf16 take channels in eights
 
 
 class Library:
-    """cuDNN for one stream of one thread: its handle, and scratch memory that only grows."""
+    """cuDNN for one stream of one thread: its handle, and scratch memory, as much as was needed."""
 
     def __init__(self, stream: int) -> None:
         self.handle = cudnn.create_handle()
@@ -52,6 +52,13 @@ class Library:
         if self._scratch.size < size:
             self._scratch = cupy.empty(size, "uint8")
         return int(self._scratch.data.ptr) if size else 0
+
+    def release(self) -> None:
+        """Give the scratch memory back, for other arrays of the stream: the next call takes anew.
+
+        So what an engine needed that was tried and not chosen is not held for good.
+        """
+        self._scratch = cupy.empty(0, "uint8")
 
 
 def place() -> tuple[int, int, int]:
