@@ -1,7 +1,5 @@
 """Convolutions of the GPU backend: every way of computing, every precision."""
 
-import functools
-
 import numpy as np
 import pytest
 
@@ -46,17 +44,6 @@ TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "tf32": 1e-3, "bf16": 1e-2}
 def precision(request):
     cuda.set_precision(request.param)
     return request.param
-
-
-@pytest.fixture
-def fresh():
-    """Forget what is compiled and what was fastest, before and after."""
-    caches = _cuda_conv._fastest, _cudnn.library
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
 
 
 def draw(shape, dtype="float32", seed=0):
@@ -193,118 +180,6 @@ def test_columns_come_in_pieces(monkeypatch, precision, name):
     assert distance(dw, made["dw"][1]) <= TOLERANCE[precision]
     _cuda_conv._fastest.cache_clear()
     _cudnn.library.cache_clear()
-
-
-def test_without_cudnn_columns_do_everything(monkeypatch, fresh):
-    monkeypatch.setattr(_cudnn, "cudnn", None)
-    assert cuda.conv2d_methods(*described(CASES["eights"]), "float32") == ("columns",) * 3
-    assert cuda.conv2d_methods(*described(EMPTY["no inputs"]), "float32") == ("none",) * 3
-
-
-def test_with_cudnn_its_engines_are_named_and_built_once(monkeypatch, fresh):
-    pytest.importorskip("cudnn", reason="cuDNN Frontend is not installed")
-    built = []
-    describe = _cudnn.describe
-
-    def counted(*args, **kwargs):
-        built.append(args)
-        return describe(*args, **kwargs)
-
-    monkeypatch.setattr(_cudnn, "describe", counted)
-    # columns are slow, so that an engine is chosen
-    monkeypatch.setattr(_cuda_conv, "_seconds", lambda way, *_: hasattr(way, "func"))
-    names = cuda.conv2d_methods(*described(CASES["eights"]), "float32")
-    assert all(name.startswith("cudnn ") for name in names)
-    before = len(built)
-    assert before >= 3
-    assert cuda.conv2d_methods(*described(CASES["eights"]), "float32") == names
-    assert len(built) == before
-    assert cuda.conv2d_methods(*described(CASES["eights"]), "float64") == ("columns",) * 3
-    assert len(built) == before
-    cuda.set_precision("tf32")
-    cuda.conv2d_methods(*described(CASES["eights"]), "float32")
-    assert len(built) > before
-
-
-def test_the_fastest_way_that_works_is_used(monkeypatch):
-    calls = []
-
-    def fails(*_):
-        raise RuntimeError("no such engine after all")
-
-    ways = {name: lambda *_, name=name: calls.append(name) for name in ("slow", "fast", "as fast")}
-    seconds = {"slow": 2.0, "fast": 1.02, "as fast": 1.0}
-    times = {id(way): seconds[name] for name, way in ways.items()}
-    with monkeypatch.context() as patch:
-        patch.setattr(_cuda_conv, "_seconds", lambda way, *_: times[id(way)])
-        fastest = _cuda_conv.Fastest(ways)
-        fastest()
-        fastest()
-    assert (fastest.name, calls) == ("fast", ["fast", "fast"])
-    fastest = _cuda_conv.Fastest({"broken": fails, "columns": ways["slow"]})
-    fastest()
-    assert fastest.name == "columns"
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_a_way_that_is_hopeless_runs_once_or_twice(monkeypatch, seed):
-    rng = np.random.default_rng(seed)
-    names = [f"way {i}" for i in range(rng.integers(2, 9))]
-    warm = {name: 10 ** rng.uniform(-5, 1) for name in names}
-    cold = {name: warm[name] + rng.uniform(0, 0.4) for name in names}  # kernels are loaded
-    broken = {name for name in names[:-1] if rng.random() < 0.2}
-    ran = {name: [] for name in names}
-
-    def seconds(way, _, runs):
-        ran[way].append(runs)
-        if way in broken:
-            return float("inf")
-        return (warm if sum(ran[way]) > runs else cold)[way]
-
-    monkeypatch.setattr(_cuda_conv, "_seconds", seconds)
-    decided = []
-    fastest = _cuda_conv.Fastest({name: name for name in names}, lambda: decided.append(1))
-    fastest._decide(())
-    best = min(taken for name, taken in warm.items() if name not in broken)
-    chosen = warm[fastest.name] if best < 0.05 or sum(ran[fastest.name]) > 1 else best
-    assert fastest.name not in broken and chosen <= 1.05 * best and decided == [1]
-    for name in names:
-        assert sum(ran[name]) <= 6
-        if name in broken or warm[name] > 3 * (best + 0.4) + 0.5:
-            assert ran[name] == [1]
-        elif warm[name] > 3 * best or best > 0.05:
-            assert sum(ran[name]) <= 2
-
-
-def test_where_nothing_works_columns_say_why():
-    def fails(*_, why):
-        raise RuntimeError(why)
-
-    ways = {why: functools.partial(fails, why=why) for why in ("no engine", "no memory")}
-    with pytest.raises(RuntimeError, match="no memory"):
-        _cuda_conv.Fastest(ways)()
-
-
-def test_scratch_memory_of_what_was_only_tried_is_given_back(fresh, monkeypatch):
-    cudnn = pytest.importorskip("cudnn", reason="cuDNN Frontend is not installed")
-    seconds, tried = _cuda_conv._seconds, []
-
-    def plain_wins(way, arguments, runs):
-        assert seconds(way, arguments, runs) < float("inf")
-        tried.append(getattr(way, "workspace", 0))
-        return tried[-1] > 0 if "plain" not in getattr(way, "name", "") else 0.0
-
-    if not hasattr(cudnn, "_plans"):
-        pytest.skip("the stand-in's engines are known by name")
-    monkeypatch.setattr(_cuda_conv, "_seconds", plain_wins)
-    x, w, y = (cupy.ones(s, "float32") for s in ((2, 8, 6, 6), (8, 8, 3, 3), (2, 8, 4, 4)))
-    pool = cupy.get_default_memory_pool()
-    before = pool.used_bytes()
-    names = cuda.conv2d_methods(x.shape, w.shape, Window.of(ONE, NONE, ONE), "float32")
-    assert all("plain" in name for name in names) and max(tried) == 4096
-    assert pool.used_bytes() - before == 1024  # 1000, as the pool counts
-    cuda.conv2d_dx(y, w, x.shape, Window.of(ONE, NONE, ONE))
-    assert pool.used_bytes() - before == 1024
 
 
 def test_transforms_can_be_forbidden():

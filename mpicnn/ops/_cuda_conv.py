@@ -33,8 +33,6 @@ _TURNS = (1, 1, 4)
 _HOPELESS = 3.0  # times the best: such a way is in no further turn
 _LOADING = 0.5  # seconds that a cold run may take beyond that
 _LONG = 0.05
-# What an engine raises that promised too much; others remain.
-_REFUSALS = RuntimeError, ValueError, MemoryError
 _AS_FAST = 1.05  # among the fastest up to this factor cuDNN's order decides
 _KEPT = 4096  # convolutions, far more than a network has
 _COLUMNS: dict[str, Callable[..., None]] = {
@@ -176,7 +174,7 @@ def _seconds(way: Callable[..., None], arguments: Sequence[Any], runs: int) -> f
             way(*arguments)
         end.record()
         end.synchronize()
-    except _REFUSALS:
+    except _cudnn.REFUSALS:
         return inf
     return float(cupy.cuda.get_elapsed_time(begin, end)) * 1e-3 / runs
 

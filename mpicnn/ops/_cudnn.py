@@ -29,8 +29,19 @@ with suppress(ImportError, RuntimeError):
     import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cudnn")
 try:
     import cudnn
+
+    _ABSENT = ""
 except ImportError:  # every convolution then goes by columns
-    cudnn = None
+    cudnn, _ABSENT = None, "is not installed"
+except (OSError, AssertionError) as error:
+    # the frontend opens cuDNN as it is imported: what it finds may be unfit, or there twice
+    cudnn, _ABSENT = None, f"cannot be imported ({error})"
+
+# What cuDNN Frontend raises where a graph, a plan or a call is not for this device. The last is
+# derived from Exception alone.
+REFUSALS: tuple[type[Exception], ...] = RuntimeError, ValueError, MemoryError
+if cudnn is not None:
+    REFUSALS += (cudnn.cudnnGraphNotSupportedError,)
 
 KINDS = ("forward", "dx", "dw")
 WORKSPACE_BYTES = 1 << 30  # engines that need more are not tried
@@ -74,14 +85,14 @@ def library(device: int, thread: int, stream: int) -> Library | None:
         return None
     try:
         return Library(stream)
-    except RuntimeError:  # the frontend is there and the library that it calls is not
+    except REFUSALS:  # the frontend is there and the library that it calls is not
         return None
 
 
 def missing() -> str:
     """Return why convolutions do without cuDNN here, "" where they have it."""
     if cudnn is None:
-        return "cuDNN Frontend is not installed"
+        return f"cuDNN Frontend {_ABSENT or 'is not installed'}"
     return "" if library(*place()) else "cuDNN Frontend finds no cuDNN"
 
 
@@ -149,7 +160,10 @@ def engines(
     """
     padded = in_eights(kind, shape) if precision == "bf16" else shape
     for fused in (True, False) if bias else (False,):
-        graph = describe(kind, padded, precision, fused, handle=library.handle)
+        try:
+            graph = describe(kind, padded, precision, fused, handle=library.handle)
+        except REFUSALS:
+            continue
         for index in plans(graph, precision, transforms):
             name = f"cudnn {graph.get_plan_name_at_index(index)}"
             if bias and not fused:
@@ -207,19 +221,18 @@ def plans(graph: Any, precision: str, transforms: bool) -> Iterator[int]:
     Building checks each plan. `check_support` would ask CUDA's runtime too, and fails where two
     versions of that are installed.
     """
-    unsupported = (RuntimeError, ValueError, cudnn.cudnnGraphNotSupportedError)
     try:
         graph.validate()
         graph.build_operation_graph()
         graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-    except unsupported:
+        graph.deselect_numeric_notes(_unwanted(precision, transforms))
+        graph.deselect_workspace_greater_than(WORKSPACE_BYTES)
+    except REFUSALS:
         return
-    graph.deselect_numeric_notes(_unwanted(precision, transforms))
-    graph.deselect_workspace_greater_than(WORKSPACE_BYTES)
     for index in range(graph.get_execution_plan_count()):
         try:
             graph.build_plan_at_index(index)
-        except unsupported:  # ruled out above, or not for this device after all
+        except REFUSALS:  # ruled out above, or not for this device after all
             continue
         yield index
 
