@@ -27,6 +27,7 @@ CASES = {
     "pointwise, strided": ((3, 4, 7, 5), (6, 4, 1, 1), (2, 3), NONE, ONE, 1),
     "one pixel": ((4, 8, 1, 1), (8, 8, 3, 3), ONE, ONE, ONE, 1),
     "one of everything": ((1, 1, 1, 1), (1, 1, 1, 1), ONE, NONE, ONE, 1),
+    "large": ((4, 32, 16, 16), (64, 32, 3, 3), ONE, ONE, ONE, 1),
     "unseen border": ((2, 3, 8, 9), (4, 3, 2, 2), (3, 5), NONE, ONE, 1),
 }
 EMPTY = {
@@ -84,9 +85,9 @@ def device(arrays, dtype):
 
 
 @pytest.mark.parametrize("kind", _cudnn.KINDS)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_every_way_is_right(fresh, case, kind, precision):
-    dtype = dtype_of(precision)
+@pytest.mark.parametrize("name", CASES)
+def test_every_way_is_right(fresh, name, kind, precision):
+    case, dtype = CASES[name], dtype_of(precision)
     arrays, expected = operands(case, dtype)[kind]
     shape = ConvShape.of("x", *described(case))
     first, second, *bias = device(arrays, dtype)
@@ -97,13 +98,14 @@ def test_every_way_is_right(fresh, case, kind, precision):
         # channels in other numbers than cuDNN's bf16 engines take are filled up
         assert len(ways) > 1 or precision == "float64"
     first, second = _cuda_conv.cells(first), _cuda_conv.cells(second)
-    for name, way in ways.items():
+    for how, way in ways.items():
         out = _cuda_conv.empty_cells(expected.shape, dtype)
         way(first, second, out, *bias)
         found = distance(out, expected)
-        assert found <= TOLERANCE[precision], name
-        if name == "columns" and precision in ("tf32", "bf16"):
-            # 2**-14: it is what was asked for and not something better
+        assert found <= TOLERANCE[precision], how
+        # 2**-14: it is what was asked for and not something better. In TF32, cuBLAS may take small
+        # products, or those of odd lengths, in full precision all the same.
+        if how == "columns" and (precision == "bf16" or (precision, name) == ("tf32", "large")):
             assert found >= 6e-5
 
 
