@@ -160,6 +160,22 @@ def test_the_null_stream_waits_for_blocking_streams_alone():
         assert np.isnan(a.get()).all() == non_blocking
 
 
+def test_what_with_restores_is_not_what_use_made_current():
+    """As CuPy: a `with` ends with the stream that the one around it entered, or the null stream."""
+    used, entered, inner = (Stream(non_blocking=True) for _ in range(3))
+    current = cupy.cuda.get_current_stream
+    used.use()
+    with entered:
+        assert current() == entered
+        used.use()
+        with inner:
+            assert current() == inner
+        assert current() == entered
+        used.use()
+        assert current() == used
+    assert current() == Stream.null
+
+
 def test_an_event_is_done_in_the_end(stream):
     event = Event(disable_timing=True)
     assert event.done

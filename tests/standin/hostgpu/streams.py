@@ -220,9 +220,9 @@ def current() -> Queue:
     return here.queues[_thread.current.get(here.number, 0)]
 
 
-def set_current(handle: int) -> None:
-    """Make a stream the thread's current one on its current device."""
-    _thread.current[device().number] = handle
+def set_current(handle: int, number: int) -> None:
+    """Make a stream the thread's current one on a device."""
+    _thread.current[device(number).number] = handle
 
 
 def find(handle: int) -> Queue:
