@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from hostgpu.counts import counts
 from hostgpu.memory import LOCK
 
 Work = Callable[[], object]
@@ -162,6 +163,7 @@ class Event:
                 self.reached = time.perf_counter()
 
         with LOCK:
+            counts.events += 1
             number = queue.issued + 1
             self.mark = queue.put(reach)
 
