@@ -94,7 +94,7 @@ def _dry_steps(
     apart = replace(optimiser, state=distributed.initial())
     distributed.mesh.collect(np.zeros(1))  # ranks of a host share its memory: all at once
     found = [
-        dry_step(tools, program, apart, Batch(x, labels, step, train=True))
+        dry_step(tools, program, apart, Batch(x, labels, min(step, apart.steps - 1), train=True))
         for step in range(WARM + TIMED)
     ]
     return np.array(found[WARM:])
