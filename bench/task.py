@@ -19,7 +19,7 @@ from mpicnn.ops.interface import Backend
 from mpicnn.run.distributed import DistributedModel
 from mpicnn.step.initial import initial_rows
 from mpicnn.step.optimiser import Hyper, Optimiser
-from mpicnn.step.timing import CATEGORIES, StepTimer
+from mpicnn.step.timing import CATEGORIES, sampled
 
 Array = NDArray[Any]
 
@@ -111,10 +111,11 @@ class Ours:
     def step(self) -> float:
         """Do one training step; return the mean loss before it.
 
-        As in training, the times of the step before are read behind it, and none are kept.
+        As in training, the times of the step before, if taken, are read behind it, and not kept.
         """
         executor = self.distributed.executor
-        before, executor.timer = executor.timer, StepTimer(executor.device_timer)
+        before = executor.timer
+        executor.time_step(executor.device_timer.free or sampled(self.done))
         sums = executor.step(self.program, self.optimiser, self.x, self.labels, self.done)
         self.spent = before.by_category
         self.done += 1

@@ -260,7 +260,12 @@ def test_steps_that_are_timed_keep_no_marks(monkeypatch):
         alive.add(mark)
         return mark
 
-    marks = {"since": now, "until": now, "between": lambda _, since, until: until - since}
+    marks = {
+        "free": True,
+        "since": now,
+        "until": now,
+        "between": lambda _, since, until: until - since,
+    }
     monkeypatch.setattr(backend, "Timer", type("Timer", (), marks))
     drawn = task.Task.draw("lenet5", 2)
     plan = preset("data", drawn.model, (1,))

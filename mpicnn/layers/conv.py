@@ -76,7 +76,11 @@ class Conv(Layer):
         w, b = p["w"], p.get("b")
         parts = [
             ops.conv2d(
-                x[:, c], w[o], None if b is None else b[o], self._window.grouped(groups), ctx.joined
+                _columns(x, c),
+                _rows(w, o),
+                None if b is None else _rows(b, o),
+                self._window.grouped(groups),
+                ctx.joined,
             )
             for o, c, groups in self._segments(x, w, ctx)
         ]
@@ -90,7 +94,12 @@ class Conv(Layer):
         grads = {}
         if ctx.need_dw:
             dws = [
-                ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, self._window.grouped(groups))
+                ops.conv2d_dw(
+                    _columns(x, c),
+                    _columns(dy, o),
+                    (o.stop - o.start, *w.shape[1:]),
+                    self._window.grouped(groups),
+                )
                 for o, c, groups in segments
             ]
             grads["w"] = dws[0] if len(dws) == 1 else ops.xp.concatenate(dws)
@@ -132,3 +141,13 @@ class Conv(Layer):
                 slice(first * per_c, (first + groups) * per_c),
                 groups,
             )
+
+
+def _rows(a: Array, part: slice) -> Array:
+    """Return some rows of an array, or it itself where they are all."""
+    return a if part == slice(0, a.shape[0]) else a[part]
+
+
+def _columns(a: Array, part: slice) -> Array:
+    """Return some channels of an array, or it itself where they are all."""
+    return a if part == slice(0, a.shape[1]) else a[:, part]

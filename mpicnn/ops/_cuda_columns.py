@@ -27,8 +27,8 @@ def forward(
     """Set y to the convolution of x with w, plus b, if given, then ReLU of it, if wished."""
     kernels = _kernels(shape, operand(_rows(w)))
     for examples in _pieces(shape, x):
-        columns = _columns(shape, x[examples])
-        multiply(columns, kernels.transpose(0, 2, 1), _groups(shape, _rows(y[examples])))
+        columns = _columns(shape, _some(x, examples))
+        multiply(columns, kernels.transpose(0, 2, 1), _groups(shape, _rows(_some(y, examples))))
     finish(y, b, relu)
 
 
@@ -36,8 +36,8 @@ def dx(shape: ConvShape, dy: Array, w: Array, dx: Array) -> None:
     """Set dx to the gradient by x."""
     kernels = _kernels(shape, operand(_rows(w)))
     for examples in _pieces(shape, dx):
-        part = dx[examples]
-        gradient = _groups(shape, operand(_rows(dy[examples])))
+        part = _some(dx, examples)
+        gradient = _groups(shape, operand(_rows(_some(dy, examples))))
         if shape.pointwise:
             multiply(gradient, kernels, _groups(shape, _rows(part)))
             continue
@@ -50,8 +50,8 @@ def dw(shape: ConvShape, x: Array, dy: Array, dw: Array) -> None:
     """Set dw to the gradient by w."""
     out = _kernels(shape, _rows(dw))
     for examples in _pieces(shape, x):
-        gradient = _groups(shape, operand(_rows(dy[examples])))
-        columns = _columns(shape, x[examples])
+        gradient = _groups(shape, operand(_rows(_some(dy, examples))))
+        columns = _columns(shape, _some(x, examples))
         multiply(gradient.transpose(0, 2, 1), columns, out, add=examples.start > 0)
 
 
@@ -61,6 +61,11 @@ def _pieces(shape: ConvShape, x: Array) -> Iterator[slice]:
     count = shape.x[0] if shape.pointwise else max(1, COLUMN_BYTES // each)
     for first in range(0, shape.x[0], count):
         yield slice(first, first + count)
+
+
+def _some(x: Array, examples: slice) -> Array:
+    """Return these examples of x, or x itself where they are all."""
+    return x if examples.start == 0 and examples.stop >= len(x) else x[examples]
 
 
 def _columns(shape: ConvShape, x: Array) -> Array:

@@ -52,7 +52,7 @@ def multiply(a: Array, b: Array, out: Array, add: bool = False) -> None:
     a, a_op, a_lead = _as_stored(a)
     b, b_op, b_lead = _as_stored(b)
     kind = _TYPES[a.dtype], _TYPES[b.dtype], _TYPES[out.dtype]
-    scale = [_scalar(value, out.dtype).ctypes.data for value in (1, int(add))]
+    scale = [_scalar(value, out.dtype)[0] for value in (1, int(add))]
     steps = [x.strides[0] // x.itemsize for x in (a, b, out)]
     lead = out.strides[-2] // out.itemsize if m > 1 else n
     how = _COMPUTE[precision_of(out.dtype)], cublas.CUBLAS_GEMM_DEFAULT
@@ -120,6 +120,7 @@ def _as_stored(x: Array) -> tuple[Array, int, int]:
 
 
 @cache
-def _scalar(value: int, dtype: DTypeLike) -> Any:
-    """Return a number in host memory, where cuBLAS reads it."""
-    return np.array(value, dtype)
+def _scalar(value: int, dtype: DTypeLike) -> tuple[int, Any]:
+    """Return the address of a number in host memory, where cuBLAS reads it, and what holds it."""
+    held = np.array(value, dtype)
+    return held.ctypes.data, held

@@ -103,6 +103,8 @@ class Timer:
     An interval begins where the one before has ended, so that waiting counts too.
     """
 
+    free = False
+
     def __init__(self) -> None:
         self._origin = self._last = self.until()
         self._origin.synchronize()

@@ -24,7 +24,12 @@ class Prefetch(Protocol):
 
 
 class DeviceTimer(Protocol):
-    """Give marks of the device's time: of when it has done what it was given so far."""
+    """Give marks of the device's time: of when it has done what it was given so far.
+
+    `free` says whether marks cost next to nothing: those of a GPU are events in its stream.
+    """
+
+    free: bool
 
     def since(self) -> Any:
         """Return a mark for the beginning of what is given next."""

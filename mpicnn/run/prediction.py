@@ -86,7 +86,9 @@ def _dry_steps(
     """Return the seconds of every operation in some dry steps of this rank: (steps, ops + 1)."""
     ops, program = distributed.ops, distributed.program(batch)
     mesh = DryMesh(distributed.mesh)
-    tools = Tools(mesh, ops, StepTimer(ops.Timer()), distributed.seed, distributed.loss)
+    tools = Tools(
+        mesh, ops, StepTimer(ops.Timer(), marked=False), distributed.seed, distributed.loss
+    )
     rng = np.random.default_rng(0)
     shape = (program.positions.size, *distributed.model.input_shape)
     x = ops.upload(rng.standard_normal(shape).astype(distributed.dtype))

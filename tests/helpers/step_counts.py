@@ -1,9 +1,9 @@
 """Count what a training step gives to a GPU, on the stand-in: launches, bytes, events, views.
 
 `python tests/helpers/step_counts.py --models lenet5:4,cuda-convnet:4` prints a line per network and
-precision: means over some steps behind the first two, all convolutions by cuDNN's first engine. `--by-name` adds how often
-each kernel, library function and copy was launched. Bytes are those of the arrays that launches were
-given: what a card would have to move at least.
+precision: means over some steps behind the first two. All convolutions go by cuDNN's first engine
+where there is one. `--by-name` adds how often each kernel, library function and copy was launched.
+Bytes are those of the arrays that launches were given: what a card would have to move at least.
 """
 
 import argparse
