@@ -70,7 +70,7 @@ GPU = BENCH / "gpu.py", "--models", "lenet5:3", "--edge", "16", "--copied", "1",
 
 @pytest.mark.limit(120)
 @pytest.mark.parametrize("peer", [True, False])
-def test_gpu_is_timed(tmp_path, peer):
+def test_gpu_is_timed(tmp_path, peer, monkeypatch):
     """On the stand-in for a GPU, with PyTorch on the CPU: that it runs, not how fast."""
     if peer:
         pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -94,6 +94,9 @@ def test_gpu_is_timed(tmp_path, peer):
         rounding = 1e-3 + least / step * (1e-4 / least + 1e-4 / step)
         assert float(row["share"]) == pytest.approx(least / step, rel=0, abs=rounding)
     assert ("PyTorch on cpu" in job.out) == peer
+    monkeypatch.syspath_prepend(BENCH)
+    judge = importlib.import_module("first_card").rows_for("rows", len(sides), "lenet5:3")
+    assert judge(job.out, tmp_path) == "" and judge(job.out, tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(
