@@ -11,7 +11,8 @@ import pytest
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)
 cupy = pytest.importorskip("cupy")
 
-from mpicnn.ops import _cuda_conv, _cudnn  # noqa: E402
+from mpicnn.ops import _cuda_conv, _cudnn, _cudnn_engines  # noqa: E402
+from mpicnn.ops._cuda_shape import ConvShape  # noqa: E402
 from mpicnn.ops.window import Window  # noqa: E402
 
 # x, w, window
@@ -152,6 +153,43 @@ def test_every_refusal_of_cudnn_is_taken(fresh, monkeypatch):
     _cuda_conv._fastest.cache_clear()
     monkeypatch.setattr(cudnn, "create_handle", refuses)
     assert cuda.conv2d_methods(*EIGHTS, "float32") == ("columns",) * 3
+
+
+def test_in_bf16_eight_engines_are_tried(fresh, monkeypatch):
+    pytest.importorskip("cudnn", reason="cuDNN Frontend is not installed")
+    cuda.set_precision("bf16")
+    library = _cudnn.library(*_cudnn.place())
+    for channels in (16, 6):
+        x, w = (2, channels, 7, 6), (9, channels, 3, 3)
+        shape = ConvShape.of("x", x, w, Window.of((1, 1), (1, 1)))
+        for kind in _cudnn.KINDS:
+            made = list(_cudnn_engines.engines(library, kind, shape, "bf16", True, False))
+            assert len({engine.name for engine in made}) == len(made) == 8
+            # 9 outputs are filled up too, but for the forward pass
+            filled = sum("in eights" in engine.name for engine in made)
+            assert filled == (0 if channels == 16 and kind == "forward" else 4)
+            assert not any("reduced" in engine.name for engine in made)
+
+
+def test_no_more_plans_are_built_once_that_has_taken_long(monkeypatch):
+    built, now = [], [0.0]
+
+    class Graph:
+        def __getattr__(self, name):
+            return lambda *_: 5
+
+        def build_plan_at_index(self, index):
+            now[0] += 2.0
+            if index == 0:
+                raise RuntimeError("not for this device")
+            built.append(index)
+
+    monkeypatch.setattr(_cudnn, "perf_counter", lambda: now[0])
+    # the second one is built in any case, and then 4 s have gone
+    assert list(_cudnn.plans(Graph(), "bf16", True)) == built == [1]
+    monkeypatch.setattr(_cudnn, "perf_counter", lambda: 0.0)
+    built.clear()
+    assert list(_cudnn.plans(Graph(), "bf16", True)) == built == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError, AssertionError])

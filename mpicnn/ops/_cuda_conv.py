@@ -1,15 +1,13 @@
 """Convolve on the GPU by whatever is fastest for the shapes: an engine of cuDNN, or columns.
 
-The first call for some shapes tries up to `CANDIDATES` engines, and columns, and waits for the GPU;
-later ones use what was fastest then. So two runs may add in a different order; within one run they
-never do.
+The first call for some shapes tries some engines, and columns, and waits for the GPU; later ones
+use what was fastest then. So two runs may add in a different order; within one run they never do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import islice
 from math import inf
 from typing import Any
 
@@ -22,11 +20,11 @@ from mpicnn.ops._cuda_arrays import Array, cells, empty_cells, zero_cells
 from mpicnn.ops._cuda_gemm import finish
 from mpicnn.ops._cuda_precision import precision_of, settings
 from mpicnn.ops._cuda_shape import ConvShape
+from mpicnn.ops._cudnn_engines import engines
 from mpicnn.ops._native_check import wide_shape, widened
 from mpicnn.ops.interface import Shape
 from mpicnn.ops.window import Window, inside
 
-CANDIDATES = 8
 # A trial: runs of each way that is left, turn by turn. The first turn is cold, for a way may load
 # its kernels from files then; one that takes `_LONG` is known well enough after the second.
 _TURNS = (1, 1, 4)
@@ -200,8 +198,8 @@ def ways(
     """Return all that may compute one of cuDNN's `KINDS`, by name; columns are the last."""
     found: dict[str, Callable[..., None]] = {}
     if library is not None and precision != "float64":
-        engines = _cudnn.engines(library, kind, shape, precision, transforms, bias)
-        found |= {engine.name: engine for engine in islice(engines, CANDIDATES)}
+        tried = engines(library, kind, shape, precision, transforms, bias)
+        found |= {engine.name: engine for engine in tried}
     return found | {"columns": partial(_COLUMNS[kind], shape)}
 
 

@@ -108,6 +108,22 @@ def finish(y: Array, b: Array | None, relu: bool) -> None:
         launch("finish", "products.cu", y.dtype, grid, THREADS, *args)
 
 
+def finish_bf16(x: Array, y: Array, b: Array | None, relu: bool) -> None:
+    """Set y, float32 (n, o, ...), to x plus b, if given, and to 0 where that is less, if `relu`.
+
+    x has the bits of bf16 values, and may have more channels and more rows, which are left out.
+    Both have their channels last in memory. Raises ValueError where b does not fit.
+    """
+    o, columns = y.shape[1], x.shape[1]
+    if b is not None and (b.shape != (o,) or b.dtype != y.dtype):
+        raise ValueError(f"b must be {y.dtype} of shape {(o,)}, not {b.dtype} {b.shape}")
+    if y.size:
+        bias = y if b is None else cupy.ascontiguousarray(b)  # a kernel has no pointer to nothing
+        least = 0.0 if relu else -math.inf
+        args = x, columns, bias, int(b is not None), least, y, y.size // o, o
+        launch("finish_bf16", "products.cu", y.dtype, blocks(y.size, 4 * THREADS), THREADS, *args)
+
+
 def _as_stored(x: Array) -> tuple[Array, int, int]:
     """Return x, whether cuBLAS must transpose what it sees, and the stride of its lines."""
     rows, columns = x.shape[-2:]

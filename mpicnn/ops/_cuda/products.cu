@@ -1,4 +1,4 @@
-// Before and after matrix products: operands rounded to bf16, a bias added, ReLU.
+// Before and after products: operands rounded to bf16, results made of it, a bias added, ReLU.
 
 // y (y_rows, y_columns) = x (rows, columns) rounded, and 0 where x ends before y. A thread writes 8
 // values.
@@ -54,4 +54,39 @@ extern "C" __global__ void finish(real *y, const real *b, real least, i64 rows, 
     finish_rows<WIDE>(y, b, least, rows, columns);
   else
     finish_rows<1>(y, b, least, rows, columns);
+}
+
+// Finish rows of bf16 as `finish_rows` does those of y.
+template <int N>
+__device__ void finish_bf16_rows(const bf16 *x, i64 x_columns, const float *b, bool biased,
+                                 float least, float *y, i64 rows, i64 columns) {
+  i64 packs = columns / N, threads = item_step(), thread = first_item();
+  i64 across = packs < threads ? packs : threads, down = threads / across;
+  if (thread >= across * down) return;
+  for (i64 pack = thread % across; pack < packs; pack += across) {
+    Pack<float, N> bias = {};
+    if (biased) bias = load<N>(b + pack * N);
+    for (i64 row = thread / across; row < rows; row += down) {
+      Pack<bf16, N> bits = load<N>(x + row * x_columns + pack * N);
+      Pack<float, N> sum;
+      for (int j = 0; j < N; j++) {
+        sum.v[j] = from_bf16(bits.v[j]);
+        if (biased) sum.v[j] += bias.v[j];
+        if (sum.v[j] < least) sum.v[j] = least;  // NaN stays
+      }
+      store(y + row * columns + pack * N, sum);
+    }
+  }
+}
+
+// y (rows, columns) = the values of x, of which a line may be longer, + b (columns,), if `biased`,
+// and nothing below `least`
+extern "C" __global__ void finish_bf16(const bf16 *x, i64 x_columns, const float *b, i64 biased,
+                                       float least, float *y, i64 rows, i64 columns) {
+  bool wide = columns % 4 == 0 && x_columns % 4 == 0 && packable<4>(x) && packable<4>(y) &&
+              (!biased || packable<4>(b));
+  if (wide)
+    finish_bf16_rows<4>(x, x_columns, b, biased, least, y, rows, columns);
+  else
+    finish_bf16_rows<1>(x, x_columns, b, biased, least, y, rows, columns);
 }
