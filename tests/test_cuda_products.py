@@ -8,7 +8,7 @@ from mpicnn.errors import DeviceError
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)
 cupy = pytest.importorskip("cupy")
 
-from mpicnn.ops import _cuda_arrays, _cuda_gemm, _cuda_precision  # noqa: E402
+from mpicnn.ops import _cuda_arrays, _cuda_gemm, _cuda_precision, _cuda_rounded  # noqa: E402
 
 # Relative to the norm of the result; an operand is rounded by up to 2**-24, 2**-11 and 2**-8.
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "tf32": 1e-3, "bf16": 1e-2}
@@ -64,7 +64,7 @@ def test_bf16_is_the_nearest_value():
     given = [1, 1 + ulp / 2, 1 + 1.5 * ulp, 1 + 0.51 * ulp, -3.4e38, np.inf, 2.0**-133, 0, -0.0]
     expected = [1, 1, 1 + 2 * ulp, 1 + ulp, -np.inf, np.inf, 2.0**-133, 0, -0.0]
     given = np.array([*given, np.nan, *given], np.float32)
-    bits = _cuda_gemm.bf16_rows(cupy.asarray(given[None]), 2, 24).get()
+    bits = _cuda_rounded.bf16_rows(cupy.asarray(given[None]), 2, 24).get()
     found = (bits.astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_array_equal(found[0, : given.size], [*expected, np.nan, *expected])
     np.testing.assert_array_equal(np.signbit(found[0, :9]), np.signbit(expected))

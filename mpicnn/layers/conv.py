@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import PairField, check_image, check_init, check_positive
-from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape, operands, taped
 from mpicnn.ops.interface import Backend
 from mpicnn.ops.window import Window
 
@@ -74,42 +74,45 @@ class Conv(Layer):
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         w, b = p["w"], p.get("b")
+        segments = list(self._segments(x, w, ctx))
+        if len(segments) == 1:
+            ((_, c, groups),) = segments
+            x, w, made = operands(ops, _columns(x, c), w, ctx)
+            return ops.conv2d(x, w, b, self._window.grouped(groups), ctx.joined), made
         parts = [
             ops.conv2d(
-                _columns(x, c),
-                _rows(w, o),
-                None if b is None else _rows(b, o),
-                self._window.grouped(groups),
-                ctx.joined,
+                x[:, c], w[o], None if b is None else b[o], self._window.grouped(groups), ctx.joined
             )
-            for o, c, groups in self._segments(x, w, ctx)
+            for o, c, groups in segments
         ]
-        return parts[0] if len(parts) == 1 else ops.xp.concatenate(parts, axis=1), None
+        return ops.xp.concatenate(parts, axis=1), None
 
     def backward(
         self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         x, w = tape.x, p["w"]
+        grads = {"b": ops.bias_grad(dy)} if ctx.need_dw and "b" in p else {}
         segments = list(self._segments(x, w, ctx))
-        grads = {}
+        if len(segments) == 1:
+            ((_, c, groups),) = segments
+            window = self._window.grouped(groups)
+            part = _columns(x, c)
+            read, kernels = taped(tape.made, part, w)
+            dy = ops.operand(dy)
+            if ctx.need_dw:
+                grads["w"] = ops.conv2d_dw(read, dy, w.shape, window)
+            if not ctx.need_dx:
+                return None, grads
+            dx = ops.conv2d_dx(dy, kernels, part.shape, window)
+            return _within(ops, dx, x.shape, c), grads
         if ctx.need_dw:
             dws = [
-                ops.conv2d_dw(
-                    _columns(x, c),
-                    _columns(dy, o),
-                    (o.stop - o.start, *w.shape[1:]),
-                    self._window.grouped(groups),
-                )
+                ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, self._window.grouped(groups))
                 for o, c, groups in segments
             ]
-            grads["w"] = dws[0] if len(dws) == 1 else ops.xp.concatenate(dws)
-            if "b" in p:
-                grads["b"] = ops.bias_grad(dy)
+            grads["w"] = ops.xp.concatenate(dws)
         if not ctx.need_dx:
             return None, grads
-        if len(segments) == 1 and segments[0][1] == slice(0, x.shape[1]):
-            window = self._window.grouped(segments[0][2])
-            return ops.conv2d_dx(dy, w, x.shape, window), grads
         dx = ops.xp.zeros(x.shape, dy.dtype)
         for o, c, groups in segments:
             window = self._window.grouped(groups)
@@ -143,11 +146,15 @@ class Conv(Layer):
             )
 
 
-def _rows(a: Array, part: slice) -> Array:
-    """Return some rows of an array, or it itself where they are all."""
-    return a if part == slice(0, a.shape[0]) else a[part]
+def _columns(x: Array, part: slice) -> Array:
+    """Return some channels of x, or x itself where they are all."""
+    return x if part == slice(0, x.shape[1]) else x[:, part]
 
 
-def _columns(a: Array, part: slice) -> Array:
-    """Return some channels of an array, or it itself where they are all."""
-    return a if part == slice(0, a.shape[1]) else a[:, part]
+def _within(ops: Backend, dx: Array, shape: Shape, part: slice) -> Array:
+    """Return the gradient of all channels, which is 0 but for a part, or `dx` where that is all."""
+    if tuple(dx.shape) == tuple(shape):
+        return dx
+    whole = ops.xp.zeros(shape, dx.dtype)
+    whole[:, part] = dx
+    return whole

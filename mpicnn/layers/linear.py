@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import check_init, check_positive
-from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape, operands, taped
 from mpicnn.ops.interface import Backend
 
 
@@ -50,14 +50,17 @@ class Linear(Layer):
     def forward(
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
-        return ops.linear(x, p["w"], p.get("b"), ctx.joined), None
+        x, w, made = operands(ops, x, p["w"], ctx)
+        return ops.linear(x, w, p.get("b"), ctx.joined), made
 
     def backward(
         self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         grads = {}
+        if ctx.need_dw and "b" in p:
+            grads["b"] = ops.bias_grad(dy)
+        x, w = taped(tape.made, tape.x, p["w"])
+        dy = ops.operand(dy)
         if ctx.need_dw:
-            grads["w"] = ops.linear_dw(tape.x, dy, ctx.sums.get("w"))
-            if "b" in p:
-                grads["b"] = ops.bias_grad(dy)
-        return ops.linear_dx(dy, p["w"]) if ctx.need_dx else None, grads
+            grads["w"] = ops.linear_dw(x, dy, ctx.sums.get("w"))
+        return ops.linear_dx(dy, w) if ctx.need_dx else None, grads

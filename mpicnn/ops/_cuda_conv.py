@@ -19,6 +19,7 @@ from mpicnn.ops import _cudnn
 from mpicnn.ops._cuda_arrays import Array, cells, empty_cells, zero_cells
 from mpicnn.ops._cuda_gemm import finish
 from mpicnn.ops._cuda_precision import precision_of, settings
+from mpicnn.ops._cuda_rounded import Rounded, rounded
 from mpicnn.ops._cuda_shape import ConvShape
 from mpicnn.ops._cudnn_engines import engines
 from mpicnn.ops._native_check import wide_shape, widened
@@ -48,7 +49,7 @@ def conv2d(
     relu: bool = False,
 ) -> Array:
     """Cross-correlate x (n, c, h, w) with w (o, c/groups, kh, kw) and add b (o,)."""
-    x, window = widened(cupy, x, window)
+    x, window = _widened(x, window)
     shape = ConvShape.of("x", x.shape, w.shape, window)
     _check(w, shape.w, x.dtype)
     if b is not None:
@@ -59,7 +60,7 @@ def conv2d(
         return y
     y = empty_cells(shape.y, x.dtype)
     b = b if b is None else cupy.ascontiguousarray(b)
-    _way("forward", shape, x.dtype, b is not None)(cells(x), cells(w), y, b, relu)
+    _way("forward", shape, x.dtype, b is not None)(_read(x), _read(w), y, b, relu)
     return y
 
 
@@ -78,7 +79,7 @@ def conv2d_dx(
     if shape.empty:
         return zero_cells(shape.x, dy.dtype)
     dx = empty_cells(shape.x, dy.dtype)
-    _way("dx", shape, dy.dtype)(cells(dy), cells(w), dx)
+    _way("dx", shape, dy.dtype)(_read(dy), _read(w), dx)
     return dx
 
 
@@ -89,13 +90,13 @@ def conv2d_dw(
     window: Window,
 ) -> Array:
     """Return the gradient of `conv2d` by w, given dy (n, o, oh, ow)."""
-    x, window = widened(cupy, x, window)
+    x, window = _widened(x, window)
     shape = ConvShape.of("w_shape", x.shape, w_shape, window)
     _check(dy, shape.y, x.dtype)
     if shape.empty:
         return zero_cells(shape.w, x.dtype)
     dw = empty_cells(shape.w, x.dtype)
-    _way("dw", shape, x.dtype)(cells(x), cells(dy), dw)
+    _way("dw", shape, x.dtype)(_read(x), _read(dy), dw)
     return dw
 
 
@@ -116,9 +117,9 @@ def conv2d_methods(
     x, w, y = (zero_cells(dims, dtype) for dims in (shape.x, shape.w, shape.y))
     forward = _way("forward", shape, dtype, bias=True)
     dx, dw = _way("dx", shape, dtype), _way("dw", shape, dtype)
-    forward(x, w, y, cupy.zeros(shape.w[0], dtype))
-    dx(y, w, x)
-    dw(x, y, w)
+    forward(_read(x), _read(w), y, cupy.zeros(shape.w[0], dtype))
+    dx(_read(y), _read(w), x)
+    dw(_read(x), _read(y), w)
     return forward.name, dx.name, dw.name
 
 
@@ -177,6 +178,19 @@ def _seconds(way: Callable[..., None], arguments: Sequence[Any], runs: int) -> f
     return float(cupy.cuda.get_elapsed_time(begin, end)) * 1e-3 / runs
 
 
+def _read(x: Any) -> Any:
+    """Return x as ways of convolving take it: rounded once for all of them, or channels last."""
+    return rounded(x) if precision_of(x.dtype) == "bf16" else cells(x)
+
+
+def _widened(x: Any, window: Window) -> tuple[Any, Window]:
+    """Return x, rounded or not, with the surplus of its padding around it, and what is left."""
+    if not isinstance(x, Rounded):
+        return widened(cupy, x, window)
+    bits, window = widened(cupy, x.bits, window)
+    return (x if bits is x.bits else Rounded(cells(bits), x.dtype)), window
+
+
 def _way(kind: str, shape: ConvShape, dtype: DTypeLike, bias: bool = False) -> Fastest:
     return _fastest(_cudnn.place(), kind, shape, precision_of(dtype), settings.transforms, bias)
 
@@ -203,7 +217,7 @@ def ways(
     return found | {"columns": partial(_COLUMNS[kind], shape)}
 
 
-def _check(array: Array, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+def _check(array: Any, shape: tuple[int, ...], dtype: DTypeLike) -> None:
     """Raise ValueError unless an array, of which kernels see bare memory, is what they expect."""
     if array.shape != shape or array.dtype != dtype:
         raise ValueError(f"{dtype} of shape {shape} expected, not {array.dtype} of {array.shape}")

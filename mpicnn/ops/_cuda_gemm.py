@@ -14,8 +14,8 @@ from numpy.typing import DTypeLike
 
 from mpicnn.ops._cuda_arrays import THREADS, Array, blocks, launch
 from mpicnn.ops._cuda_precision import precision_of
+from mpicnn.ops._cuda_rounded import BF16
 
-BF16 = np.dtype(np.uint16)  # the bits of bf16 values: neither NumPy nor CuPy knows the type
 _TYPES = {
     np.dtype(np.float32): runtime.CUDA_R_32F,
     np.dtype(np.float64): runtime.CUDA_R_64F,
@@ -34,7 +34,7 @@ def multiply(a: Array, b: Array, out: Array, add: bool = False) -> None:
 
     a is (m, k), b (k, n) and out (m, n), all with a leading axis or none has one. out has unit
     stride along n. a and b have unit stride along one axis, else they are copied. They are what
-    `operand` returns, out is float32 or float64. Raises ValueError where they do not fit.
+    `_cuda_rounded.read` gives, out is float32 or float64. Raises ValueError where they do not fit.
     """
     (*stack, m, k), n = a.shape, b.shape[-1]
     if b.shape != (*stack, k, n) or out.shape != (*stack, m, n) or a.dtype != b.dtype:
@@ -69,25 +69,6 @@ def multiply(a: Array, b: Array, out: Array, add: bool = False) -> None:
             a.data.ptr, kind[0], a_lead, steps[0], scale[1],
             out.data.ptr, kind[2], lead, steps[2], *stack, *how,
         )  # fmt: skip
-
-
-def operand(x: Array) -> Array:
-    """Return a matrix, or a stack of them, as the precision that is set multiplies it.
-
-    That is x itself, or its values rounded to bf16: bits of dtype uint16, in C order.
-    """
-    if precision_of(x.dtype) != "bf16":
-        return x
-    return bf16_rows(cupy.ascontiguousarray(x).reshape(1, x.size), 1, x.size).reshape(x.shape)
-
-
-def bf16_rows(x: Array, rows: int, columns: int) -> Array:
-    """Return x, float32 in C order, as bf16 with zeros behind its columns and below its rows."""
-    y = cupy.empty((rows, columns), BF16)
-    if y.size:
-        grid = blocks(rows * -(-columns // 8))
-        launch("bf16_rows", "products.cu", x.dtype, grid, THREADS, x, *x.shape, y, *y.shape)
-    return y
 
 
 def finish(y: Array, b: Array | None, relu: bool) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import prod
 from typing import Any
 
 from mpicnn.ops import _cudnn
 from mpicnn.ops._cuda_arrays import Array, empty_cells
-from mpicnn.ops._cuda_gemm import BF16, bf16_rows, finish, finish_bf16
+from mpicnn.ops._cuda_gemm import finish, finish_bf16
+from mpicnn.ops._cuda_rounded import BF16, rounded
 from mpicnn.ops._cuda_shape import ConvShape
 from mpicnn.ops._cudnn import BIAS, FIRST, OUT, SECOND, Library
 from mpicnn.ops.interface import Shape
@@ -65,11 +65,12 @@ class Rounding:
     out: Shape
 
     def __call__(
-        self, first: Array, second: Array, out: Array, b: Array | None = None, relu: bool = False
+        self, first: Any, second: Any, out: Array, b: Array | None = None, relu: bool = False
     ) -> None:
-        """Round the operands, start the engine, and make float32 of what it writes."""
+        """Round operands that are not, start the engine, and make float32 of what it writes."""
         bits = empty_cells(self.out, BF16)
-        self.engine.start(_rounded(first, self.first), _rounded(second, self.second), bits)
+        operands = (rounded(first).filled(self.first), rounded(second).filled(self.second))
+        self.engine.start(*operands, bits)
         finish_bf16(bits, out, b, relu)
 
 
@@ -119,11 +120,3 @@ def _built(
 def _aligned(x: Array) -> Array:
     """Return x, or a copy that lies alike, at an address from which engines can read wide."""
     return x if x.data.ptr % _ALIGNMENT == 0 else x.copy(order="K")
-
-
-def _rounded(x: Array, dims: Shape) -> Array:
-    """Return x as bf16 with zeros up to these dims, channels last."""
-    n, c, h, w = dims
-    rows = x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
-    values = bf16_rows(rows, prod((n, h, w)), c)
-    return values.reshape(n, h, w, c).transpose(0, 3, 1, 2)

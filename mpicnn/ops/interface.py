@@ -36,6 +36,13 @@ class Backend(Protocol):
     xp: Any
     """The module of its arrays: numpy or cupy."""
 
+    def operand(self, x: Array) -> Any:
+        """Return x as `conv2d`, `linear` and their gradients read it, who take it in place of x.
+
+        Where products round what they read, it is rounded, once for all of them; elsewhere it is x.
+        """
+        ...
+
     def conv2d(
         self, x: Array, w: Array, b: Array | None, window: Window, relu: bool = False
     ) -> Array:

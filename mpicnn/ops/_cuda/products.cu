@@ -1,31 +1,45 @@
 // Before and after products: operands rounded to bf16, results made of it, a bias added, ReLU.
 
+__device__ inline bf16 as_bf16(float x) { return to_bf16(x); }
+__device__ inline bf16 as_bf16(bf16 x) { return x; }
+
 // y (y_rows, y_columns) = x (rows, columns) rounded, and 0 where x ends before y. A thread writes 8
 // values.
-extern "C" __global__ void bf16_rows(const float *x, i64 rows, i64 columns, bf16 *y, i64 y_rows,
-                                     i64 y_columns) {
+template <class In>
+__device__ void filled_rows(const In *x, i64 rows, i64 columns, bf16 *y, i64 y_rows,
+                            i64 y_columns) {
+  enum { WIDEST = 16 / sizeof(In) };
   i64 groups = (y_columns + 7) / 8;
   for (i64 i = first_item(); i < y_rows * groups; i += item_step()) {
     i64 row = i / groups, first = i % groups * 8;
-    const float *from = x + row * columns + first;
+    const In *from = x + row * columns + first;
     bf16 *to = y + row * y_columns + first;
-    float values[8];
-    if (row < rows && first + 8 <= columns && packable<4>(from)) {
-      for (int half = 0; half < 8; half += 4) {
-        Pack<float, 4> four = load<4>(from + half);
-        for (int j = 0; j < 4; j++) values[half + j] = four.v[j];
+    Pack<bf16, 8> eight;
+    if (row < rows && first + 8 <= columns && packable<WIDEST>(from)) {
+      for (int part = 0; part < 8; part += WIDEST) {
+        Pack<In, WIDEST> some = load<WIDEST>(from + part);
+        for (int j = 0; j < WIDEST; j++) eight.v[part + j] = as_bf16(some.v[j]);
       }
     } else {
-      for (int j = 0; j < 8; j++) values[j] = row < rows && first + j < columns ? from[j] : 0;
+      for (int j = 0; j < 8; j++)
+        eight.v[j] = row < rows && first + j < columns ? as_bf16(from[j]) : (bf16)0;
     }
     if (first + 8 <= y_columns && packable<8>(to)) {
-      Pack<bf16, 8> eight;
-      for (int j = 0; j < 8; j++) eight.v[j] = to_bf16(values[j]);
       store(to, eight);
     } else {
-      for (int j = 0; j < 8 && first + j < y_columns; j++) to[j] = to_bf16(values[j]);
+      for (int j = 0; j < 8 && first + j < y_columns; j++) to[j] = eight.v[j];
     }
   }
+}
+
+extern "C" __global__ void bf16_rows(const float *x, i64 rows, i64 columns, bf16 *y, i64 y_rows,
+                                     i64 y_columns) {
+  filled_rows(x, rows, columns, y, y_rows, y_columns);
+}
+
+extern "C" __global__ void bf16_filled(const bf16 *x, i64 rows, i64 columns, bf16 *y, i64 y_rows,
+                                       i64 y_columns) {
+  filled_rows(x, rows, columns, y, y_rows, y_columns);
 }
 
 // Finish the rows of y with `N` columns at once; a thread stays in its columns.
