@@ -58,10 +58,11 @@ class Limits:
     @classmethod
     def of(cls, backend: Backend, edge: int, copied: int) -> Limits:
         """Measure both, in the precision that is set: products of `edge`, copies of bytes."""
-        from mpicnn.ops._cuda_gemm import multiply, operand
+        from mpicnn.ops._cuda_gemm import multiply
+        from mpicnn.ops._cuda_rounded import read
 
         draw = np.random.default_rng(0).standard_normal
-        a, b = (operand(backend.xp.asarray(draw((edge, edge), np.float32))) for _ in range(2))
+        a, b = (read(backend.xp.asarray(draw((edge, edge), np.float32))) for _ in range(2))
         c = backend.xp.empty((edge, edge), np.float32)
         source, target = (backend.xp.zeros(copied // 4, np.float32) for _ in range(2))
 

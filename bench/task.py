@@ -19,6 +19,7 @@ from mpicnn.ops.interface import Backend
 from mpicnn.run.distributed import DistributedModel
 from mpicnn.step.initial import initial_rows
 from mpicnn.step.optimiser import Hyper, Optimiser
+from mpicnn.step.timing import CATEGORIES, sampled
 
 Array = NDArray[Any]
 
@@ -84,7 +85,8 @@ def _natural(name: str) -> tuple[tuple[int, int, int], int]:
 class Ours:
     """Train the task's network with mpicnn, all ranks of the mesh together.
 
-    `put` brings this rank's images to where the backend has them in training.
+    `put` brings this rank's images to where the backend has them in training; `spent` are the
+    seconds of the step before the last.
     """
 
     def __init__(
@@ -104,11 +106,17 @@ class Ours:
         specs = task.model.param_specs()
         self.optimiser = Optimiser(backend, self.state, specs, HYPER, STEPS)
         self.done = 0
+        self.spent = dict.fromkeys(CATEGORIES, 0.0)
 
     def step(self) -> float:
-        """Do one training step; return the mean loss before it."""
-        sums = self.distributed.executor.step(
-            self.program, self.optimiser, self.x, self.labels, self.done
-        )
+        """Do one training step; return the mean loss before it.
+
+        As in training, the times of the step before, if taken, are read behind it, and not kept.
+        """
+        executor = self.distributed.executor
+        before = executor.timer
+        executor.time_step(executor.device_timer.free or sampled(self.done))
+        sums = executor.step(self.program, self.optimiser, self.x, self.labels, self.done)
+        self.spent = before.by_category
         self.done += 1
         return float(sums[0]) / len(self.labels)

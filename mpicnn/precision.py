@@ -16,7 +16,8 @@ def dtype_of(precision: str) -> np.dtype[np.floating]:
     """Return the dtype of all arrays between layers, of parameters and of what ranks exchange.
 
     "tf32" (10 bits of fraction) and "bf16" (7) are only what the products of convolutions and
-    fully connected layers round their operands to: their sums and everything else is float32.
+    fully connected layers round their operands to: their sums and everything else is float32. In
+    bf16 on a GPU, results of convolutions, gradients of weights among them, are rounded as well.
     """
     return np.dtype("float64" if precision == "float64" else "float32")
 

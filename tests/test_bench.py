@@ -1,13 +1,16 @@
 """The scripts of bench/ run, and their tables say what was measured."""
 
 import csv
+import gc
 import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from time import perf_counter
 
 import mpi_jobs
 import numpy as np
@@ -15,9 +18,11 @@ import pytest
 from mpi4py import MPI
 
 from mpicnn import models
+from mpicnn.comm.mesh import Mesh
 from mpicnn.division.compile import compile
 from mpicnn.division.presets import preset
 from mpicnn.forecast.cost import step_costs
+from mpicnn.ops import load
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -65,7 +70,7 @@ GPU = BENCH / "gpu.py", "--models", "lenet5:3", "--edge", "16", "--copied", "1",
 
 @pytest.mark.limit(120)
 @pytest.mark.parametrize("peer", [True, False])
-def test_gpu_is_timed(tmp_path, peer):
+def test_gpu_is_timed(tmp_path, peer, monkeypatch):
     """On the stand-in for a GPU, with PyTorch on the CPU: that it runs, not how fast."""
     if peer:
         pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -89,6 +94,9 @@ def test_gpu_is_timed(tmp_path, peer):
         rounding = 1e-3 + least / step * (1e-4 / least + 1e-4 / step)
         assert float(row["share"]) == pytest.approx(least / step, rel=0, abs=rounding)
     assert ("PyTorch on cpu" in job.out) == peer
+    monkeypatch.syspath_prepend(BENCH)
+    judge = importlib.import_module("first_card").rows_for("rows", len(sides), "lenet5:3")
+    assert judge(job.out, tmp_path) == "" and judge(job.out, tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -239,3 +247,36 @@ def test_each_way_of_varying_images_is_timed_and_drawn(monkeypatch):
     # saturation and hue are not for images of one channel
     assert drawn.size == (4 * (2 * 8 + 4), (len(augmentation.WAYS) - 2) * (2 * 9 + 4))
     np.testing.assert_array_equal(np.asarray(drawn)[:18:2, :16:2], images[0, 0])
+
+
+def test_steps_that_are_timed_keep_no_marks(monkeypatch):
+    """A step on a GPU makes some hundred events: kept, they would be 100,000 in a bench."""
+    monkeypatch.syspath_prepend(BENCH)
+    task = importlib.import_module("task")
+    backend, alive = load("numpy"), weakref.WeakSet()
+
+    class Mark(float):
+        pass
+
+    def now(_):
+        mark = Mark(perf_counter())
+        alive.add(mark)
+        return mark
+
+    marks = {
+        "free": True,
+        "since": now,
+        "until": now,
+        "between": lambda _, since, until: until - since,
+    }
+    monkeypatch.setattr(backend, "Timer", type("Timer", (), marks))
+    drawn = task.Task.draw("lenet5", 2)
+    plan = preset("data", drawn.model, (1,))
+    ours = task.Ours(Mesh(MPI.COMM_SELF), backend, drawn, plan)
+    kept = []
+    for _ in range(6):
+        ours.step()
+        gc.collect()
+        kept.append(len(alive))
+    assert kept[2:] == kept[2:3] * 4 and kept[2] > 10
+    assert sum(ours.spent.values()) > 0

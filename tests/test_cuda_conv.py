@@ -27,6 +27,7 @@ CASES = {
     "pointwise, strided": ((3, 4, 7, 5), (6, 4, 1, 1), (2, 3), NONE, ONE, 1),
     "one pixel": ((4, 8, 1, 1), (8, 8, 3, 3), ONE, ONE, ONE, 1),
     "one of everything": ((1, 1, 1, 1), (1, 1, 1, 1), ONE, NONE, ONE, 1),
+    "large": ((4, 32, 16, 16), (64, 32, 3, 3), ONE, ONE, ONE, 1),
     "unseen border": ((2, 3, 8, 9), (4, 3, 2, 2), (3, 5), NONE, ONE, 1),
 }
 EMPTY = {
@@ -44,17 +45,6 @@ TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "tf32": 1e-3, "bf16": 1e-2}
 def precision(request):
     cuda.set_precision(request.param)
     return request.param
-
-
-@pytest.fixture
-def fresh():
-    """Forget what is compiled and what was fastest, before and after."""
-    caches = _cuda_conv._fastest, _cudnn.library
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
 
 
 def draw(shape, dtype="float32", seed=0):
@@ -95,9 +85,9 @@ def device(arrays, dtype):
 
 
 @pytest.mark.parametrize("kind", _cudnn.KINDS)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_every_way_is_right(fresh, case, kind, precision):
-    dtype = dtype_of(precision)
+@pytest.mark.parametrize("name", CASES)
+def test_every_way_is_right(fresh, name, kind, precision):
+    case, dtype = CASES[name], dtype_of(precision)
     arrays, expected = operands(case, dtype)[kind]
     shape = ConvShape.of("x", *described(case))
     first, second, *bias = device(arrays, dtype)
@@ -108,13 +98,14 @@ def test_every_way_is_right(fresh, case, kind, precision):
         # channels in other numbers than cuDNN's bf16 engines take are filled up
         assert len(ways) > 1 or precision == "float64"
     first, second = _cuda_conv.cells(first), _cuda_conv.cells(second)
-    for name, way in ways.items():
+    for how, way in ways.items():
         out = _cuda_conv.empty_cells(expected.shape, dtype)
         way(first, second, out, *bias)
         found = distance(out, expected)
-        assert found <= TOLERANCE[precision], name
-        if name == "columns" and precision in ("tf32", "bf16"):
-            # 2**-14: it is what was asked for and not something better
+        assert found <= TOLERANCE[precision], how
+        # 2**-14: it is what was asked for and not something better. In TF32, cuBLAS may take small
+        # products, or those of odd lengths, in full precision all the same.
+        if how == "columns" and (precision == "bf16" or (precision, name) == ("tf32", "large")):
             assert found >= 6e-5
 
 
@@ -159,7 +150,7 @@ def test_arrays_may_lie_in_any_way(precision):
 
 
 def test_arrays_may_begin_anywhere(fresh, precision, monkeypatch):
-    monkeypatch.setattr(_cuda_conv, "_seconds", lambda way, _: hasattr(way, "func"))
+    monkeypatch.setattr(_cuda_conv, "_seconds", lambda way, *_: hasattr(way, "func"))
     dtype = dtype_of(precision)
     window = Window.of(ONE, ONE, ONE)
     flat = cupy.asarray(draw((3 * 75 + 2,), dtype))
@@ -191,57 +182,6 @@ def test_columns_come_in_pieces(monkeypatch, precision, name):
     assert distance(dw, made["dw"][1]) <= TOLERANCE[precision]
     _cuda_conv._fastest.cache_clear()
     _cudnn.library.cache_clear()
-
-
-def test_without_cudnn_columns_do_everything(monkeypatch, fresh):
-    monkeypatch.setattr(_cudnn, "cudnn", None)
-    assert cuda.conv2d_methods(*described(CASES["eights"]), "float32") == ("columns",) * 3
-    assert cuda.conv2d_methods(*described(EMPTY["no inputs"]), "float32") == ("none",) * 3
-
-
-def test_with_cudnn_its_engines_are_named_and_built_once(monkeypatch, fresh):
-    pytest.importorskip("cudnn", reason="cuDNN Frontend is not installed")
-    built = []
-    describe = _cudnn.describe
-
-    def counted(*args, **kwargs):
-        built.append(args)
-        return describe(*args, **kwargs)
-
-    monkeypatch.setattr(_cudnn, "describe", counted)
-    # columns are slow, so that an engine is chosen
-    monkeypatch.setattr(_cuda_conv, "_seconds", lambda way, _: hasattr(way, "func"))
-    names = cuda.conv2d_methods(*described(CASES["eights"]), "float32")
-    assert all(name.startswith("cudnn ") for name in names)
-    before = len(built)
-    assert before >= 3
-    assert cuda.conv2d_methods(*described(CASES["eights"]), "float32") == names
-    assert len(built) == before
-    assert cuda.conv2d_methods(*described(CASES["eights"]), "float64") == ("columns",) * 3
-    assert len(built) == before
-    cuda.set_precision("tf32")
-    cuda.conv2d_methods(*described(CASES["eights"]), "float32")
-    assert len(built) > before
-
-
-def test_the_fastest_way_that_works_is_used(monkeypatch):
-    calls = []
-
-    def fails(*_):
-        raise RuntimeError("no such engine after all")
-
-    ways = {name: lambda *_, name=name: calls.append(name) for name in ("slow", "fast", "as fast")}
-    seconds = {"slow": 2.0, "fast": 1.02, "as fast": 1.0}
-    times = {id(way): seconds[name] for name, way in ways.items()}
-    with monkeypatch.context() as patch:
-        patch.setattr(_cuda_conv, "_seconds", lambda way, _: times[id(way)])
-        fastest = _cuda_conv.Fastest(ways)
-        fastest()
-        fastest()
-    assert (fastest.name, calls) == ("fast", ["fast", "fast"])
-    fastest = _cuda_conv.Fastest({"broken": fails, "columns": ways["slow"]})
-    fastest()
-    assert fastest.name == "columns"
 
 
 def test_transforms_can_be_forbidden():

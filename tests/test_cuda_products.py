@@ -8,7 +8,7 @@ from mpicnn.errors import DeviceError
 cuda = pytest.importorskip("mpicnn.ops.cuda", reason="CuPy is not installed", exc_type=ImportError)
 cupy = pytest.importorskip("cupy")
 
-from mpicnn.ops import _cuda_gemm, _cuda_precision  # noqa: E402
+from mpicnn.ops import _cuda_arrays, _cuda_gemm, _cuda_precision, _cuda_rounded  # noqa: E402
 
 # Relative to the norm of the result; an operand is rounded by up to 2**-24, 2**-11 and 2**-8.
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14, "tf32": 1e-3, "bf16": 1e-2}
@@ -64,7 +64,7 @@ def test_bf16_is_the_nearest_value():
     given = [1, 1 + ulp / 2, 1 + 1.5 * ulp, 1 + 0.51 * ulp, -3.4e38, np.inf, 2.0**-133, 0, -0.0]
     expected = [1, 1, 1 + 2 * ulp, 1 + ulp, -np.inf, np.inf, 2.0**-133, 0, -0.0]
     given = np.array([*given, np.nan, *given], np.float32)
-    bits = _cuda_gemm.bf16_rows(cupy.asarray(given[None]), 2, 24).get()
+    bits = _cuda_rounded.bf16_rows(cupy.asarray(given[None]), 2, 24).get()
     found = (bits.astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_array_equal(found[0, : given.size], [*expected, np.nan, *expected])
     np.testing.assert_array_equal(np.signbit(found[0, :9]), np.signbit(expected))
@@ -95,3 +95,31 @@ def test_old_gpus_have_no_tensor_cores(monkeypatch):
         with pytest.raises(DeviceError, match=f"precision {precision}: .* 7.5"):
             cuda.set_precision(precision)
     assert _cuda_precision.settings.precision == "float64"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_an_engine_writes_in_bf16_is_finished(seed):
+    """Bias, ReLU, and the channels and rows that were added left out, with the bits of float32."""
+    rng = np.random.default_rng(seed)
+    n, o, h, w = (int(k) for k in rng.integers(1, [4, 40, 6, 6]))
+    more = tuple(int(k) for k in rng.integers(0, [3, 9]))
+    values = rng.standard_normal((n + more[0], o + more[1], h, w)).astype("float32")
+    values[rng.random(values.shape) < 0.05] = np.nan
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    x = _cuda_arrays.cells(cupy.asarray(bits))
+    y = _cuda_arrays.empty_cells((n, o, h, w), np.float32)
+    b = draw((o,)) if rng.random() < 0.7 else None
+    relu = bool(rng.random() < 0.5)
+    _cuda_gemm.finish_bf16(x, y, None if b is None else cupy.asarray(b), relu)
+    expected = (bits[:n, :o].astype(np.uint32) << 16).view(np.float32)
+    expected = expected if b is None else expected + b[:, None, None]
+    expected = np.where(expected < 0, np.float32(0), expected) if relu else expected
+    np.testing.assert_array_equal(y.get(), expected)
+
+
+def test_a_bias_must_fit():
+    x = _cuda_arrays.empty_cells((2, 8, 3, 3), np.uint16)
+    y = _cuda_arrays.empty_cells((2, 5, 3, 3), np.float32)
+    for b in (cupy.zeros(8, "float32"), cupy.zeros(5, "float64")):
+        with pytest.raises(ValueError, match="b must be"):
+            _cuda_gemm.finish_bf16(x, y, b, False)

@@ -39,6 +39,12 @@ def test_larger_batches_wait_until_the_smaller_ones_were_used():
                 np.testing.assert_array_equal(x.get(), batch(size, i))
 
 
+def test_who_puts_a_batch_goes_on_with_its_own_stream():
+    stream = cupy.cuda.Stream(non_blocking=True).use()
+    cuda.Feed().put(batch(4, 1), lambda x: x)
+    assert cupy.cuda.get_current_stream() == stream
+
+
 def test_a_failure_of_the_gpu_is_raised_by_who_asks(monkeypatch):
     event = cupy.cuda.Event(disable_timing=True)
     event.record()

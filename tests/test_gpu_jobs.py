@@ -52,6 +52,7 @@ def losses(job, folder):
 def test_gpu_ranks_train_as_the_host_does(train, tmp_path):
     precision = ("--precision", "float64")
     want = losses(train("cpu", 0, "--device", "cpu", *precision), tmp_path / "cpu")
+    jobs = []
     for name, ranks, *options in (
         ("one", 0, "--device", "gpu"),
         ("host", 2, "--device", "gpu", "--transport", "host", "--plan", "owt"),
@@ -59,9 +60,18 @@ def test_gpu_ranks_train_as_the_host_does(train, tmp_path):
         ("shared", 3, "--device", "gpu"),
         ("mixed", 2, "--device", "gpu,cpu"),
     ):
-        found = losses(train(name, ranks, *options, *precision), tmp_path / name)
+        jobs.append(train(name, ranks, *options, *precision))
+        found = losses(jobs[-1], tmp_path / name)
+        # the second step was timed, on all ranks
+        assert "one step, ms" in jobs[-1].out
         # the same sums in another order, in double precision, over five steps
         np.testing.assert_allclose(found, want, rtol=1e-9, err_msg=name)
+
+
+def test_a_run_of_one_step_on_a_gpu_says_nothing_of_where_its_time_went(train, tmp_path):
+    job = train("short", 2, "--device", "gpu,cpu", "--epochs", "0.1", "--forecast")
+    assert job.code == 0, job.err
+    assert "1 step in" in job.out and "one step, ms" not in job.out and "memory per" in job.out
 
 
 def test_precisions_of_products(train, tmp_path):

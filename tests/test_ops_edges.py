@@ -23,7 +23,7 @@ def test_every_backend_has_every_operation(ops):
 
 @pytest.mark.parametrize("name", [n for n in MEMBERS if n not in ("NAME", "xp")])
 def test_every_backend_takes_the_same_arguments(ops, name):
-    _, *expected = signature(vars(Backend)[name]).parameters.values()
+    _, *expected = signature(getattr(Backend, name)).parameters.values()
     found = signature(getattr(ops, name)).parameters.values()
     assert [(p.name, p.default) for p in found] == [(p.name, p.default) for p in expected]
 

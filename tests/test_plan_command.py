@@ -96,9 +96,7 @@ def test_a_calibration_is_a_machine_for_its_own_network(tmp_path) -> None:
     path = tmp_path / "speeds.json"
     path.write_text(MEASURED.to_json())
     settings = PlanSettings(machine=str(path))
-    with pytest.raises(
-        UserError, match="digest of its layers: 12ab when .* now; measure"
-    ):
+    with pytest.raises(UserError, match="digest of its layers: 12ab when .* now; measure"):
         machine_of(settings, MODEL, 0)
     path.write_text(MEASURED.to_json().replace('"12ab"', f'"{digest(MODEL)}"'))
     assert len(machine_of(settings, MODEL, 0).devices) == len(HERE.ranks)

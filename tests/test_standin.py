@@ -8,6 +8,7 @@ hostgpu = pytest.importorskip("hostgpu", reason="there is a real GPU")
 import cupy  # noqa: E402
 from cupy.cuda import Event, Stream, runtime  # noqa: E402
 from hostgpu import memory  # noqa: E402
+from hostgpu.counts import counts  # noqa: E402
 
 
 def device_array(*shape, dtype=np.float32):
@@ -160,6 +161,22 @@ def test_the_null_stream_waits_for_blocking_streams_alone():
         assert np.isnan(a.get()).all() == non_blocking
 
 
+def test_what_with_restores_is_not_what_use_made_current():
+    """As CuPy: a `with` ends with the stream that the one around it entered, or the null stream."""
+    used, entered, inner = (Stream(non_blocking=True) for _ in range(3))
+    current = cupy.cuda.get_current_stream
+    used.use()
+    with entered:
+        assert current() == entered
+        used.use()
+        with inner:
+            assert current() == inner
+        assert current() == entered
+        used.use()
+        assert current() == used
+    assert current() == Stream.null
+
+
 def test_an_event_is_done_in_the_end(stream):
     event = Event(disable_timing=True)
     assert event.done
@@ -233,3 +250,13 @@ def test_addresses_are_checked():
     cupy.cuda.Device().synchronize()  # queued work keeps the memory that it uses
     with pytest.raises(memory.AddressError):
         memory.find(address)
+
+
+def test_what_a_device_is_given_is_counted(stream):
+    a, b = device_array(2, 3), device_array(2, 3)
+    counts.clear()
+    (a + b)[0] = a[1]
+    Event().record()
+    assert counts.launches == {"add": 1, "copy": 1}
+    assert counts.bytes == 3 * a.nbytes + 2 * a.nbytes // 2
+    assert (counts.events, counts.views) == (1, 1)

@@ -182,6 +182,20 @@ def test_plans_show_what_they_are(kind):
         graph.graph.build_plan_at_index(plans["eng3_huge"])
 
 
+def test_bf16_has_one_plan_for_float32_and_several_for_bf16():
+    plain = Convolution("wgrad", io=TYPE.BFLOAT16)
+    assert len(plain.plan().built()) == 1
+    short = Convolution("wgrad", io=TYPE.BFLOAT16)
+    short.tensor.set_data_type(TYPE.BFLOAT16)
+    short.out = short.places[2] = cupy.empty(short.out.shape, np.uint16)
+    plans = short.plan().built()
+    assert len(plans) > 8 and "eng2_reduced" in plans
+    for name in ("eng1_bf16", "eng9_plain"):
+        short.run(plans[name])
+        found = numerics.from_bf16(short.out.get()).transpose(0, 3, 1, 2)
+        assert 1e-4 < error(found, short.exact) < 2e-2
+
+
 def test_bf16_and_bias():
     graph = Convolution("fprop", io=TYPE.BFLOAT16, bias=True).plan()
     assert 1e-4 < graph.run(graph.built()["eng1_bf16"]) < 1e-2

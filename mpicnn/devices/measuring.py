@@ -93,7 +93,7 @@ def _time(
     program = whole.at(coords)
     state = initial_state(program.weights, coords, 0, dtype).on(ops)
     optimiser = Optimiser(ops, state, model.param_specs(), Hyper(1e-3), 1)
-    tools = Tools(DryMesh(mesh), ops, StepTimer(ops.Timer()), 0)
+    tools = Tools(DryMesh(mesh), ops, StepTimer(ops.Timer(), marked=False), 0)
     mesh.collect(np.zeros(1))  # ranks of a host share its memory: all at once
     took = dry_steps(tools, program, optimiser, model.input_shape, model.classes, count)
     _note(whole, coords, dtype.itemsize, took.mean(axis=0).tolist(), found)

@@ -79,6 +79,24 @@ class Context:
     over: frozenset[str] = frozenset()
 
 
+def operands(ops: Backend, x: Array, w: Array, ctx: Context) -> tuple[Any, Any, Any]:
+    """Return x and w as products read them, and what of that the backward pass is to be given.
+
+    That is what `taped` takes: a pair with None for what is read as it is, or not at all, or None
+    for both.
+    """
+    read = ops.operand(x), ops.operand(w)
+    kept_x = read[0] if ctx.need_dw and read[0] is not x else None
+    kept_w = read[1] if ctx.need_dx and read[1] is not w else None
+    return *read, None if kept_x is None and kept_w is None else (kept_x, kept_w)
+
+
+def taped(made: Any, x: Any, w: Any) -> tuple[Any, Any]:
+    """Return x and w as the forward pass read them, given what `operands` made and them."""
+    kept_x, kept_w = made or (None, None)
+    return x if kept_x is None else kept_x, w if kept_w is None else kept_w
+
+
 class Layer:
     """Compute on the local part of a tensor, without knowing of MPI, devices or other ranks.
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import PairField, check_image, check_init, check_positive, first_group
-from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape, operands, taped
 from mpicnn.ops.interface import Backend
 from mpicnn.ops.window import Window
 
@@ -75,36 +75,48 @@ class Conv(Layer):
         self, ops: Backend, x: Array, p: dict[str, Array], ctx: Context
     ) -> tuple[Array, Any]:
         w, b = p["w"], p.get("b")
+        segments = list(self._segments(x, w, ctx))
+        if len(segments) == 1:
+            ((_, c, groups),) = segments
+            x, w, made = operands(ops, _columns(x, c), w, ctx)
+            return ops.conv2d(x, w, b, self._window.grouped(groups), ctx.joined), made
         parts = [
             ops.conv2d(
                 x[:, c], w[o], None if b is None else b[o], self._window.grouped(groups), ctx.joined
             )
-            for o, c, groups in self._segments(x, w, ctx)
+            for o, c, groups in segments
         ]
         if not parts:  # no output of any group is here, and perhaps none of x's channels
             size = self._window.conv_shape(x.shape[2:], self.kernel)
             return ops.xp.empty((x.shape[0], 0, *size), x.dtype), None
-        return parts[0] if len(parts) == 1 else ops.xp.concatenate(parts, axis=1), None
+        return ops.xp.concatenate(parts, axis=1), None
 
     def backward(
         self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         x, w = tape.x, p["w"]
+        grads = {"b": ops.bias_grad(dy)} if ctx.need_dw and "b" in p else {}
         segments = list(self._segments(x, w, ctx))
-        grads = {}
+        if len(segments) == 1:
+            ((_, c, groups),) = segments
+            window = self._window.grouped(groups)
+            part = _columns(x, c)
+            read, kernels = taped(tape.made, part, w)
+            dy = ops.operand(dy)
+            if ctx.need_dw:
+                grads["w"] = ops.conv2d_dw(read, dy, w.shape, window)
+            if not ctx.need_dx:
+                return None, grads
+            dx = ops.conv2d_dx(dy, kernels, part.shape, window)
+            return _within(ops, dx, x.shape, c), grads
         if ctx.need_dw:
             dws = [
                 ops.conv2d_dw(x[:, c], dy[:, o], w[o].shape, self._window.grouped(groups))
                 for o, c, groups in segments
             ]
-            grads["w"] = dws[0] if len(dws) == 1 else ops.xp.concatenate(dws or [w])
-            if "b" in p:
-                grads["b"] = ops.bias_grad(dy)
+            grads["w"] = ops.xp.concatenate(dws or [w])
         if not ctx.need_dx:
             return None, grads
-        if len(segments) == 1 and segments[0][1] == slice(0, x.shape[1]):
-            window = self._window.grouped(segments[0][2])
-            return ops.conv2d_dx(dy, w, x.shape, window), grads
         dx = ops.xp.zeros(x.shape, dy.dtype)
         for o, c, groups in segments:
             window = self._window.grouped(groups)
@@ -134,3 +146,17 @@ class Conv(Layer):
             groups = max(1, (stop - start) // per_o)
             c = (first - begin) * per_c
             yield slice(start - lo, stop - lo), slice(c, c + groups * per_c), groups
+
+
+def _columns(x: Array, part: slice) -> Array:
+    """Return some channels of x, or x itself where they are all."""
+    return x if part == slice(0, x.shape[1]) else x[:, part]
+
+
+def _within(ops: Backend, dx: Array, shape: Shape, part: slice) -> Array:
+    """Return the gradient of all channels, which is 0 but for a part, or `dx` where that is all."""
+    if tuple(dx.shape) == tuple(shape):
+        return dx
+    whole = ops.xp.zeros(shape, dx.dtype)
+    whole[:, part] = dx
+    return whole

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from mpicnn.errors import UserError
 from mpicnn.layers._fields import check_init, check_positive, first_group
-from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape
+from mpicnn.layers.base import Array, Context, Layer, Param, Shape, Tape, operands, taped
 from mpicnn.ops.interface import Backend
 
 
@@ -63,7 +63,8 @@ class Linear(Layer):
     ) -> tuple[Array, Any]:
         w, b = p["w"], p.get("b")
         if self.groups == 1:
-            return ops.linear(x, w, b, ctx.joined), None
+            x, w, made = operands(ops, x, w, ctx)
+            return ops.linear(x, w, b, ctx.joined), made
         y = ops.xp.empty((x.shape[0], w.shape[0]), x.dtype)
         for o, c in self._blocks(x, w, ctx):
             y[:, o] = ops.linear(x[:, c], w[o], None if b is None else b[o], ctx.joined)
@@ -73,17 +74,20 @@ class Linear(Layer):
         self, ops: Backend, dy: Array, tape: Tape, p: dict[str, Array], ctx: Context
     ) -> tuple[Array | None, dict[str, Array]]:
         grads = {}
+        if ctx.need_dw and "b" in p:
+            grads["b"] = ops.bias_grad(dy)
+        x, w = taped(tape.made, tape.x, p["w"])
+        if self.groups == 1:
+            dy = ops.operand(dy)
         if ctx.need_dw:
-            grads["w"] = self._dw(ops, tape.x, dy, p["w"], ctx)
-            if "b" in p:
-                grads["b"] = ops.bias_grad(dy)
+            grads["w"] = self._dw(ops, x, dy, w, ctx)
         if not ctx.need_dx:
             return None, grads
         if self.groups == 1:
-            return ops.linear_dx(dy, p["w"]), grads
-        dx = ops.xp.zeros(tape.x.shape, dy.dtype)  # of groups whose outputs lie elsewhere
-        for o, c in self._blocks(tape.x, p["w"], ctx):
-            dx[:, c] = ops.linear_dx(dy[:, o], p["w"][o])
+            return ops.linear_dx(dy, w), grads
+        dx = ops.xp.zeros(x.shape, dy.dtype)  # of groups whose outputs lie elsewhere
+        for o, c in self._blocks(x, w, ctx):
+            dx[:, c] = ops.linear_dx(dy[:, o], w[o])
         return dx, grads
 
     def _dw(self, ops: Backend, x: Array, dy: Array, w: Array, ctx: Context) -> Array:

@@ -14,8 +14,8 @@ from numpy.typing import DTypeLike
 
 from mpicnn.ops._cuda_arrays import THREADS, Array, blocks, launch
 from mpicnn.ops._cuda_precision import precision_of
+from mpicnn.ops._cuda_rounded import BF16
 
-BF16 = np.dtype(np.uint16)  # the bits of bf16 values: neither NumPy nor CuPy knows the type
 _TYPES = {
     np.dtype(np.float32): runtime.CUDA_R_32F,
     np.dtype(np.float64): runtime.CUDA_R_64F,
@@ -34,7 +34,7 @@ def multiply(a: Array, b: Array, out: Array, add: bool = False) -> None:
 
     a is (m, k), b (k, n) and out (m, n), all with a leading axis or none has one. out has unit
     stride along n. a and b have unit stride along one axis, else they are copied. They are what
-    `operand` returns, out is float32 or float64. Raises ValueError where they do not fit.
+    `_cuda_rounded.read` gives, out is float32 or float64. Raises ValueError where they do not fit.
     """
     (*stack, m, k), n = a.shape, b.shape[-1]
     if b.shape != (*stack, k, n) or out.shape != (*stack, m, n) or a.dtype != b.dtype:
@@ -52,7 +52,7 @@ def multiply(a: Array, b: Array, out: Array, add: bool = False) -> None:
     a, a_op, a_lead = _as_stored(a)
     b, b_op, b_lead = _as_stored(b)
     kind = _TYPES[a.dtype], _TYPES[b.dtype], _TYPES[out.dtype]
-    scale = [_scalar(value, out.dtype).ctypes.data for value in (1, int(add))]
+    scale = [_scalar(value, out.dtype)[0] for value in (1, int(add))]
     steps = [x.strides[0] // x.itemsize for x in (a, b, out)]
     lead = out.strides[-2] // out.itemsize if m > 1 else n
     how = _COMPUTE[precision_of(out.dtype)], cublas.CUBLAS_GEMM_DEFAULT
@@ -69,25 +69,6 @@ def multiply(a: Array, b: Array, out: Array, add: bool = False) -> None:
             a.data.ptr, kind[0], a_lead, steps[0], scale[1],
             out.data.ptr, kind[2], lead, steps[2], *stack, *how,
         )  # fmt: skip
-
-
-def operand(x: Array) -> Array:
-    """Return a matrix, or a stack of them, as the precision that is set multiplies it.
-
-    That is x itself, or its values rounded to bf16: bits of dtype uint16, in C order.
-    """
-    if precision_of(x.dtype) != "bf16":
-        return x
-    return bf16_rows(cupy.ascontiguousarray(x).reshape(1, x.size), 1, x.size).reshape(x.shape)
-
-
-def bf16_rows(x: Array, rows: int, columns: int) -> Array:
-    """Return x, float32 in C order, as bf16 with zeros behind its columns and below its rows."""
-    y = cupy.empty((rows, columns), BF16)
-    if y.size:
-        grid = blocks(rows * -(-columns // 8))
-        launch("bf16_rows", "products.cu", x.dtype, grid, THREADS, x, *x.shape, y, *y.shape)
-    return y
 
 
 def finish(y: Array, b: Array | None, relu: bool) -> None:
@@ -108,6 +89,22 @@ def finish(y: Array, b: Array | None, relu: bool) -> None:
         launch("finish", "products.cu", y.dtype, grid, THREADS, *args)
 
 
+def finish_bf16(x: Array, y: Array, b: Array | None, relu: bool) -> None:
+    """Set y, float32 (n, o, ...), to x plus b, if given, and to 0 where that is less, if `relu`.
+
+    x has the bits of bf16 values, and may have more channels and more rows, which are left out.
+    Both have their channels last in memory. Raises ValueError where b does not fit.
+    """
+    o, columns = y.shape[1], x.shape[1]
+    if b is not None and (b.shape != (o,) or b.dtype != y.dtype):
+        raise ValueError(f"b must be {y.dtype} of shape {(o,)}, not {b.dtype} {b.shape}")
+    if y.size:
+        bias = y if b is None else cupy.ascontiguousarray(b)  # a kernel has no pointer to nothing
+        least = 0.0 if relu else -math.inf
+        args = x, columns, bias, int(b is not None), least, y, y.size // o, o
+        launch("finish_bf16", "products.cu", y.dtype, blocks(y.size, 4 * THREADS), THREADS, *args)
+
+
 def _as_stored(x: Array) -> tuple[Array, int, int]:
     """Return x, whether cuBLAS must transpose what it sees, and the stride of its lines."""
     rows, columns = x.shape[-2:]
@@ -120,6 +117,7 @@ def _as_stored(x: Array) -> tuple[Array, int, int]:
 
 
 @cache
-def _scalar(value: int, dtype: DTypeLike) -> Any:
-    """Return a number in host memory, where cuBLAS reads it."""
-    return np.array(value, dtype)
+def _scalar(value: int, dtype: DTypeLike) -> tuple[int, Any]:
+    """Return the address of a number in host memory, where cuBLAS reads it, and what holds it."""
+    held = np.array(value, dtype)
+    return held.ctypes.data, held

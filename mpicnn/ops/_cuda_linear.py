@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cupy
 
 from mpicnn.ops._cuda_arrays import Array
-from mpicnn.ops._cuda_gemm import finish, multiply, operand
+from mpicnn.ops._cuda_gemm import finish, multiply
+from mpicnn.ops._cuda_precision import precision_of
+from mpicnn.ops._cuda_rounded import read
 
 
 def linear(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
     """Return y = x w^T + b for x (n, c), w (o, c) and b (o,)."""
     y = cupy.empty((x.shape[0], w.shape[0]), x.dtype)
-    multiply(operand(x), operand(w).T, y)
+    multiply(_matrix(x), _matrix(w).T, y)
     finish(y, b, relu)
     return y
 
@@ -19,7 +23,7 @@ def linear(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
 def linear_dx(dy: Array, w: Array) -> Array:
     """Return the gradient of `linear` by x, given dy (n, o)."""
     dx = cupy.empty((dy.shape[0], w.shape[1]), dy.dtype)
-    multiply(operand(dy), operand(w), dx)
+    multiply(_matrix(dy), _matrix(w), dx)
     return dx
 
 
@@ -33,5 +37,10 @@ def linear_dw(x: Array, dy: Array, dw: Array | None = None) -> Array:
         dw = cupy.empty((dy.shape[1], x.shape[1]), x.dtype)
     elif dw.dtype != x.dtype or (dw.size and dw.strides[1] != dw.itemsize):
         raise ValueError("dw must have the dtype of x and unit stride along its rows")
-    multiply(operand(dy).T, operand(x), dw, add)
+    multiply(_matrix(dy).T, _matrix(x), dw, add)
     return dw
+
+
+def _matrix(x: Any) -> Array:
+    """Return a matrix as it lies, for cuBLAS takes any order, or its bits where bf16 is read."""
+    return read(x) if precision_of(x.dtype) == "bf16" else x

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -46,6 +47,21 @@ def enter(device: Any) -> None:
         device.use()
 
 
+@contextmanager
+def _current(stream: Any) -> Iterator[None]:
+    """Make a stream the thread's current one for a while.
+
+    As a context, a stream of CuPy is followed by the one that was entered before, and not by one
+    that `use` made current, as a rank's is.
+    """
+    before = cupy.cuda.get_current_stream()
+    stream.use()
+    try:
+        yield
+    finally:
+        before.use()
+
+
 def synchronize() -> None:
     """Wait until everything that was begun has ended."""
     cupy.cuda.get_current_stream().synchronize()
@@ -86,6 +102,8 @@ class Timer:
 
     An interval begins where the one before has ended, so that waiting counts too.
     """
+
+    free = False
 
     def __init__(self) -> None:
         self._origin = self._last = self.until()
@@ -145,7 +163,7 @@ class Feed:
     def put(self, images: NDArray[np.uint8], place: Callable[[Any], Any]) -> Any:
         """Begin to copy images; `place` is what `take` is to make of them."""
         enter(self._device)
-        with self._stream:
+        with _current(self._stream):
             slot = self._slots[self._next]
             if slot is None or slot.host.size < images.size:
                 if slot is not None:  # its memory goes to the next who asks on this stream

@@ -1,26 +1,25 @@
-"""Convolve on the GPU by cuDNN's engines: describe a convolution as a graph, find what runs it.
+"""Describe a convolution to cuDNN as a graph, and find the plans that can compute it.
 
 The graphs are those of cuDNN Frontend. Images and kernels are float32 and have their channels last
 in memory. In "float32" no engine may use tensor cores, which would round the operands; in "tf32"
-it may; for "bf16" the operands are rounded before, and the engine writes float32. What adds in an
-order of its own every time is never used.
+it may; for "bf16" the operands are rounded before, and the engine adds in float32 and writes bf16:
+for float32 results there is one engine, compiled when it is first used. What adds in an order of
+its own every time is never used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from math import prod
 from threading import get_ident
+from time import perf_counter
 from typing import Any
 
 import cupy
 
-from mpicnn.ops._cuda_arrays import Array, empty_cells
-from mpicnn.ops._cuda_gemm import bf16_rows, finish
 from mpicnn.ops._cuda_shape import ConvShape
 from mpicnn.ops.interface import Shape
 
@@ -29,18 +28,29 @@ with suppress(ImportError, RuntimeError):
     import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cudnn")
 try:
     import cudnn
+
+    _ABSENT = ""
 except ImportError:  # every convolution then goes by columns
-    cudnn = None
+    cudnn, _ABSENT = None, "is not installed"
+except (OSError, AssertionError) as error:
+    # the frontend opens cuDNN as it is imported: what it finds may be unfit, or there twice
+    cudnn, _ABSENT = None, f"cannot be imported ({error})"
+
+# What cuDNN Frontend raises where a graph, a plan or a call is not for this device. The last is
+# derived from Exception alone.
+REFUSALS: tuple[type[Exception], ...] = RuntimeError, ValueError, MemoryError
+if cudnn is not None:
+    REFUSALS += (cudnn.cudnnGraphNotSupportedError,)
 
 KINDS = ("forward", "dx", "dw")
 WORKSPACE_BYTES = 1 << 30  # engines that need more are not tried
-_FIRST, _SECOND, _OUT, _BIAS = 1, 2, 3, 4  # what tensors are called in a graph
-_ALIGNMENT = 16  # bytes
-_EIGHT = 8  # engines for bf16 take channels in eights
+FIRST, SECOND, OUT, BIAS = 1, 2, 3, 4  # what tensors are called in a graph
+_BUILDING = 3.0  # seconds: then no more plans are built for a graph that has one
+_EIGHT = 8  # engines for bf16 read channels in eights
 
 
 class Library:
-    """cuDNN for one stream of one thread: its handle, and scratch memory that only grows."""
+    """cuDNN for one stream of one thread: its handle, and scratch memory, as much as was needed."""
 
     def __init__(self, stream: int) -> None:
         self.handle = cudnn.create_handle()
@@ -52,6 +62,13 @@ class Library:
         if self._scratch.size < size:
             self._scratch = cupy.empty(size, "uint8")
         return int(self._scratch.data.ptr) if size else 0
+
+    def release(self) -> None:
+        """Give the scratch memory back, for other arrays of the stream: the next call takes anew.
+
+        So what an engine needed that was tried and not chosen is not held for good.
+        """
+        self._scratch = cupy.empty(0, "uint8")
 
 
 def place() -> tuple[int, int, int]:
@@ -67,93 +84,15 @@ def library(device: int, thread: int, stream: int) -> Library | None:
         return None
     try:
         return Library(stream)
-    except RuntimeError:  # the frontend is there and the library that it calls is not
+    except REFUSALS:  # the frontend is there and the library that it calls is not
         return None
 
 
 def missing() -> str:
     """Return why convolutions do without cuDNN here, "" where they have it."""
     if cudnn is None:
-        return "cuDNN Frontend is not installed"
+        return f"cuDNN Frontend {_ABSENT or 'is not installed'}"
     return "" if library(*place()) else "cuDNN Frontend finds no cuDNN"
-
-
-@dataclass(frozen=True, eq=False)
-class Engine:
-    """One way of cuDNN to compute a graph: `call(first, second, out)`, or with b and relu behind.
-
-    `adds_bias` says whether the graph adds it, else it is added afterwards. ReLU always comes
-    afterwards: that of cuDNN need not keep NaN.
-    """
-
-    name: str
-    library: Library
-    graph: Any
-    index: int
-    workspace: int
-    adds_bias: bool
-
-    def __call__(
-        self, first: Array, second: Array, out: Array, b: Array | None = None, relu: bool = False
-    ) -> None:
-        """Start the computation on the library's stream."""
-        tensors = {_FIRST: _aligned(first), _SECOND: _aligned(second), _OUT: out}
-        if b is not None and self.adds_bias:
-            tensors[_BIAS] = _aligned(b)
-        self.graph.execute_plan_at_index(
-            {uid: int(tensor.data.ptr) for uid, tensor in tensors.items()},
-            self.library.scratch(self.workspace),
-            self.index,
-            self.library.handle,
-        )
-        finish(out, None if self.adds_bias else b, relu)
-
-
-@dataclass(frozen=True, eq=False)
-class Rounding:
-    """An engine for bf16 and the channels that it wants: it is called as an `Engine` is."""
-
-    engine: Engine
-    first: Shape
-    second: Shape
-    out: Shape
-
-    @property
-    def name(self) -> str:
-        """The engine's name."""
-        return self.engine.name
-
-    def __call__(
-        self, first: Array, second: Array, out: Array, b: Array | None = None, relu: bool = False
-    ) -> None:
-        """Round the operands, start the computation, and leave out channels that were added."""
-        padded = out if out.shape == self.out else empty_cells(self.out, out.dtype)
-        self.engine(_rounded(first, self.first), _rounded(second, self.second), padded, b, relu)
-        if padded is not out:
-            out[...] = padded[: out.shape[0], : out.shape[1]]
-
-
-def engines(
-    library: Library, kind: str, shape: ConvShape, precision: str, transforms: bool, bias: bool
-) -> Iterator[Engine | Rounding]:
-    """Yield what computes one of `KINDS`, in the order in which cuDNN thinks it fast.
-
-    There may be none. For a sum with a bias, those that add it themselves come first.
-    """
-    padded = in_eights(kind, shape) if precision == "bf16" else shape
-    for fused in (True, False) if bias else (False,):
-        graph = describe(kind, padded, precision, fused, handle=library.handle)
-        for index in plans(graph, precision, transforms):
-            name = f"cudnn {graph.get_plan_name_at_index(index)}"
-            if bias and not fused:
-                name += " + bias"
-            size = graph.get_workspace_size_plan_at_index(index)
-            engine = Engine(name, library, graph, index, size, fused)
-            if precision != "bf16":
-                yield engine
-                continue
-            yield Rounding(engine, *_operands(kind, padded))
-            return  # a compiler makes these engines, which takes half a second each
 
 
 def describe(kind: str, shape: ConvShape, precision: str, bias: bool, **device: Any) -> Any:
@@ -169,10 +108,10 @@ def describe(kind: str, shape: ConvShape, precision: str, bias: bool, **device: 
         compute_data_type=types.FLOAT,
         **device,
     )
-    *operands, out = _operands(kind, shape)
+    *operands, out = operand_shapes(kind, shape)
     first, second = (
         graph.tensor(dim=list(dims), stride=_strides(dims), data_type=io, uid=uid)
-        for uid, dims in zip((_FIRST, _SECOND), operands, strict=True)
+        for uid, dims in zip((FIRST, SECOND), operands, strict=True)
     )
     window = {
         "padding": list(shape.padding),
@@ -187,33 +126,39 @@ def describe(kind: str, shape: ConvShape, precision: str, bias: bool, **device: 
         result = graph.conv_wgrad(image=first, loss=second, **window)
     if bias:
         dims = (1, out[1], 1, 1)
-        b = graph.tensor(dim=list(dims), stride=_strides(dims), data_type=types.FLOAT, uid=_BIAS)
+        b = graph.tensor(dim=list(dims), stride=_strides(dims), data_type=types.FLOAT, uid=BIAS)
         result = graph.bias(input=result, bias=b)
     result.set_output(True).set_dim(list(out)).set_stride(_strides(out))
-    result.set_data_type(types.FLOAT).set_uid(_OUT)
+    result.set_data_type(io).set_uid(OUT)
     return graph
 
 
 def plans(graph: Any, precision: str, transforms: bool) -> Iterator[int]:
     """Yield the indices of the graph's plans that may be used and can be built, and build them.
 
-    Building checks each plan. `check_support` would ask CUDA's runtime too, and fails where two
-    versions of that are installed.
+    Building checks each plan, and compiles some, for seconds each. `check_support` would ask CUDA's
+    runtime too, and fails where two versions of that are installed.
     """
-    unsupported = (RuntimeError, ValueError, cudnn.cudnnGraphNotSupportedError)
     try:
         graph.validate()
         graph.build_operation_graph()
         graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-    except unsupported:
+        graph.deselect_numeric_notes(_unwanted(precision, transforms))
+        graph.deselect_workspace_greater_than(WORKSPACE_BYTES)
+    except REFUSALS:
         return
-    graph.deselect_numeric_notes(_unwanted(precision, transforms))
-    graph.deselect_workspace_greater_than(WORKSPACE_BYTES)
+    spent, found = 0.0, False
     for index in range(graph.get_execution_plan_count()):
+        if found and spent > _BUILDING:
+            return
+        since = perf_counter()
         try:
             graph.build_plan_at_index(index)
-        except unsupported:  # ruled out above, or not for this device after all
+        except REFUSALS:  # ruled out above, or not for this device after all
             continue
+        finally:
+            spent += perf_counter() - since
+        found = True
         yield index
 
 
@@ -234,7 +179,7 @@ def _unwanted(precision: str, transforms: bool) -> list[Any]:
 def in_eights(kind: str, shape: ConvShape) -> ConvShape:
     """Return the shape with the channels of one group, if there is one, filled up to eights.
 
-    The forward pass takes any number of outputs.
+    Then more engines that use tensor cores take it. The forward pass takes any number of outputs.
     """
     if shape.groups > 1:
         return shape
@@ -245,7 +190,7 @@ def in_eights(kind: str, shape: ConvShape) -> ConvShape:
     return replace(shape, x=(n, c, h, w), w=(o, c, kh, kw), y=(n, o, *shape.y[2:]))
 
 
-def _operands(kind: str, shape: ConvShape) -> tuple[Shape, Shape, Shape]:
+def operand_shapes(kind: str, shape: ConvShape) -> tuple[Shape, Shape, Shape]:
     """Return the shapes of both operands and of the result."""
     x, w, y = shape.x, shape.w, shape.y
     return {"forward": (x, w, y), "dx": (y, w, x), "dw": (x, y, w)}[kind]
@@ -255,16 +200,3 @@ def _strides(dims: Shape) -> list[int]:
     """Return the strides, in values, of an array that has its channels last in memory."""
     _, c, h, w = dims
     return [h * w * c, 1, w * c, c]
-
-
-def _aligned(x: Array) -> Array:
-    """Return x, or a copy that lies alike, at an address from which engines can read wide."""
-    return x if x.data.ptr % _ALIGNMENT == 0 else x.copy(order="K")
-
-
-def _rounded(x: Array, dims: Shape) -> Array:
-    """Return x as bf16 with zeros up to these dims, channels last."""
-    n, c, h, w = dims
-    rows = x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
-    values = bf16_rows(rows, prod((n, h, w)), c)
-    return values.reshape(n, h, w, c).transpose(0, 3, 1, 2)

@@ -17,6 +17,11 @@ def upload(a: Array) -> Array:
     return a
 
 
+def operand(x: Array) -> Array:
+    """Return x as convolutions and products read it: here it is itself."""
+    return x
+
+
 def upload_labels(labels: NDArray[np.int64], classes: int) -> Array:
     """Return labels (n,) as `softmax_xent` and `topk_correct` take them.
 
@@ -62,6 +67,8 @@ class Feed:
 
 class Timer:
     """Give marks of the device's time (see `mpicnn.step.timing`): here it is the host's."""
+
+    free = True
 
     def since(self) -> float:
         """Return now (of `perf_counter`, s)."""

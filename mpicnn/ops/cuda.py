@@ -43,6 +43,7 @@ from mpicnn.ops._cuda_linear import linear, linear_dw, linear_dx
 from mpicnn.ops._cuda_loss import softmax_xent, topk_correct, upload_labels
 from mpicnn.ops._cuda_pool import avgpool, avgpool_dx, maxpool, maxpool_dx
 from mpicnn.ops._cuda_precision import set_convolution, set_precision
+from mpicnn.ops._cuda_rounded import operand
 from mpicnn.ops._cuda_transfer import Feed, Timer, fetch, peak_bytes, synchronize, upload
 from mpicnn.ops.activations import ACTIVATIONS
 

@@ -6,14 +6,14 @@ holds their parameters against it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mpicnn.ops.device import Array as Array
-from mpicnn.ops.device import DeviceTimer, Prefetch
+from mpicnn.ops.device import OnDevice
 from mpicnn.ops.window import Window
 
 Pair = tuple[int, int]
@@ -23,7 +23,7 @@ Sizes = tuple[int, ...]
 """One number for every spatial axis."""
 
 
-class Backend(Protocol):
+class Backend(OnDevice, Protocol):
     """Compute on local arrays of one kind of device.
 
     Arrays are float32 or float64 in logical order n c h w, whatever it is in memory; a result has
@@ -35,6 +35,13 @@ class Backend(Protocol):
     NAME: str
     xp: Any
     """The module of its arrays: numpy or cupy."""
+
+    def operand(self, x: Array) -> Any:
+        """Return x as `conv2d`, `linear` and their gradients read it, who take it in place of x.
+
+        Where products round what they read, it is rounded, once for all of them; elsewhere it is x.
+        """
+        ...
 
     def conv2d(
         self, x: Array, w: Array, b: Array | None, window: Window, relu: bool = False
@@ -240,61 +247,10 @@ class Backend(Protocol):
         """
         ...
 
-    def upload(self, a: Array) -> Array:
-        """Return an array of host memory as the backend computes with it."""
-        ...
-
-    def upload_labels(self, labels: NDArray[np.int64], classes: int) -> Array:
-        """Return labels (n,) as `softmax_xent` and `topk_correct` take them.
-
-        Raises ValueError for a label outside 0 … classes - 1.
-        """
-        ...
-
-    def fetch(self, a: Array) -> Callable[[], Array]:
-        """Begin to copy an array to host memory; what is returned waits for the copy and gives it.
-
-        It waits for what the array is made of, not for what was begun later.
-        """
-        ...
-
-    def flat(self, x: Array) -> Array:
-        """Return the items of x in logical order, flat: a view where they lie so, else a copy."""
-        ...
-
-    def peak_bytes(self) -> float:
-        """Return the most memory of the device that the process has taken so far."""
-        ...
-
-    def synchronize(self) -> None:
-        """Wait until everything that was begun has ended."""
-        ...
-
-    def set_threads(self, count: int) -> None:
-        """Let kernels and NumPy's products use `count` threads; raises ValueError below 1."""
-        ...
-
-    def set_convolution(self, methods: str) -> None:
-        """Let convolutions use any method ("auto", as at first) or no transforms ("direct").
-
-        Raises ValueError for anything else.
-        """
-        ...
-
-    def set_precision(self, precision: str) -> None:
-        """Multiply in this precision from now on (`mpicnn.precision`), else raise DeviceError."""
-        ...
-
-    def Feed(self) -> Prefetch:  # noqa: N802  (a class)
-        """Return what brings batches to the device ahead of their use."""
-        ...
-
-    def Timer(self) -> DeviceTimer:  # noqa: N802  (a class)
-        """Return a new timer of the device."""
-        ...
-
 
 MEMBERS: tuple[str, ...] = tuple(
-    name for name in (*Backend.__annotations__, *vars(Backend)) if not name.startswith("_")
+    name
+    for name in (*Backend.__annotations__, *vars(Backend), *vars(OnDevice))
+    if not name.startswith("_")
 )
 """The names that every backend has."""

@@ -20,6 +20,7 @@ from mpicnn.ops._host import (
     Timer,
     fetch,
     flat,
+    operand,
     peak_bytes,
     synchronize,
     upload,

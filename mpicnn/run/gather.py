@@ -87,12 +87,14 @@ def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float
     """Return how a run went that began at step `begun` and took `seconds`. Collective."""
     distributed = trainer.distributed
     steps = trainer.step - begun
-    kinds = [trainer.spent[kind] / max(1, steps) for kind in CATEGORIES]
+    kinds = [trainer.spent[kind] / max(1, trainer.timed) for kind in CATEGORIES]
     held = [
         float(sum(a.nbytes for kind in kinds for a in vars(trainer.state)[kind].values()))
         for kinds in (("params",), distributed.kept)
     ]
-    table = distributed.mesh.collect(np.array([*kinds, *held, distributed.ops.peak_bytes()]))
+    mine = [*kinds, *held, distributed.ops.peak_bytes(), trainer.timed]
+    table = distributed.mesh.collect(np.array(mine))
+    timed = table[:, -1].all()
     ranks = distributed.mesh.world.size
     test, choice = trainer.tested, trainer.choice
     of = f" (of step {test.step})" if test and test.step != trainer.step else ""
@@ -105,13 +107,13 @@ def gather_summary(trainer: Trainer, directory: Path, begun: int, seconds: float
         trainer.images,
         seconds,
         test.score if test else None,
-        [TimeSplit(*row[:3]) for row in table.tolist()] if steps else [],
-        [Memory(*(int(n) for n in row[3:])) for row in table.tolist()],
+        [TimeSplit(*row[:3]) for row in table.tolist()] if timed else [],
+        [Memory(*(int(n) for n in row[3:-1])) for row in table.tolist()],
         launcher=command(environment(), distributed.mesh.library, ranks),
         tested=(test.split if test else "", of),
         notes=notes,
         more="--patience MORE" if early else RunSummary.more,
-        forecast=_forecast(trainer, steps),
+        forecast=_forecast(trainer) if timed else None,
         remedies=remedies(trainer.settings),
     )
 
@@ -124,13 +126,13 @@ def remedies(settings: Settings) -> list[str]:
     return measured if settings.fc_update == "round" else [*measured, "--plan auto"]
 
 
-def _forecast(trainer: Trainer, steps: int) -> Forecast | None:
+def _forecast(trainer: Trainer) -> Forecast | None:
     """Return what a step was expected to take, and how long its layers took. Collective."""
     expected = trainer.expected
-    if expected is None or not steps:
+    if expected is None:
         return None
     names, seconds = expected.layers()
     names, seconds = [*names, *UNFORESEEN], [[*row, *(0.0 for _ in UNFORESEEN)] for row in seconds]
-    mine = np.array([trainer.spent_by_name.get(name, 0.0) / steps for name in names])
+    mine = np.array([trainer.spent_by_name.get(name, 0.0) / trainer.timed for name in names])
     measured = trainer.distributed.mesh.collect(mine).tolist()
     return Forecast([TimeSplit(*row) for row in expected.splits()], names, seconds, measured)

@@ -109,7 +109,8 @@ def _dry_steps(
     """Return the seconds of every operation in some dry steps of this rank: (steps, ops + 1)."""
     ops, program, model = distributed.ops, distributed.program(batch), distributed.model
     mesh = DryMesh(distributed.mesh)
-    tools = Tools(mesh, ops, StepTimer(ops.Timer()), distributed.seed, distributed.loss)
+    timer = StepTimer(ops.Timer(), marked=False)
+    tools = Tools(mesh, ops, timer, distributed.seed, distributed.loss)
     apart = replace(optimiser, state=distributed.initial())
     distributed.mesh.collect(np.zeros(1))  # ranks of a host share its memory: all at once
     return dry_steps(tools, program, apart, model.input_shape, model.classes, batch)

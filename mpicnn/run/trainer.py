@@ -24,7 +24,7 @@ from mpicnn.run.testing import Score, TestSet, test
 from mpicnn.step import trace
 from mpicnn.step.norms import Norms
 from mpicnn.step.optimiser import Optimiser
-from mpicnn.step.timing import CATEGORIES, StepTimer
+from mpicnn.step.timing import CATEGORIES, StepTimer, sampled
 
 if TYPE_CHECKING:
     from mpicnn.job.signals import Signals
@@ -38,9 +38,10 @@ class Trainer:
 
     `step` counts the finished steps, `images` the examples they took here and now; `tested` is the
     last test; `code` the digest of the file of the network, if it has layers that no checkpoint
-    can describe; `spent` holds the seconds of all steps by kind, without tests and checkpoints;
+    can describe; `spent` holds the seconds of the steps that were `timed`, by kind, without tests
+    and checkpoints: all, under `timing`, or some, where a rank's device has no free marks;
     `expected` is what a step is forecast to take, if that is asked for, and `spent_by_name` then
-    holds the seconds of all steps by layer.
+    holds their seconds by layer.
     Tests on the way are on `split`, and `choice` follows them: the images for validation if there
     are some, and then the test images are used in the end only.
     """
@@ -70,8 +71,8 @@ class Trainer:
         self.code = ""
         self.test_due = False
         self.spent = dict.fromkeys(CATEGORIES, 0.0)
+        self.timing, self.timed, self.begun = True, 0, 0
         self.unread: StepTimer | None = None
-        self.begun = 0
         self.tracing = bool(settings.trace)
         self.trace: trace.Trace | None = None
         self.expected: Prediction | None = None
@@ -177,7 +178,9 @@ class Trainer:
                 self.distributed.ops,
             ),
         ) as batches:  # fmt: skip
-            stop = bool(self.distributed.mesh.sum(np.array([signals.stopping()], float)).wait()[0])
+            dear = not self.distributed.executor.device_timer.free
+            told = self.distributed.mesh.sum(np.array([signals.stopping(), dear], float)).wait()
+            stop, self.timing = bool(told[0]), not told[1]
             stop = stop or not self._test(watcher, signals)
             while not (stop or self._ended):
                 stop = self._one(batches, watcher, signals.stopping())
@@ -257,8 +260,8 @@ class Trainer:
         number = self.step - self.begun
         traced = self.trace and trace.FIRST <= number < trace.FIRST + trace.COUNT
         executor, activity = distributed.executor, distributed.activity
-        timer = StepTimer(executor.device_timer, self.trace if traced else None, activity)
-        executor.timer = timer
+        marked = bool(traced) or self.timing or sampled(number)
+        timer = executor.time_step(marked, self.trace if traced else None)
         reading = timer.begin("data", "other")
         batch = next(batches)
         timer.end(reading)
@@ -286,6 +289,7 @@ class Trainer:
                 self.spent[kind] += seconds
             for name, seconds in self.unread.by_name.items() if self.expected else ():
                 self.spent_by_name[name] = self.spent_by_name.get(name, 0.0) + seconds
+            self.timed += self.unread.marked
             self.unread = None
 
     def _diverged(self, what: str) -> NoReturn:

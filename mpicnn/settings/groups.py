@@ -123,7 +123,9 @@ class Precision(Options):
     heading = "training"
     fixed = True
     precision: PrecisionName = option(
-        "float32", "number format; tf32 and bf16 round the operands of products only"
+        "float32",
+        "number format; tf32 and bf16 round the operands of products only, and bf16 on a "
+        "GPU what convolutions give, too: y, dx and dw, as under PyTorch's autocast",
     )
 
 

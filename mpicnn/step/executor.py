@@ -16,6 +16,7 @@ from mpicnn.step.interpreter import Batch, Interpreter, Tools, Totals
 from mpicnn.step.optimiser import Optimiser
 from mpicnn.step.state import Arrays, State
 from mpicnn.step.timing import StepTimer
+from mpicnn.step.trace import Trace
 
 
 class Executor:
@@ -39,6 +40,11 @@ class Executor:
         self.loss = loss
         self.device_timer = ops.Timer()
         self.timer = StepTimer(self.device_timer, activity=self.activity)
+
+    def time_step(self, marked: bool, trace: Trace | None = None) -> StepTimer:
+        """Return a new timer, for what is done from now on; layers are timed if it is `marked`."""
+        self.timer = StepTimer(self.device_timer, trace, self.activity, marked)
+        return self.timer
 
     def step(
         self,
@@ -103,7 +109,7 @@ class Executor:
         place (OWT's variable batch size).
         """
         batch = Batch(x, labels, step, train=True)
-        run = Interpreter(self._tools(), program, state, batch, learn)
+        run = Interpreter(self._tools(self.timer), program, state, batch, learn)
         run.run(program.ops)
         grads = {name: run.values[slot] for name, slot in program.grads.items()}
         return {name: g for name, g in grads.items() if g is not None}, run.totals
@@ -136,12 +142,13 @@ class Executor:
         return np.concatenate(answers) if answers else np.zeros((0, 0), x.dtype)
 
     def _answer(self, program: Program, state: State, batch: Batch) -> Interpreter:
-        run = Interpreter(self._tools(), program, state, batch)
+        untimed = StepTimer(self.device_timer, activity=self.activity, marked=False)
+        run = Interpreter(self._tools(untimed), program, state, batch)
         run.run(program.forward)
         return run
 
-    def _tools(self) -> Tools:
-        return Tools(self.mesh, self.ops, self.timer, self.seed, self.loss)
+    def _tools(self, timer: StepTimer) -> Tools:
+        return Tools(self.mesh, self.ops, timer, self.seed, self.loss)
 
 
 def guessed(logits: Array, labels: Array) -> Array:

@@ -14,6 +14,19 @@ def ops(request):
     return load(request.param)
 
 
+@pytest.fixture
+def fresh():
+    """Forget what is compiled and what was fastest, before and after."""
+    from mpicnn.ops import _cuda_conv, _cudnn
+
+    caches = _cuda_conv._fastest, _cudnn.library
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
 def pool(kernel, stride, padding, *flags):
     """Return the arguments of a pooling, of which padding is the same on both sides."""
     return kernel, Window.of(stride, padding), *flags

@@ -7,6 +7,7 @@ loading the code onto it.
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 
 import cudnn
@@ -30,6 +31,7 @@ H200 = {
     "l2CacheSize": 62914560, "cudaDeviceId": 0, "totalGlobalMem": 150754820096,
 }  # fmt: skip
 BATCH = 64
+MOST = 50  # more than any has
 
 
 def natural(name):
@@ -45,17 +47,22 @@ def survey(name, precision):
     """Yield layer, kind and number of engines for every convolution of a network."""
     device = cudnn.create_device_properties(json.dumps(H200))
     model = models.load(name, *natural(name))
-    for (layer_name, layer), shape in zip(model.layers, model.fed, strict=True):
+    for (layer_name, layer), fed in zip(model.layers, model.fed, strict=True):
         if not isinstance(layer, Conv):
             continue
-        w = layer.params(shape)["w"].shape
+        w = layer.params(fed)["w"].shape
         window = Window.of(layer.stride, layer.padding, layer.dilation, layer.groups)
-        whole = ConvShape.of("x", (BATCH, *shape), w, window)
+        whole = ConvShape.of("x", (BATCH, *fed), w, window)
         for kind in _cudnn.KINDS:
-            padded = _cudnn.in_eights(kind, whole) if precision == "bf16" else whole
-            bias = kind == "forward"
-            graph = _cudnn.describe(kind, padded, precision, bias, device_property=device)
-            yield layer_name, kind, len(list(_cudnn.plans(graph, precision, True)))
+            bf16 = precision == "bf16"
+            bias = kind == "forward" and not bf16
+            found = 0
+            for shape in dict.fromkeys(
+                (_cudnn.in_eights(kind, whole), whole) if bf16 else (whole,)
+            ):
+                graph = _cudnn.describe(kind, shape, precision, bias, device_property=device)
+                found += len(list(islice(_cudnn.plans(graph, precision, True), MOST)))
+            yield layer_name, kind, found
 
 
 if __name__ == "__main__":

@@ -68,14 +68,14 @@ def network(normalised=True):
     return Model(model.name, IMAGE, tuple(kept))
 
 
-def batches(dtype, steps=STEPS):
+def batches(dtype, steps=STEPS, image=IMAGE):
     rng = np.random.default_rng(0)
     for step in range(steps):
         # A ragged batch now and then, smaller than some numbers of ranks.
         count = (BATCH, BATCH, RAGGED)[step % 3]
         yield (
             step,
-            rng.standard_normal((count, *IMAGE)).astype(dtype),
+            rng.standard_normal((count, *image)).astype(dtype),
             rng.integers(CLASSES, size=count),
         )
 
@@ -107,7 +107,7 @@ def train(
     norms = Norms.of(model.param_specs(), weights, mesh.coords)
     optimiser = Optimiser(ops, state, specs, hyper, steps, norms=norms)
     losses, predicted = [], 0.0
-    for step, x, labels in batches(dtype, steps):
+    for step, x, labels in batches(dtype, steps, model.input_shape):
         program = programs[len(x)]
         mine = ops.xp.asarray(x[program.positions])
         losses.append(runner.step(program, optimiser, mine, labels, step)[0] / len(labels))
@@ -120,7 +120,7 @@ def train(
             if weight.name in held:
                 part = ops.fetch(held[weight.name])()
                 parts[f"{section}/{weight.name}"] = (weight.param.shape, box, part)
-    x, labels = next(iter(batches(dtype)))[1:]
+    x, labels = next(iter(batches(dtype, image=model.input_shape)))[1:]
     x = ops.xp.asarray(x[programs[BATCH].positions])
     totals = runner.evaluate(programs[BATCH], state.tested, x, labels)
     tested = mesh.sum(totals.read()).wait()

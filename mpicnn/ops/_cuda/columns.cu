@@ -11,37 +11,33 @@ struct Shape {
 #define SHAPE_VALUES                                                                               \
   { c, h, w, oh, ow, groups, kh, kw, stride_h, stride_w, pad_h, pad_w, step_h, step_w }
 
-__device__ inline void put(real *to, real value) { *to = value; }
-__device__ inline void put(bf16 *to, real value) { *to = to_bf16(value); }
-
 // A row of threads writes the line of one output pixel, N channels at once.
-template <int N, class Out>
-__device__ void lines(const real *x, Out *columns, i64 pixels, const Shape &s) {
+template <int N, class T>
+__device__ void lines(const T *x, T *columns, i64 pixels, const Shape &s) {
   u32 packs = s.c / s.groups / N, taps = s.kh * s.kw, line = packs * taps * s.groups;
   i64 step = (i64)gridDim.x * blockDim.y;
   for (i64 pixel = (i64)blockIdx.x * blockDim.y + threadIdx.y; pixel < pixels; pixel += step) {
     i64 rows = pixel / s.ow;
     int top = (int)(rows % s.oh) * s.stride_h - s.pad_h;
     int left = (int)(pixel % s.ow) * s.stride_w - s.pad_w;
-    const real *image = x + rows / s.oh * s.h * s.w * s.c;
-    Out *to = columns + pixel * line * N;
+    const T *image = x + rows / s.oh * s.h * s.w * s.c;
+    T *to = columns + pixel * line * N;
     for (u32 at = threadIdx.x; at < line; at += blockDim.x) {
       u32 tap = at / packs % taps, channel = (at / packs / taps * packs + at % packs) * N;
       int row = top + (int)(tap / s.kw) * s.step_h, column = left + (int)(tap % s.kw) * s.step_w;
-      Pack<real, N> values = {};
+      Pack<T, N> values = {};
       if (row >= 0 && row < s.h && column >= 0 && column < s.w)
         values = load<N>(image + ((i64)row * s.w + column) * s.c + channel);
-      Pack<Out, N> out;
-      for (int k = 0; k < N; k++) put(&out.v[k], values.v[k]);
-      store(to + (i64)at * N, out);
+      store(to + (i64)at * N, values);
     }
   }
 }
 
-template <class Out>
-__device__ void lines_of(const real *x, Out *columns, i64 pixels, const Shape &s) {
-  if (s.c / s.groups % WIDE == 0 && packable<WIDE>(x))
-    lines<WIDE>(x, columns, pixels, s);
+template <class T>
+__device__ void lines_of(const T *x, T *columns, i64 pixels, const Shape &s) {
+  enum { WIDEST = 16 / sizeof(T) };
+  if (s.c / s.groups % WIDEST == 0 && packable<WIDEST>(x))
+    lines<WIDEST>(x, columns, pixels, s);
   else
     lines<1>(x, columns, pixels, s);
 }
@@ -51,7 +47,7 @@ extern "C" __global__ void im2col(const real *x, real *columns, i64 pixels, SHAP
   lines_of(x, columns, pixels, s);
 }
 
-extern "C" __global__ void im2col_bf16(const real *x, bf16 *columns, i64 pixels, SHAPE) {
+extern "C" __global__ void im2col_bf16(const bf16 *x, bf16 *columns, i64 pixels, SHAPE) {
   Shape s = SHAPE_VALUES;
   lines_of(x, columns, pixels, s);
 }

@@ -32,6 +32,8 @@ __device__ inline i64 item_step() { return (i64)gridDim.x * blockDim.x; }
 // bf16 is the upper half of a float.
 typedef unsigned short bf16;
 
+__device__ inline float from_bf16(bf16 x) { return __uint_as_float((u32)x << 16); }
+
 // The nearest bf16, the even one of two; NaN stays NaN.
 __device__ inline bf16 to_bf16(float x) {
   u32 bits = __float_as_uint(x);

@@ -1,31 +1,45 @@
-// Before and after matrix products: operands rounded to bf16, a bias added, ReLU.
+// Before and after products: operands rounded to bf16, results made of it, a bias added, ReLU.
+
+__device__ inline bf16 as_bf16(float x) { return to_bf16(x); }
+__device__ inline bf16 as_bf16(bf16 x) { return x; }
 
 // y (y_rows, y_columns) = x (rows, columns) rounded, and 0 where x ends before y. A thread writes 8
 // values.
-extern "C" __global__ void bf16_rows(const float *x, i64 rows, i64 columns, bf16 *y, i64 y_rows,
-                                     i64 y_columns) {
+template <class In>
+__device__ void filled_rows(const In *x, i64 rows, i64 columns, bf16 *y, i64 y_rows,
+                            i64 y_columns) {
+  enum { WIDEST = 16 / sizeof(In) };
   i64 groups = (y_columns + 7) / 8;
   for (i64 i = first_item(); i < y_rows * groups; i += item_step()) {
     i64 row = i / groups, first = i % groups * 8;
-    const float *from = x + row * columns + first;
+    const In *from = x + row * columns + first;
     bf16 *to = y + row * y_columns + first;
-    float values[8];
-    if (row < rows && first + 8 <= columns && packable<4>(from)) {
-      for (int half = 0; half < 8; half += 4) {
-        Pack<float, 4> four = load<4>(from + half);
-        for (int j = 0; j < 4; j++) values[half + j] = four.v[j];
+    Pack<bf16, 8> eight;
+    if (row < rows && first + 8 <= columns && packable<WIDEST>(from)) {
+      for (int part = 0; part < 8; part += WIDEST) {
+        Pack<In, WIDEST> some = load<WIDEST>(from + part);
+        for (int j = 0; j < WIDEST; j++) eight.v[part + j] = as_bf16(some.v[j]);
       }
     } else {
-      for (int j = 0; j < 8; j++) values[j] = row < rows && first + j < columns ? from[j] : 0;
+      for (int j = 0; j < 8; j++)
+        eight.v[j] = row < rows && first + j < columns ? as_bf16(from[j]) : (bf16)0;
     }
     if (first + 8 <= y_columns && packable<8>(to)) {
-      Pack<bf16, 8> eight;
-      for (int j = 0; j < 8; j++) eight.v[j] = to_bf16(values[j]);
       store(to, eight);
     } else {
-      for (int j = 0; j < 8 && first + j < y_columns; j++) to[j] = to_bf16(values[j]);
+      for (int j = 0; j < 8 && first + j < y_columns; j++) to[j] = eight.v[j];
     }
   }
+}
+
+extern "C" __global__ void bf16_rows(const float *x, i64 rows, i64 columns, bf16 *y, i64 y_rows,
+                                     i64 y_columns) {
+  filled_rows(x, rows, columns, y, y_rows, y_columns);
+}
+
+extern "C" __global__ void bf16_filled(const bf16 *x, i64 rows, i64 columns, bf16 *y, i64 y_rows,
+                                       i64 y_columns) {
+  filled_rows(x, rows, columns, y, y_rows, y_columns);
 }
 
 // Finish the rows of y with `N` columns at once; a thread stays in its columns.
@@ -54,4 +68,39 @@ extern "C" __global__ void finish(real *y, const real *b, real least, i64 rows, 
     finish_rows<WIDE>(y, b, least, rows, columns);
   else
     finish_rows<1>(y, b, least, rows, columns);
+}
+
+// Finish rows of bf16 as `finish_rows` does those of y.
+template <int N>
+__device__ void finish_bf16_rows(const bf16 *x, i64 x_columns, const float *b, bool biased,
+                                 float least, float *y, i64 rows, i64 columns) {
+  i64 packs = columns / N, threads = item_step(), thread = first_item();
+  i64 across = packs < threads ? packs : threads, down = threads / across;
+  if (thread >= across * down) return;
+  for (i64 pack = thread % across; pack < packs; pack += across) {
+    Pack<float, N> bias = {};
+    if (biased) bias = load<N>(b + pack * N);
+    for (i64 row = thread / across; row < rows; row += down) {
+      Pack<bf16, N> bits = load<N>(x + row * x_columns + pack * N);
+      Pack<float, N> sum;
+      for (int j = 0; j < N; j++) {
+        sum.v[j] = from_bf16(bits.v[j]);
+        if (biased) sum.v[j] += bias.v[j];
+        if (sum.v[j] < least) sum.v[j] = least;  // NaN stays
+      }
+      store(y + row * columns + pack * N, sum);
+    }
+  }
+}
+
+// y (rows, columns) = the values of x, of which a line may be longer, + b (columns,), if `biased`,
+// and nothing below `least`
+extern "C" __global__ void finish_bf16(const bf16 *x, i64 x_columns, const float *b, i64 biased,
+                                       float least, float *y, i64 rows, i64 columns) {
+  bool wide = columns % 4 == 0 && x_columns % 4 == 0 && packable<4>(x) && packable<4>(y) &&
+              (!biased || packable<4>(b));
+  if (wide)
+    finish_bf16_rows<4>(x, x_columns, b, biased, least, y, rows, columns);
+  else
+    finish_bf16_rows<1>(x, x_columns, b, biased, least, y, rows, columns);
 }

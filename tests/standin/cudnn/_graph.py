@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from hostgpu import memory, streams
+from hostgpu.counts import counts
 
 from cudnn._describe import NOT_SET, Description
 from cudnn._enums import (
@@ -194,6 +195,7 @@ class pygraph(Description):
             for out in outputs:
                 out.store(stored[id(out)], values[id(out)])
 
+        counts.launched("cudnn", *stored.values())
         streams.find(get_stream(handle)).put(work)
 
 

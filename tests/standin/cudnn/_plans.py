@@ -20,6 +20,10 @@ def _half(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float16).astype(x.dtype)
 
 
+def _coarse(x: np.ndarray) -> np.ndarray:
+    return np.round(x * 4) / 4
+
+
 @dataclass
 class Plan:
     """One engine: what it does to its operands, and to its sums from one call to the next."""
@@ -49,11 +53,8 @@ def plans(nodes: list[Node], modes: Sequence[heur_mode]) -> list[Plan]:
     found: list[Plan] = []
     if types(node) == {data_type.FLOAT} and node.out.data_type is data_type.FLOAT:
         found = _float_plans(node, modes)
-    elif types(node) == {data_type.BFLOAT16} and _in_eights(node) and heur_mode.A in modes:
-        found = [
-            _plan("eng0_unbuildable", "TENSOR_CORE", supported=False),
-            _plan("eng1_bf16", "TENSOR_CORE", workspace=512),
-        ]
+    elif types(node) == {data_type.BFLOAT16}:
+        found = _bf16_plans(node, modes)
     if not found:
         raise cudnnGraphNotSupportedError("No valid engine configs for this convolution")
     return found
@@ -74,6 +75,23 @@ def _float_plans(node: Convolution, modes: Sequence[heur_mode]) -> list[Plan]:
             found.append(_plan("eng5_winograd", "WINOGRAD WINOGRAD_TILE_4x4", workspace=4096))
     if heur_mode.FALLBACK in modes:
         found.append(_plan("eng6_plain", "", workspace=1000))
+    return found
+
+
+def _bf16_plans(node: Convolution, modes: Sequence[heur_mode]) -> list[Plan]:
+    """Return one plan where float32 is to be written, several for bf16, with any channels too."""
+    eights, found = _in_eights(node), list[Plan]()
+    if heur_mode.A in modes and eights:
+        found = [
+            _plan("eng0_unbuildable", "TENSOR_CORE", supported=False),
+            _plan("eng1_bf16", "TENSOR_CORE", workspace=512),
+        ]
+    if node.out.data_type is data_type.BFLOAT16:
+        if heur_mode.A in modes:
+            found.append(_plan("eng2_reduced", "REDUCED_PRECISION_REDUCTION", rounding=_coarse))
+            found += [_plan(f"eng{n}_any", "TENSOR_CORE", workspace=64 * n) for n in range(3, 9)]
+        if heur_mode.FALLBACK in modes:
+            found.append(_plan("eng9_plain", "", workspace=1000))
     return found
 
 

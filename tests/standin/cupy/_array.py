@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from hostgpu import streams
+from hostgpu.counts import counts
 
 from cupy import _index, _memory
 from cupy._lazy import queued, reject_host
@@ -46,6 +47,7 @@ class ndarray(Operators):
         self.base = base
 
     def _view(self, host: np.ndarray) -> ndarray:
+        counts.views += 1
         view = object.__new__(ndarray)
         view._adopt(host, self._mem, self if self.base is None else self.base)
         return view
@@ -146,6 +148,7 @@ class ndarray(Operators):
         def work() -> None:
             target[...] = source
 
+        counts.launched("copy to host", out)
         mark = queue.put(work)
         if blocking or _memory.memory.pinned(out.__array_interface__["data"][0]) is None:
             queue.finish(mark.number)
@@ -206,11 +209,13 @@ class ndarray(Operators):
         if _index.advanced(key):
             parts = _index.uploaded(key)
             place = tuple(p._host if isinstance(p, ndarray) else p for p in parts)
+            counts.launched("put", *(v for v in (source, *place) if isinstance(v, np.ndarray)))
             streams.current().put(lambda: operator.setitem(target, place, source))
             return
         part = target[_index.basic(key)]
         if np.broadcast_shapes(part.shape, np.shape(source)) != part.shape:
             raise ValueError(f"cannot broadcast {np.shape(source)} into {part.shape}")
+        counts.launched("copy", part, *((source,) if isinstance(source, np.ndarray) else ()))
         streams.current().put(lambda: np.copyto(part, source, casting="unsafe"))
 
     # views
@@ -278,6 +283,7 @@ def like(model: np.ndarray, source: ndarray) -> ndarray:
         memptr = result.data
         result = ndarray(model.shape, model.dtype, memptr, model.strides)
     target, host = result._host, source._host
+    counts.launched("copy", target, host)
     streams.current().put(lambda: np.copyto(target, host, casting="unsafe"))
     return result
 

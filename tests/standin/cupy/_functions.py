@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from hostgpu import streams
+from hostgpu.counts import counts
 
 from cupy._array import ndarray
 from cupy._lazy import queued, reject_host
@@ -193,6 +194,8 @@ def copyto(dst: ndarray, src: Any, casting: str = "same_kind", where: Any = None
     np.broadcast_to(np.empty(np.shape(source), bool), dst.shape)  # raises where it does not fit
     mask = where._host if isinstance(where, ndarray) else True if where is None else where
     target = dst._host
+    given = [value for value in (target, source, mask) if isinstance(value, np.ndarray)]
+    counts.launched("copy", *given)
     streams.current().put(lambda: np.copyto(target, source, casting, where=mask))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hostgpu import streams
+from hostgpu.counts import counts
 
 if TYPE_CHECKING:
     from cupy._array import ndarray
@@ -42,6 +43,8 @@ def queued(function: Callable[..., Any], *args: Any, out: Any = None, **kwargs: 
         with np.errstate(all="ignore"):
             target[...] = function(*host_args, **host_kwargs)
 
+    given = [value for value in (*host_args, target) if isinstance(value, np.ndarray)]
+    counts.launched(getattr(function, "__name__", "function"), *given)
     streams.current().put(work)
     return out
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from hostgpu import memory, streams
+from hostgpu.counts import counts
 
 _UNIT = 512  # bytes: the pool's sizes are multiples of it
 
@@ -151,6 +152,7 @@ def copy(queue: streams.Queue, dst: int, src: int, size: int) -> None:
     def work() -> None:
         target[:] = source
 
+    counts.launched("copy", source, target)
     mark = queue.put(work)
     if to is None:
         queue.finish(mark.number)
@@ -161,6 +163,7 @@ def fill(queue: streams.Queue, address: int, value: int, size: int) -> None:
     if size:
         memory.find(address, size)
         target = _place(address, size)
+        counts.launched("fill", target)
         queue.put(lambda: target.fill(value))
 
 

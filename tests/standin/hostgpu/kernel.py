@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hostgpu import compile, memory, streams
+from hostgpu.counts import counts
 
 MAX_SHARED = 48 << 10  # bytes of dynamic shared memory unless a kernel's attribute raises it
 _MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -89,6 +90,8 @@ class Kernel:
                 except memory.AddressError as fault:
                     raise memory.AddressError(f"{self.name}: {fault}") from None
 
+        given = [v for v in arguments if hasattr(v, "__cuda_array_interface__")]
+        counts.launched(self.name, *given)
         queue.put(work)
 
     def _check_shape(self, grid: Sequence[int], block: Sequence[int], shared: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from hostgpu.counts import counts
 from hostgpu.memory import LOCK
 
 Work = Callable[[], object]
@@ -162,6 +163,7 @@ class Event:
                 self.reached = time.perf_counter()
 
         with LOCK:
+            counts.events += 1
             number = queue.issued + 1
             self.mark = queue.put(reach)
 
@@ -220,9 +222,9 @@ def current() -> Queue:
     return here.queues[_thread.current.get(here.number, 0)]
 
 
-def set_current(handle: int) -> None:
-    """Make a stream the thread's current one on its current device."""
-    _thread.current[device().number] = handle
+def set_current(handle: int, number: int) -> None:
+    """Make a stream the thread's current one on a device."""
+    _thread.current[device(number).number] = handle
 
 
 def find(handle: int) -> Queue:

@@ -66,12 +66,15 @@ class _BaseStream:
 
     def __enter__(self) -> _BaseStream:
         self._check_device()
-        _thread.entered.append(get_current_stream())
+        _thread.entered.append((runtime.getDevice(), self))
         _make_current(self)
         return self
 
     def __exit__(self, *args: Any) -> None:
-        _make_current(_thread.entered.pop())
+        """Make the stream of the `with` outside current, not one that `use` had made so."""
+        device, _ = _thread.entered.pop()
+        outer = [stream for number, stream in _thread.entered if number == device]
+        _make_current(outer[-1] if outer else Stream.null)
 
     def use(self) -> _BaseStream:
         self._check_device()
@@ -140,19 +143,23 @@ Stream.null = Stream(null=True)
 
 
 class _Thread(threading.local):
-    """The streams that a thread made current, and the outer ones: a current stream lives on."""
+    """The streams that a thread made current, and those that it entered, with their devices.
+
+    All of them live on.
+    """
 
     def __init__(self) -> None:
         self.current: dict[int, _BaseStream] = {}
-        self.entered: list[_BaseStream] = []
+        self.entered: list[tuple[int, _BaseStream]] = []
 
 
 _thread = _Thread()
 
 
 def _make_current(stream: _BaseStream) -> None:
-    streams.set_current(stream.ptr)
-    _thread.current[runtime.getDevice()] = stream
+    device = runtime.getDevice() if stream.device_id == -1 else stream.device_id
+    streams.set_current(stream.ptr, device)
+    _thread.current[device] = stream
 
 
 def get_current_stream(device_id: int = -1) -> _BaseStream:

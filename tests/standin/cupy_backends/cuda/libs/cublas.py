@@ -11,6 +11,7 @@ import itertools
 
 import numpy as np
 from hostgpu import memory, numerics, streams
+from hostgpu.counts import counts
 
 CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_OP_C = 0, 1, 2
 CUBLAS_POINTER_MODE_HOST, CUBLAS_POINTER_MODE_DEVICE = 0, 1
@@ -150,6 +151,7 @@ def gemmStridedBatchedEx(
             product = product + beta * (numerics.from_bf16(c) if Ctype == _BF16 else c)
         c[...] = numerics.to_bf16(product) if Ctype == _BF16 else product
 
+    counts.launched("cublas", a, b, c)
     streams.current().put(work)
 
 
