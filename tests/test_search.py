@@ -12,15 +12,18 @@ import pytest
 from random_cases import draw_graph, draw_model
 from test_timeline import cluster
 
+from mpicnn.division.checks import groups_of
 from mpicnn.division.compile import Options, compile_all
 from mpicnn.division.operations import Backward, Forward, Start, Sum
 from mpicnn.division.plan import INPUT, LOSS, LayerPlan, Plan
 from mpicnn.division.propagation import propagate
-from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters
+from mpicnn.division.strategy import INPUT_KIND, LOSS_KIND, letters, row
 from mpicnn.errors import UserError
 from mpicnn.forecast.durations import Rated
 from mpicnn.forecast.timeline import timeline
 from mpicnn.forecast.traffic import Traffic, batch_sums, carried, summed
+from mpicnn.layers import Conv, Flatten, Linear, ReLU
+from mpicnn.models import Model
 from mpicnn.search.bound import Courses, bound
 from mpicnn.search.frames import alone, frames
 from mpicnn.search.prices import Prices
@@ -33,7 +36,21 @@ MOST = 60
 """Plans of a frame that are compiled at most."""
 MOST_TRIED = 3000
 """Combinations of letters that are tried at most, to find all plans of a frame."""
-CASES = 12
+CASES, IN_GROUPS = 14, 2
+"""Frames that are looked at, and how many of them have networks with layers in groups."""
+
+
+def in_groups(rng):
+    """Return a network with layers in groups, convolutions or fully connected ones."""
+    groups = int(rng.choice([2, 3, 4]))
+    if rng.random() < 0.5:
+        last = Conv(groups * int(rng.integers(1, 3)), 2, groups=groups)
+        body = (("conv1", Conv(2 * groups, 2)), ("relu1", ReLU()), ("conv2", last))
+        head = (("fc3", Linear(5)),)
+    else:
+        body = (("conv1", Conv(groups, 1)),)
+        head = (("fc2", Linear(2 * groups, groups=groups)), ("relu2", ReLU()), ("fc3", Linear(5)))
+    return Model("groups", (2, 3, 2), (*body, ("flat", Flatten()), *head))
 
 
 @lru_cache
@@ -43,7 +60,10 @@ def cases():
     for seed in range(400):
         rng = np.random.default_rng(seed)
         normalised = bool(rng.random() < 0.4)
-        model = draw_graph(rng, normalised, most=5) if seed % 2 else draw_model(rng, normalised)
+        if len(found) >= CASES - IN_GROUPS:
+            model = in_groups(rng)
+        else:
+            model = draw_graph(rng, normalised, most=5) if seed % 2 else draw_model(rng, normalised)
         contractions = sum(layer.kind == "contraction" for _, layer in model.layers)
         if contractions > 3 or len(model.layers) > 9:
             continue
@@ -68,12 +88,15 @@ def every_plan(model, frame):
     sum is pending.
     """
     kinds = {INPUT: INPUT_KIND} | {n: layer.kind for n, layer in model.layers} | {LOSS: LOSS_KIND}
+    groups = {name: groups_of(layer) for name, layer in model.layers}
     outer, owner = "n" * (len(frame.grid) - 1), frame.owner
     choices = []
-    for kind in kinds.values():
+    for name, kind in kinds.items():
         first = kind in ("contraction", INPUT_KIND)
         owned = f"m@{owner}" if owner else "m"
         able = [owned if a == "m" else a for a in letters(kind) if a != "m" or first]
+        if groups.get(name, 1) == 1:  # what is refused anyway need not be tried
+            able = [a for a in able if not row(kind, a).grouped]
         choices.append([outer + a for a in able] + ([] if first else [""]))
     if prod(map(len, choices)) > MOST_TRIED:
         return
