@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exchange_cases import answers
+from exchange_cases import answers, error, run
 
 from mpicnn.errors import UserError
 from mpicnn.exchange.onnx_in import from_onnx
@@ -68,6 +68,37 @@ def with_constants(case: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     shape = [expected.shape[0], expected.size // max(1, expected.shape[0])]
     graph.output.append(onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, shape))
     return model, x, expected.reshape(shape)
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "inception_v1", "densenet121"])
+def test_networks_of_another_exporter(name: str, tmp_path: Path) -> None:
+    """Of Caffe2, opset 9, in the package without weights: here they have random ones."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    rng, package = np.random.default_rng(6), Path(onnx.__file__).parent
+    model = onnx.load(package / "backend" / "test" / "data" / "light" / f"light_{name}.onnx")
+    graph = model.graph
+    shapes = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    kept = [node for node in graph.node if node.op_type != "ConstantOfShape"]
+    for node in (node for node in graph.node if node.op_type == "ConstantOfShape"):
+        shape = tuple(shapes[node.input[0]])
+        values = 0.5 + rng.random(shape)
+        if len(shape) > 1:
+            values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        array = onnx.numpy_helper.from_array(values.astype(np.float32), node.output[0])
+        graph.initializer.append(array)
+    del graph.node[:]
+    graph.node.extend(kept)
+    model.ir_version = 8  # from 4 on initialisers are no inputs
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    network = from_onnx(path, name)
+    x = rng.standard_normal((1, *network.model.input_shape)).astype(np.float32)
+    found, expected = answers(network.model, network.arrays, x), run(path, x).reshape(1, -1)
+    if network.notes == ("Softmax at the end is left out: networks give logits",):
+        found = np.exp(found - found.max()) / np.exp(found - found.max()).sum()
+    assert expected.std() > 1e-4 * expected.max(), "all classes alike, or one alone"
+    assert expected.max() < 0.99 or not network.notes, "nothing but one class would be compared"
+    assert error(found, expected) < 1e-5
 
 
 def as_images(graph: Any, x: np.ndarray) -> np.ndarray:

@@ -40,8 +40,8 @@ def last_alone(builder: Builder, node: Node, values: Values) -> Out:
     """Return what is read, of the last node: logits are before softmax."""
     assert values[0] is not None
     out = builder.settle(values[0])
-    axis = node.get("axis", -1)
-    if node.outputs[0] != builder.output or axis not in (1, -1) or len(out.shape) != 1:
+    axis = node.get("axis", -1 if builder.opset >= 13 else 1) % (len(out.shape) + 1)
+    if node.outputs[0] != builder.output or axis != 1 or set(out.shape[1:]) - {1}:
         raise node.refuse("only at the end of a network, over classes, where it is left out")
     builder.notes.append(f"{node.op} at the end is left out: networks give logits")
     return out

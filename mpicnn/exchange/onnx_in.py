@@ -74,9 +74,9 @@ def _network(onnx: Any, made: Any, name: str, size: Sequence[int] | None) -> Net
     nodes = [_node(onnx, each) for each in graph.node]
     readers = Counter(read for node in nodes for read in _numbers_read(node))
     readers[output] += 1
-    builder = Builder(shape, readers, batch, output, own=own)
+    builder = Builder(shape, readers, batch, output, opset, own=own)
     values[images] = Out(IMAGES, shape)
-    _Reading(onnx, builder, values, opset).all(nodes)
+    _Reading(onnx, builder, values).all(nodes)
     return _made(
         builder,
         values[output],
@@ -137,7 +137,6 @@ class _Reading:
     onnx: Any
     builder: Builder
     values: dict[str, Value]
-    opset: int
 
     def all(self, nodes: Sequence[Node]) -> None:
         """Read all nodes. Raises UserError with what of them no layer expresses."""
@@ -195,8 +194,17 @@ class _Reading:
             raise node.refuse("no layer of mpicnn does this")
         try:
             assert isinstance(node, _Found)
-            run = reference.ReferenceEvaluator(node.proto, opsets={"": self.opset})
             fed = {n: v for n, v in zip(node.inputs, inputs, strict=True) if n}
+            # a model of this node, as a node alone is taken for one of the newest opset
+            helper = self.onnx.helper
+            given = [
+                helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+                for n, v in fed.items()
+            ]
+            gives = [helper.make_empty_tensor_value_info(n) for n in node.outputs if n]
+            graph = helper.make_graph([node.proto], "constants", given, gives)
+            opsets = [helper.make_opsetid("", self.builder.opset)]
+            run = reference.ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets))
             return tuple(np.asarray(each) for each in run.run(None, fed))
         except Exception as error:  # whatever the implementation makes of a graph that is wrong
             raise node.refuse(f"of constants: {str(error).strip().split(chr(10))[0]}") from None

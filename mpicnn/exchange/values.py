@@ -144,13 +144,14 @@ class Builder:
 
     `readers` counts who reads each value of the graph. `own` says that mpicnn wrote it, so that
     names of nodes are names of layers. `batch` stands for the number of examples in shapes;
-    `output` is the name of the graph's.
+    `output` is the name of the graph's, `opset` the version of its operators.
     """
 
     shape: Shape
     readers: Counter[str]
     batch: int
     output: str
+    opset: int
     own: bool = False
     layers: dict[str, tuple[Layer, tuple[str, ...]]] = field(default_factory=dict)
     arrays: dict[str, dict[str, Array]] = field(default_factory=dict)
