@@ -61,7 +61,7 @@ def for_any_classes(model: Model) -> str:
     tables = model.to_toml().split("\n\n")
     last = model.weighted[-1]
     for at, (name, layer) in enumerate(model.layers):
-        follows = isinstance(layer, Linear) or (isinstance(layer, Conv) and layer.groups == 1)
+        follows = isinstance(layer, Conv | Linear) and layer.groups == 1
         if name == last and follows:
             tables[at] = tables[at].replace(f"\no = {model.classes}\n", '\no = "classes"\n', 1)
     return "\n\n".join(tables).rstrip("\n") + "\n"
