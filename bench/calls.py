@@ -19,8 +19,8 @@ from mpicnn.step.initial import initial_rows
 
 _NOT_TIMED = (
     "Feed", "Timer", "adam", "channel_sums", "conv2d_methods", "descend", "fetch", "flat",
-    "nesterov", "peak_bytes", "set_convolution", "set_precision", "set_threads", "synchronize",
-    "topk_correct", "upload", "upload_labels",
+    "nesterov", "operand", "peak_bytes", "set_convolution", "set_precision", "set_threads",
+    "synchronize", "topk_correct", "upload", "upload_labels",
 )  # fmt: skip
 
 # How many arguments to keep of kernels that may write over one: a call is timed many times.

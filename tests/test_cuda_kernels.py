@@ -209,7 +209,9 @@ def test_updates_of_any_strides(name, dtype, limit):
         expected = [a.copy() for a in arrays]
         getattr(reference, name)(*expected, *UPDATES[name])
         possible = {**orders, "NHWC": channels_last} if len(shape) == 4 else orders
-        for places in itertools.product(possible.values(), repeat=count):
+        every = list(itertools.product(possible.values(), repeat=count))
+        for at in rng.permutation(len(every))[:16]:  # over all rules and types every pair occurs
+            places = every[at]
             found = [place(a) for place, a in zip(places, arrays, strict=True)]
             getattr(cuda, name)(*found, *UPDATES[name])
             for e, f in zip(expected, found, strict=True):
