@@ -198,7 +198,8 @@ def test_plans_train_as_one_rank(name, shares):
     def run(name, shares):
         plan = make(name, (len(shares),), (shares,), "a", "allreduce")
         return run_ranks(
-            len(shares), lambda comm: train(comm, plan, np.float32, device=Device(native))
+            len(shares),
+            lambda comm: train(comm, plan, np.float32, device=Device(native), steps=20),
         )
 
     try:

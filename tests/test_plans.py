@@ -22,7 +22,7 @@ def reference():
 def test_plan_trains_as_one_rank(name, sync, scheme, grid, shares, reference):
     plan = make(name, grid, shares, scheme, sync)
     results = run_ranks(plan.ranks, lambda comm: train(comm, plan))
-    # Sums in another order: a few hundred roundings of 1e-16, over 20 steps.
+    # Sums in another order: a few hundred roundings of 1e-16, over some steps.
     compare(results, reference, 1e-12)
     for *_, sent, predicted in results:
         assert sent == pytest.approx(predicted)
@@ -51,7 +51,7 @@ def test_a_grid_of_ranks_trains_as_one_rank_over_mpi(subcomm, scheme, reference)
 def test_single_precision_stays_close(name):
     plan = make(name, (3,), ((1, 0, 3),), "a", "allreduce")
     results = run_ranks(3, lambda comm: train(comm, plan, np.float32))
-    # Roundings of 6e-8, a few hundred to a sum, grow over 20 steps of momentum.
+    # Roundings of 6e-8, a few hundred to a sum, grow over some steps of momentum.
     compare(results, one_rank(np.float32), 1e-4)
 
 

@@ -30,7 +30,7 @@ from mpicnn.step.norms import Norms
 from mpicnn.step.optimiser import Hyper, Optimiser
 from mpicnn.step.state import initial_state, kept_by
 
-CLASSES, BATCH, RAGGED, STEPS, SEED = 5, 11, 2, 20, 3
+CLASSES, BATCH, RAGGED, STEPS, SEED = 5, 11, 2, 6, 3
 IMAGE = (3, 9, 7)
 SMALL = Options(bucket=64)
 
