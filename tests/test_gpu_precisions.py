@@ -78,9 +78,10 @@ def bound(request):
 @pytest.mark.parametrize(
     "name, scheme, bound",
     [
-        # in double precision test_gpu_plans has them all, so that float32 adds its products alone
-        *((name, scheme, "float32") for name, scheme in SCHEMES[-1:]),
-        *((name, scheme, bound) for name, scheme in SCHEMES for bound in ("tf32", "bf16")),
+        # in double precision test_gpu_plans has them all: others differ by their products alone,
+        # and bf16 by the rounded copies that are kept, too
+        *((name, scheme, bound) for name, scheme in SCHEMES[-1:] for bound in ("float32", "tf32")),
+        *((name, scheme, "bf16") for name, scheme in SCHEMES),
     ],
     indirect=["bound"],
 )
@@ -99,7 +100,7 @@ def test_stages(bound):
     assert found <= bound
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_graphs_under_random_plans(seed, bound):
     case = next(
         case
