@@ -134,7 +134,7 @@ def test_gradients_by_differences(ops, layer, shape, train):
     for array, gradient in ((x, dx), *((p[name], grads[name]) for name in grads)):
         for direction in directions(ops, array.shape):
             slope = float((gradient * direction).sum())
-            assert slope == pytest.approx(difference(array, direction), rel=0, abs=2e-8)
+            assert slope == pytest.approx(difference(array, direction), rel=0, abs=1e-8)
 
 
 @pytest.mark.parametrize("layer, shape", LAYERS, ids=lambda v: str(v).replace(" ", ""))
