@@ -171,7 +171,6 @@ def test_the_trellis_is_all_plans_at_their_costs(at):
         if at % max(1, len(paths) // MOST):
             continue
         programs = compile_all(model, plan, batch, ALONE)
-        # a round for which a rank has nothing takes it the start of some layers, or not
         expected = additive(programs, machine, model)
         assert path.cost == pytest.approx(expected, rel=1e-9), f"{seed}: {plan}"
     assert len(costs) == len(paths)
