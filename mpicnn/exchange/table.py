@@ -13,7 +13,7 @@ from mpicnn.exchange.arithmetic import Reader, plain
 
 @dataclass(frozen=True)
 class Operator:
-    """Say how an operator is read, and in words what it becomes and what of it is refused."""
+    """Hold the function that reads an operator, and two texts: its layer, and its refused forms."""
 
     read: Reader
     becomes: str

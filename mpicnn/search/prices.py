@@ -118,7 +118,7 @@ class Prices:
     ) -> Divided:
         """Return what a layer makes of its inputs, `fed` for each of its runs.
 
-        `near` says that its input is that of a contraction as it lies.
+        `near` marks a layer behind a contraction that reads its output without a move.
         Raises UserError where its channels are too few for the ranks that share them.
         """
         name, layer = self.model.layers[index]

@@ -178,8 +178,7 @@ class States:
         return self._made[key]
 
     def _near(self, index: int, form: int, division: LayerDivision) -> bool:
-        """Say whether a layer is joined with the one before it: it takes what that gives as it
-        lies."""
+        """Say whether a layer can be joined with the one before: no move is between the two."""
         if not index or index == self.rounds_from or not may_join(self.model, index - 1):
             return False
         layouts = self.prices.network.layouts
